@@ -1,0 +1,110 @@
+"""What a model's graph takes and gives: plain values, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onnx_config.errors import ModelError
+
+__all__ = ["ModelSpec", "TensorSpec"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One graph input or output: its name, element type and size.
+
+    >>> ids = TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", 16))
+    >>> ids.resolve({"batch_size": 2})
+    (2, 16)
+    """
+
+    name: str
+    """Name in the ONNX graph; unique among a model's inputs, or among its outputs."""
+
+    dtype: str
+    """NumPy name of one element's type, e.g. ``"int64"``."""
+
+    shape: tuple[int | str, ...]
+    """Axis sizes in elements, outermost first; ``()`` is a scalar. An ``int`` is fixed at
+    export; a ``str`` names a dynamic axis, one name being one size throughout a model."""
+
+    @property
+    def axes(self) -> dict[int, str]:
+        """The dynamic axes: position -> name."""
+        return {i: size for i, size in enumerate(self.shape) if isinstance(size, str)}
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape with each dynamic axis looked up in ``sizes``.
+
+        Raises:
+            ModelError: If ``sizes`` lacks a dynamic axis.
+        """
+        if missing := sorted({d for d in self.shape if isinstance(d, str)} - sizes.keys()):
+            raise ModelError(f"{self.name}: no size for {missing}; sizes given for {sorted(sizes)}")
+        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What `UniversalOnnxConfig` found out about a model from its config alone."""
+
+    model_type: str
+    """transformers' name of the architecture, e.g. ``"bert"``."""
+
+    task: str
+    """Task in the names of ``transformers.pipeline`` and optimum, e.g. ``"text-classification"``."""
+
+    task_family: str
+    """The group of tasks that share inputs and checks; equal to ``task`` for most."""
+
+    architecture: str
+    """Name of the transformers class that is converted, e.g. ``"BertModel"``."""
+
+    inputs: tuple[TensorSpec, ...]
+    """Graph inputs in the order of ``forward``'s parameters."""
+
+    outputs: tuple[TensorSpec, ...]
+    """Graph outputs in the order of the output class's fields. An axis that nothing declares is
+    named after its output and position; the export knows better."""
+
+    axis_ranges: Mapping[str, tuple[int, int | None]]
+    """Dynamic axis -> smallest and largest size that the config allows; ``None``: no limit known."""
+
+    preprocessor: str | None
+    """Class name of the tokenizer, image processor, feature extractor or processor that the model
+    type is used with; ``None`` where transformers declares none."""
+
+    parameters: int | None
+    """Number of parameters by the config, counted on the meta device; ``None`` if not counted."""
+
+    notes: tuple[str, ...] = ()
+    """What could not be read, or was assumed."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Bytes of the weights as float32; ``None`` where the parameters were not counted."""
+        return None if self.parameters is None else 4 * self.parameters
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON types; `from_json` reads it back."""
+        return {
+            **asdict(self),
+            "inputs": [asdict(t) | {"shape": list(t.shape)} for t in self.inputs],
+            "outputs": [asdict(t) | {"shape": list(t.shape)} for t in self.outputs],
+            "axis_ranges": {k: list(v) for k, v in self.axis_ranges.items()},
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
+        """Read what `to_json` wrote."""
+        fields = dict(value)
+        for side in ("inputs", "outputs"):
+            fields[side] = tuple(
+                TensorSpec(name=t["name"], dtype=t["dtype"], shape=tuple(t["shape"])) for t in fields[side]
+            )
+        fields["axis_ranges"] = {k: (v[0], v[1]) for k, v in fields["axis_ranges"].items()}
+        fields["notes"] = tuple(fields["notes"])
+        return cls(**fields)

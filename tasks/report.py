@@ -1,0 +1,195 @@
+"""The report: what users and programs read of a conversion, in the schema that ``contract`` fixes.
+
+`Report` is what ``--report`` writes; `ModelEntry` is one of its models, and what ``ferry.json`` and
+the catalog hold. All values are frozen and compare by content.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from onnx_config.errors import ErrorKind
+
+__all__ = [
+    "Engine",
+    "ErrorEntry",
+    "GraphEntry",
+    "ModelEntry",
+    "ParityEntry",
+    "Report",
+    "Status",
+    "Step",
+    "TensorEntry",
+    "Verdict",
+]
+
+
+class Status(StrEnum):
+    """How a model's conversion ended."""
+
+    CONVERTED = "converted"
+    REUSED = "reused"
+    MISMATCH = "mismatch"
+    FAILED = "failed"
+
+
+class Verdict(StrEnum):
+    """What parity says of an artifact."""
+
+    VERIFIED = "verified"
+    MISMATCH = "mismatch"
+    UNSTABLE = "unstable"
+    NOT_RUN = "not_run"
+
+
+class Step(StrEnum):
+    """The steps of a conversion, in their order; ``FETCH`` looks the model up and downloads it."""
+
+    FETCH = "fetch"
+    DETECT = "detect"
+    EXPORT = "export"
+    SIMPLIFY = "simplify"
+    PARITY = "parity"
+    REGISTER = "register"
+
+
+class Engine(StrEnum):
+    """Who runs the steps."""
+
+    PREFECT = "prefect"
+    LOCAL = "local"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorEntry(_Value):
+    """One graph input or output."""
+
+    name: str
+    dtype: str
+    """NumPy name of the element type."""
+    shape: tuple[int | str, ...]
+    """An ``int`` is fixed, a ``str`` names a dynamic axis or a formula over such names."""
+
+
+class GraphEntry(_Value):
+    """One ``.onnx`` file of an artifact."""
+
+    role: str
+    """``model``, ``encoder``, ``decoder``, ``decoder_with_past``, …"""
+    path: str
+    """The file; absolute in a report, relative to the folder in ``ferry.json`` and the catalog."""
+    opset: int
+    nodes: int
+    nodes_before_simplify: int
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+
+
+class OutputDifference(_Value):
+    """The largest difference of one output over all shapes."""
+
+    name: str
+    max_abs_diff: float
+    tolerance: float
+
+
+class ParityEntry(_Value):
+    """The verdict and what it rests on."""
+
+    verdict: Verdict
+    device: str
+    """``cpu`` or ``cuda``."""
+    provider: str
+    """ONNX Runtime's execution provider."""
+    shapes: int
+    """How many input shapes other than the traced one were compared."""
+    max_abs_diff: float | None
+    tolerance: float | None
+    """Largest absolute difference allowed where it came closest to failing."""
+    axes_proven: tuple[str, ...]
+    """Dynamic axes that were compared at two sizes at least."""
+    outputs: tuple[OutputDifference, ...] = ()
+    detail: str | None = None
+    """What differed and where; ``None`` where nothing did."""
+
+
+class ErrorEntry(_Value):
+    """Why a model is not converted."""
+
+    kind: ErrorKind
+    message: str
+    step: Step
+    reproduce: str
+    """A shell command that shows it again."""
+
+
+class ModelEntry(_Value):
+    """One model of a report."""
+
+    id: str
+    """As written in the manifest."""
+    revision: str | None
+    """Commit of the Hub, or content hash of a folder; ``None`` where it could not be looked up."""
+    status: Status
+    task: str | None
+    model_type: str | None
+    architecture: str | None
+    artifact: str | None
+    """Folder that holds the files; of a mismatch, the quarantine folder."""
+    graphs: tuple[GraphEntry, ...] = ()
+    template: str | None
+    """``traced``, ``reused`` or ``direct``."""
+    simplified: bool
+    parity: ParityEntry | None
+    seconds: dict[Step, float] = Field(default_factory=dict)
+    peak_rss_bytes: int | None
+    attempts: int
+    notes: tuple[str, ...] = ()
+    """What a reader should know: an axis that had to be fixed, why the plain graph was kept."""
+    error: ErrorEntry | None
+
+
+class Totals(_Value):
+    """Models by status."""
+
+    converted: int
+    reused: int
+    failed: int
+    mismatch: int
+
+
+class Report(_Value):
+    """What a batch did."""
+
+    schema_: int = Field(default=1, alias="schema")
+    started_at: datetime
+    seconds: float
+    totals: Totals
+    models: tuple[ModelEntry, ...]
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @classmethod
+    def of(cls, models: Iterable[ModelEntry], *, started_at: datetime, seconds: float) -> Report:
+        """Return the report over ``models``, in their order, with totals counted."""
+        entries = tuple(models)
+        count = Counter(entry.status for entry in entries)
+        totals = Totals(**{status.value: count[status] for status in Status})
+        return cls(started_at=started_at.astimezone(UTC), seconds=round(seconds, 3), totals=totals, models=entries)
+
+    @property
+    def all_verified(self) -> bool:
+        """Whether every model is converted or reused."""
+        return self.totals.failed == self.totals.mismatch == 0
+
+    def to_json(self) -> str:
+        """Return the report as one JSON document."""
+        return self.model_dump_json(by_alias=True, indent=2)
