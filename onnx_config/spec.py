@@ -72,6 +72,9 @@ class ModelSpec:
     axis_ranges: Mapping[str, tuple[int, int | None]]
     """Dynamic axis -> smallest and largest size that the config allows; ``None``: no limit known."""
 
+    sizes: Mapping[str, int]
+    """Dynamic axis -> the size at which dummy inputs are made and the graph is traced."""
+
     preprocessor: str | None
     """Class name of the tokenizer, image processor, feature extractor or processor that the model
     type is used with; ``None`` where transformers declares none."""
@@ -94,6 +97,7 @@ class ModelSpec:
             "inputs": [asdict(t) | {"shape": list(t.shape)} for t in self.inputs],
             "outputs": [asdict(t) | {"shape": list(t.shape)} for t in self.outputs],
             "axis_ranges": {k: list(v) for k, v in self.axis_ranges.items()},
+            "sizes": dict(self.sizes),
             "notes": list(self.notes),
         }
 

@@ -1,0 +1,79 @@
+"""The catalog: what was converted, how it went, and where the result is.
+
+`make_engine` opens a database, `upgrade` brings it to the current schema, `session_scope` is one
+transaction, and the functions of `db.repository` work in it on the values of `db.records`.
+"""
+
+from __future__ import annotations
+
+from db.engine import make_engine, session_scope, sqlite_file
+from db.errors import CatalogError, CatalogVersionError
+from db.migrate import is_current, schema_version, upgrade
+from db.records import (
+    ArtifactRecord,
+    BatchRecord,
+    BatchTotals,
+    ConversionRecord,
+    ErrorRecord,
+    FileRecord,
+    GraphRecord,
+    OutputParityRecord,
+    ParityRecord,
+    StepTiming,
+    TensorRecord,
+)
+from db.repository import (
+    count_conversions,
+    find_conversion,
+    finish_batch,
+    get_batch,
+    get_conversion,
+    iter_conversions,
+    latest_by_key,
+    list_batches,
+    list_conversions,
+    record_conversion,
+    record_parity,
+    start_batch,
+)
+from db.vocabulary import BatchEngine, ConversionStatus, FailureKind, ParityVerdict, StepName, TemplateUse
+
+__all__ = [
+    "ArtifactRecord",
+    "BatchEngine",
+    "BatchRecord",
+    "BatchTotals",
+    "CatalogError",
+    "CatalogVersionError",
+    "ConversionRecord",
+    "ConversionStatus",
+    "ErrorRecord",
+    "FailureKind",
+    "FileRecord",
+    "GraphRecord",
+    "OutputParityRecord",
+    "ParityRecord",
+    "ParityVerdict",
+    "StepName",
+    "StepTiming",
+    "TemplateUse",
+    "TensorRecord",
+    "count_conversions",
+    "find_conversion",
+    "finish_batch",
+    "get_batch",
+    "get_conversion",
+    "is_current",
+    "iter_conversions",
+    "latest_by_key",
+    "list_batches",
+    "list_conversions",
+    "make_engine",
+    "record_conversion",
+    "record_parity",
+    "schema_version",
+    "session_scope",
+    "sqlite_file",
+    "start_batch",
+    "upgrade",
+]

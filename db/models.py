@@ -1,0 +1,315 @@
+"""The tables. Rows stay inside `db`; callers get the values of `db.records`.
+
+Relationships serve writing, where a row brings its parts; reading goes table by table in `db.assemble`, so a
+relationship that is read is a mistake and raises.
+
+A conversion is one attempt. What attempts share stands once: the source model and its revisions, the
+environment (by the hash of its versions) and the artifact (by the hash of its content).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, MetaData, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from db.types import JsonValue, PlainText, Real, UtcDateTime
+from db.vocabulary import (
+    BatchEngine,
+    ConversionStatus,
+    Direction,
+    FailureKind,
+    ParityVerdict,
+    StepName,
+    TemplateUse,
+)
+
+__all__ = [
+    "Artifact",
+    "ArtifactFile",
+    "Base",
+    "Batch",
+    "Conversion",
+    "Environment",
+    "Graph",
+    "GraphTensor",
+    "ParityCheck",
+    "ParityOutput",
+    "Revision",
+    "SourceModel",
+    "StepDuration",
+]
+
+# SQLite numbers rows by itself only for a column whose type is exactly INTEGER.
+_Number = BigInteger().with_variant(Integer, "sqlite")
+
+PrimaryKey = Annotated[int, mapped_column(_Number, primary_key=True)]
+Count = Annotated[int, mapped_column(Integer)]
+Bytes = Annotated[int, mapped_column(BigInteger)]
+Words = Annotated[str, mapped_column(PlainText)]
+Word = Annotated[str, mapped_column(String(32))]
+Digest = Annotated[str, mapped_column(String(64))]
+Moment = Annotated[datetime, mapped_column(UtcDateTime)]
+Number = Annotated[float, mapped_column(Real)]
+Json = Annotated[Any, mapped_column(JsonValue)]
+
+
+def _one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
+    # A NULL passes a CHECK, so the same text serves columns that may be empty.
+    listed = ", ".join(f"'{word.value}'" for word in words)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+def _digest(column: str) -> CheckConstraint:
+    return CheckConstraint(f"length({column}) = 64", name=f"{column}_digest")
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, since a migration can only drop what has a name."""
+
+    metadata: ClassVar[MetaData] = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class SourceModel(Base):
+    """What was converted: a Hub model or a folder."""
+
+    __tablename__ = "source_models"
+
+    id: Mapped[PrimaryKey]
+    model_id: Mapped[Words] = mapped_column(unique=True)
+
+
+class Revision(Base):
+    """One state of a source model."""
+
+    __tablename__ = "revisions"
+    __table_args__ = (UniqueConstraint("source_model_id", "revision"),)
+
+    id: Mapped[PrimaryKey]
+    source_model_id: Mapped[int] = mapped_column(ForeignKey("source_models.id"))
+    revision: Mapped[Words]
+
+
+class Environment(Base):
+    """The versions that a conversion ran with."""
+
+    __tablename__ = "environments"
+    __table_args__ = (_digest("sha256"),)
+
+    id: Mapped[PrimaryKey]
+    sha256: Mapped[Digest] = mapped_column(unique=True)
+    versions: Mapped[Json]
+
+
+class Batch(Base):
+    """One run of the batch command; the totals are NULL until it ends."""
+
+    __tablename__ = "batches"
+    __table_args__ = (_one_of("engine", BatchEngine), Index(None, "started_at"))
+
+    id: Mapped[PrimaryKey]
+    engine: Mapped[Word]
+    started_at: Mapped[Moment]
+    finished_at: Mapped[Moment | None]
+    converted: Mapped[Count | None]
+    reused: Mapped[Count | None]
+    failed: Mapped[Count | None]
+    mismatch: Mapped[Count | None]
+
+
+class Artifact(Base):
+    """A folder of files, known by its content."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (_digest("sha256"),)
+
+    id: Mapped[PrimaryKey]
+    sha256: Mapped[Digest] = mapped_column(unique=True)
+    path: Mapped[Words]
+    quarantined: Mapped[bool]
+    size_bytes: Mapped[Bytes]
+    created_at: Mapped[Moment]
+
+    files: Mapped[list[ArtifactFile]] = relationship(lazy="raise")
+    graphs: Mapped[list[Graph]] = relationship(lazy="raise")
+
+
+class ArtifactFile(Base):
+    """One file of an artifact."""
+
+    __tablename__ = "artifact_files"
+    __table_args__ = (UniqueConstraint("artifact_id", "path"), _digest("sha256"))
+
+    id: Mapped[PrimaryKey]
+    artifact_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"))
+    path: Mapped[Words]
+    size_bytes: Mapped[Bytes]
+    sha256: Mapped[Digest]
+
+
+class Graph(Base):
+    """One ``.onnx`` file of an artifact."""
+
+    __tablename__ = "graphs"
+    __table_args__ = (UniqueConstraint("artifact_id", "role"),)
+
+    id: Mapped[PrimaryKey]
+    artifact_id: Mapped[int] = mapped_column(ForeignKey("artifacts.id"))
+    role: Mapped[Words]
+    path: Mapped[Words]
+    opset: Mapped[Count]
+    nodes: Mapped[Count]
+    nodes_before_simplify: Mapped[Count]
+
+    tensors: Mapped[list[GraphTensor]] = relationship(lazy="raise")
+
+
+class GraphTensor(Base):
+    """One input or output of a graph."""
+
+    __tablename__ = "graph_tensors"
+    __table_args__ = (UniqueConstraint("graph_id", "direction", "position"), _one_of("direction", Direction))
+
+    id: Mapped[PrimaryKey]
+    graph_id: Mapped[int] = mapped_column(ForeignKey("graphs.id"))
+    direction: Mapped[Word]
+    position: Mapped[Count]
+    name: Mapped[Words]
+    dtype: Mapped[Words]
+    shape: Mapped[Json]
+
+
+class Conversion(Base):
+    """One attempt."""
+
+    __tablename__ = "conversions"
+    __table_args__ = (
+        _one_of("status", ConversionStatus),
+        _one_of("template", TemplateUse),
+        _one_of("error_kind", FailureKind),
+        _one_of("error_step", StepName),
+        _digest("key"),
+        _digest("subject"),
+        CheckConstraint("attempts >= 1", name="attempts_positive"),
+        CheckConstraint("status <> 'failed' OR error_kind IS NOT NULL", name="failed_has_error"),
+        CheckConstraint(
+            "status NOT IN ('converted', 'reused') OR (artifact_id IS NOT NULL AND error_kind IS NULL)",
+            name="done_has_artifact",
+        ),
+        CheckConstraint(
+            "(error_kind IS NULL) = (error_message IS NULL) AND (error_kind IS NULL) = (error_step IS NULL)"
+            " AND (error_kind IS NULL) = (error_reproduce IS NULL)",
+            name="error_whole",
+        ),
+        # The newest attempt of a key.
+        Index(None, "key", "id"),
+        # Pages of a listing: by time, alone or under one of the filters.
+        Index(None, "finished_at"),
+        Index(None, "latest", "finished_at"),
+        Index(None, "status", "finished_at"),
+        Index(None, "task", "finished_at"),
+        Index(None, "source_model_id", "finished_at"),
+        # Totals of a listing are counted inside this index, without reading the rows.
+        Index(None, "latest", "status", "task"),
+        # The one row that a new attempt supersedes.
+        Index(None, "subject", "latest"),
+        Index(None, "batch_id"),
+        Index(None, "artifact_id"),
+    )
+
+    id: Mapped[PrimaryKey]
+    key: Mapped[Digest | None]
+    subject: Mapped[Digest]
+    """Hash of model, requested revision and options: what the user asked for, whatever the versions were."""
+    latest: Mapped[bool]
+    """Whether no later attempt has the same subject. Kept here since a listing that had to find
+    out for itself would read every row."""
+    source_model_id: Mapped[int] = mapped_column(ForeignKey("source_models.id"))
+    requested_revision: Mapped[Words | None]
+    revision_id: Mapped[int | None] = mapped_column(ForeignKey("revisions.id"))
+    environment_id: Mapped[int] = mapped_column(ForeignKey("environments.id"))
+    artifact_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"))
+    batch_id: Mapped[int | None] = mapped_column(ForeignKey("batches.id"))
+    status: Mapped[Word]
+    task: Mapped[Words | None]
+    task_family: Mapped[Words | None]
+    model_type: Mapped[Words | None]
+    architecture: Mapped[Words | None]
+    template: Mapped[Word | None]
+    simplified: Mapped[bool]
+    options: Mapped[Json]
+    attempts: Mapped[Count]
+    peak_rss_bytes: Mapped[Bytes | None]
+    notes: Mapped[Json]
+    error_kind: Mapped[Word | None]
+    error_message: Mapped[Words | None]
+    error_step: Mapped[Word | None]
+    error_reproduce: Mapped[Words | None]
+    started_at: Mapped[Moment]
+    finished_at: Mapped[Moment]
+
+    timings: Mapped[list[StepDuration]] = relationship(lazy="raise")
+    parity: Mapped[list[ParityCheck]] = relationship(lazy="raise")
+
+
+class StepDuration(Base):
+    """How long one step of an attempt took; a table of its own so that dashboards can sum it."""
+
+    __tablename__ = "step_timings"
+    __table_args__ = (
+        UniqueConstraint("conversion_id", "step"),
+        _one_of("step", StepName),
+    )
+
+    id: Mapped[PrimaryKey]
+    conversion_id: Mapped[int] = mapped_column(ForeignKey("conversions.id"))
+    position: Mapped[Count]
+    step: Mapped[Word]
+    seconds: Mapped[Number]
+
+
+class ParityCheck(Base):
+    """One comparison of an artifact with its source."""
+
+    __tablename__ = "parity_checks"
+    __table_args__ = (_one_of("verdict", ParityVerdict), Index(None, "conversion_id"))
+
+    id: Mapped[PrimaryKey]
+    conversion_id: Mapped[int] = mapped_column(ForeignKey("conversions.id"))
+    verdict: Mapped[Word]
+    device: Mapped[Words]
+    provider: Mapped[Words]
+    shapes: Mapped[Count]
+    max_abs_diff: Mapped[Number | None]
+    tolerance: Mapped[Number | None]
+    axes_proven: Mapped[Json]
+    detail: Mapped[Words | None]
+    checked_at: Mapped[Moment]
+
+    outputs: Mapped[list[ParityOutput]] = relationship(lazy="raise")
+
+
+class ParityOutput(Base):
+    """The largest difference of one output in one check."""
+
+    __tablename__ = "parity_outputs"
+    __table_args__ = (UniqueConstraint("parity_check_id", "position"),)
+
+    id: Mapped[PrimaryKey]
+    parity_check_id: Mapped[int] = mapped_column(ForeignKey("parity_checks.id"))
+    position: Mapped[Count]
+    name: Mapped[Words]
+    max_abs_diff: Mapped[Number]
+    tolerance: Mapped[Number]

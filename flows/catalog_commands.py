@@ -1,0 +1,504 @@
+"""``ferry catalog``: what was converted, as people and programs read it.
+
+Reading only. What a model says of itself is shown as plain text, without markup and control characters.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json as jsonlib
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flows.progress import clean, duration
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from db import ArtifactRecord, ConversionRecord, GraphRecord, ParityRecord
+
+__all__ = ["ExportFormat", "catalog_app"]
+
+catalog_app = typer.Typer(no_args_is_help=True)
+
+_PLAIN_WIDTH = 160
+_STYLES = {"converted": "green", "reused": "cyan", "mismatch": "yellow", "failed": "red"}
+_COLUMNS = (
+    "id",
+    "model_id",
+    "requested_revision",
+    "revision",
+    "status",
+    "task",
+    "task_family",
+    "model_type",
+    "architecture",
+    "template",
+    "simplified",
+    "attempts",
+    "peak_rss_bytes",
+    "seconds",
+    "verdict",
+    "device",
+    "provider",
+    "shapes",
+    "max_abs_diff",
+    "tolerance",
+    "artifact_sha256",
+    "artifact_path",
+    "quarantined",
+    "size_bytes",
+    "error_kind",
+    "error_step",
+    "error_message",
+    "error_reproduce",
+    "started_at",
+    "finished_at",
+    "batch_id",
+    "key",
+)
+
+
+class ExportFormat(StrEnum):
+    """What ``export`` writes."""
+
+    JSON = "json"
+    CSV = "csv"
+
+
+class _StatusFilter(StrEnum):
+    CONVERTED = "converted"
+    REUSED = "reused"
+    MISMATCH = "mismatch"
+    FAILED = "failed"
+
+
+_HomeOption = Annotated[
+    str | None, typer.Option("--home", metavar="DIR", help="Folder of the embedded defaults. [FERRY_HOME]")
+]
+_CatalogOption = Annotated[
+    str | None, typer.Option("--catalog-url", metavar="URL", help="SQLAlchemy URL. [FERRY_CATALOG_URL]")
+]
+_JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+_LimitOption = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Show at most so many.")]
+_AllOption = Annotated[
+    bool, typer.Option("--all", help="Show every attempt, also those that a later one of the same request replaced.")
+]
+
+
+@catalog_app.command("list")
+def list_command(
+    *,
+    status: Annotated[_StatusFilter | None, typer.Option("--status", help="Only conversions that ended so.")] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="Only conversions for this task.")] = None,
+    limit: _LimitOption = 50,
+    every: _AllOption = False,
+    json: _JsonOption = False,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+) -> None:
+    """List conversions, those that finished last first."""
+    filters = {"status": None if status is None else status.value, "task": task, "latest_only": not every}
+    _print_page(filters, limit=limit, json=json, home=home, catalog_url=catalog_url)
+
+
+@catalog_app.command()
+def search(
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="A part of model id, task, model type, class or error message.")
+    ],
+    *,
+    limit: _LimitOption = 50,
+    every: _AllOption = False,
+    json: _JsonOption = False,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+) -> None:
+    """List the conversions that have TEXT in them, whatever its case."""
+    _print_page({"text": text, "latest_only": not every}, limit=limit, json=json, home=home, catalog_url=catalog_url)
+
+
+@catalog_app.command()
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|MODEL",
+            help="A number from the list; a model's id or folder (its newest conversion); "
+            "or the first 7 digits of an artifact's SHA-256.",
+        ),
+    ],
+    *,
+    json: _JsonOption = False,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+) -> None:
+    """Show everything about one conversion."""
+    from db import find_conversion
+
+    record = None
+    with _catalog(home=home, catalog_url=catalog_url) as session:
+        if session is not None:
+            record = find_conversion(session, name)
+            if record is None and Path(name).is_dir():
+                # Folders are recorded by their absolute path.
+                record = find_conversion(session, str(Path(name).resolve()))
+    if record is None:
+        what = "it is empty" if session is None else "it has no conversion with this number, model or artifact"
+        _fail(f"{name!r} is not in the catalog: {what}. `ferry catalog list` shows what is there.")
+    if json:
+        _write_document(_to_json(record))
+    else:
+        _print_conversion(_console(), record)
+
+
+@catalog_app.command()
+def export(
+    *,
+    export_format: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.JSON,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where to; without it, standard output.")
+    ] = None,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+) -> None:
+    """Write every attempt, in the order recorded: JSON with everything, or CSV with one line for each."""
+    from db import iter_conversions
+
+    with _catalog(home=home, catalog_url=catalog_url) as session:
+        records = iter(()) if session is None else iter_conversions(session)
+        write = _write_json if export_format is ExportFormat.JSON else _write_csv
+        if output is None:
+            stream = io.TextIOWrapper(_binary_stdout(), encoding="utf-8", newline="")
+            try:
+                write(stream, records)
+                stream.flush()
+            finally:
+                # Closing the wrapper would close standard output with it.
+                stream.detach()
+            return
+        draft = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+        try:
+            try:
+                with draft.open("w", encoding="utf-8", newline="") as stream:
+                    count = write(stream, records)
+                draft.replace(output)
+            finally:
+                draft.unlink(missing_ok=True)
+        except OSError as error:
+            _fail(
+                f"The export cannot be written to {str(output)!r} ({error.strerror or error}). "
+                "Choose another file with --output."
+            )
+    typer.echo(f"{count} conversions written to {clean(output)}", err=True)
+
+
+@contextmanager
+def _catalog(*, home: str | None, catalog_url: str | None) -> Iterator[Session | None]:
+    """Open the catalog for reading; ``None`` where there is none yet. Ends the command if it cannot be read."""
+    from db import CatalogError, make_engine, schema_version, session_scope, upgrade
+    from flows.settings import load_settings
+
+    settings = load_settings(home=home, catalog_url=catalog_url)
+    try:
+        engine = make_engine(settings.catalog_url)
+        try:
+            if schema_version(engine) is None:
+                yield None
+                return
+            upgrade(engine)
+            with session_scope(engine, read_only=True) as session:
+                yield session
+        finally:
+            engine.dispose()
+    except CatalogError as error:
+        _fail(error.message)
+
+
+def _print_page(filters: dict[str, Any], *, limit: int, json: bool, home: str | None, catalog_url: str | None) -> None:
+    from db import count_conversions, list_conversions
+
+    total, records = 0, []
+    with _catalog(home=home, catalog_url=catalog_url) as session:
+        if session is not None:
+            total = count_conversions(session, **filters)
+            records = list_conversions(session, limit=limit, **filters)
+    if json:
+        _write_document({"total": total, "conversions": [_to_json(record) for record in records]})
+        return
+    console = _console()
+    if session is None:
+        console.print("The catalog is empty: nothing was converted yet.")
+    elif not records:
+        console.print("No conversion fits.")
+    else:
+        console.print(_page_table(records))
+        if total > len(records):
+            console.print(f"{len(records)} of {total} conversions; see more with --limit.")
+
+
+def _page_table(records: Iterable[ConversionRecord]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("id", justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("task", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("parity", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("finished", no_wrap=True)
+    for record in records:
+        status = record.status if record.error is None else f"{record.status} ({record.error.kind})"
+        table.add_row(
+            str(record.id),
+            _text(record.model_id),
+            _text(record.task or "-"),
+            Text(status, _STYLES[record.status]),
+            _text(_difference(record.parity[-1]) if record.parity else "-"),
+            "-" if record.artifact is None else _size(record.artifact.size_bytes),
+            _time(record.finished_at),
+        )
+    return table
+
+
+def _print_conversion(console: Console, record: ConversionRecord) -> None:
+    facts = _facts()
+    rows: list[tuple[str, object]] = [
+        ("conversion", f"{record.id}" + ("" if record.batch_id is None else f" of batch {record.batch_id}")),
+        ("model", record.model_id),
+        ("revision", record.revision),
+        ("asked for", record.requested_revision),
+        ("status", record.status),
+        ("task", record.task),
+        ("task family", None if record.task_family == record.task else record.task_family),
+        ("type", record.model_type),
+        ("class", record.architecture),
+        ("template", record.template),
+        ("simplified", "yes" if record.simplified else "no"),
+        ("options", ", ".join(f"{key}={value}" for key, value in record.options.items())),
+        ("started", _time(record.started_at)),
+        ("finished", _time(record.finished_at)),
+        ("attempts", record.attempts),
+        ("peak memory", None if record.peak_rss_bytes is None else _size(record.peak_rss_bytes)),
+        ("key", record.key),
+    ]
+    if record.artifact is not None:
+        folder = "quarantine" if record.artifact.quarantined else "artifact"
+        rows += [(folder, record.artifact.path), ("sha256", record.artifact.sha256)]
+    rows += [("note", note) for note in record.notes]
+    if record.error is not None:
+        rows += [
+            ("failed at", f"{record.error.step}, {record.error.kind}"),
+            ("message", record.error.message),
+            ("see it again", record.error.reproduce),
+        ]
+    _add(facts, rows)
+    console.print(facts)
+    if record.artifact is not None:
+        for graph in record.artifact.graphs:
+            _print_graph(console, graph)
+        _print_files(console, record.artifact)
+    for check in record.parity:
+        _print_parity(console, check)
+    if record.timings:
+        table = _table("step", "time")
+        for timing in record.timings:
+            table.add_row(timing.step, duration(timing.seconds))
+        table.add_row("all", duration(record.seconds))
+        _print_section(console, "timings", table)
+    if record.environment:
+        versions = _facts()
+        _add(versions, sorted(record.environment.items()))
+        _print_section(console, "environment", versions)
+
+
+def _print_graph(console: Console, graph: GraphRecord) -> None:
+    table = _table("", "name", "dtype", "shape")
+    for side, tensors in (("in", graph.inputs), ("out", graph.outputs)):
+        for tensor in tensors:
+            shape = ", ".join(str(size) for size in tensor.shape)
+            table.add_row(side, _text(tensor.name), _text(tensor.dtype), _text(f"({shape})"))
+    counts = f"{graph.nodes} nodes (exported {graph.nodes_before_simplify}), opset {graph.opset}"
+    _print_section(console, f"graph {graph.role}: {graph.path}, {counts}", table)
+
+
+def _print_files(console: Console, artifact: ArtifactRecord) -> None:
+    table = _table("file", "size", "sha256")
+    for file in artifact.files:
+        table.add_row(_text(file.path), _size(file.size_bytes), file.sha256)
+    _print_section(console, f"files: {_size(artifact.size_bytes)}", table)
+
+
+def _print_parity(console: Console, check: ParityRecord) -> None:
+    facts = _facts()
+    _add(
+        facts,
+        [
+            ("checked", f"{_time(check.checked_at)} on {check.device}, {check.provider}"),
+            ("shapes", check.shapes),
+            ("difference", _difference(check)),
+            ("axes proven", ", ".join(check.axes_proven)),
+            ("differs", check.detail),
+        ],
+    )
+    _print_section(console, f"parity: {check.verdict}", facts)
+    if check.outputs:
+        table = _table("output", "largest difference", "allowed")
+        for output in check.outputs:
+            table.add_row(_text(output.name), f"{output.max_abs_diff:.2e}", f"{output.tolerance:.2e}")
+        console.print(table)
+
+
+def _print_section(console: Console, title: str, content: Table) -> None:
+    console.print()
+    console.print(Text(clean(title), "bold"), soft_wrap=True)
+    console.print(content)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _facts() -> Table:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    return facts
+
+
+def _add(facts: Table, rows: Iterable[tuple[str, object]]) -> None:
+    """Add the rows that have a value."""
+    for name, value in rows:
+        if value is not None and value != "":
+            facts.add_row(Text(clean(name), "bold"), _text(value))
+
+
+def _text(value: object) -> Text:
+    """Return what a model said as text that is neither markup nor terminal commands."""
+    return Text(clean(value))
+
+
+def _difference(check: ParityRecord) -> str:
+    if check.max_abs_diff is None:
+        return check.verdict
+    allowed = "" if check.tolerance is None else f" of {check.tolerance:.1e}"
+    return f"{check.verdict}, {check.max_abs_diff:.1e}{allowed}"
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _to_json(value: Any) -> Any:
+    """Return a record as JSON holds it: times in ISO 8601 with ``Z``, and ``null`` for NaN and infinity."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_json(stream: TextIO, records: Iterator[ConversionRecord]) -> int:
+    """Write one document without holding more than a few hundred conversions."""
+    count = 0
+    stream.write('{"schema": 1, "conversions": [')
+    for record in records:
+        stream.write((",\n" if count else "\n") + jsonlib.dumps(_to_json(record), allow_nan=False))
+        count += 1
+    stream.write("\n]}\n")
+    return count
+
+
+def _write_csv(stream: TextIO, records: Iterator[ConversionRecord]) -> int:
+    writer = csv.writer(stream)
+    writer.writerow(_COLUMNS)
+    count = 0
+    for record in records:
+        row = _flat(record)
+        writer.writerow([_cell(row[column]) for column in _COLUMNS])
+        count += 1
+    return count
+
+
+def _flat(record: ConversionRecord) -> dict[str, Any]:
+    """Return the columns of a conversion's line; of several parity checks, the newest."""
+    row = {column: getattr(record, column, None) for column in _COLUMNS}
+    row["seconds"] = record.seconds
+    if record.parity:
+        check = record.parity[-1]
+        for column in ("verdict", "device", "provider", "shapes", "max_abs_diff", "tolerance"):
+            row[column] = getattr(check, column)
+    if record.artifact is not None:
+        row |= {
+            "artifact_sha256": record.artifact.sha256,
+            "artifact_path": record.artifact.path,
+            "quarantined": record.artifact.quarantined,
+            "size_bytes": record.artifact.size_bytes,
+        }
+    if record.error is not None:
+        row |= {f"error_{name}": getattr(record.error, name) for name in ("kind", "step", "message", "reproduce")}
+    return row
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula: such a text gets a quote in front."""
+    if isinstance(value, datetime):
+        return _to_json(value)
+    if isinstance(value, str):
+        text = clean(value)
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return value
+
+
+def _console() -> Console:
+    """Return the console for standard output; a pipe has no width, so that nothing is cut there."""
+    console = Console(highlight=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, emoji=False, width=_PLAIN_WIDTH)
+    return console
+
+
+def _write_document(value: Any) -> None:
+    """Write one JSON document; ASCII, so that nothing in it reaches a terminal as a command."""
+    typer.echo(jsonlib.dumps(_to_json(value), indent=2, allow_nan=False))
+
+
+def _binary_stdout() -> Any:
+    sys.stdout.flush()
+    return sys.stdout.buffer
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"Error: {clean(message)}", err=True)
+    raise typer.Exit(1)

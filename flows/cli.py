@@ -1,0 +1,511 @@
+"""The command line: what users type, checked before anything starts, and what they read.
+
+Nothing heavy is imported here: ``ferry --help`` answers at once, and each command imports what it runs.
+Exit codes: 0 all verified, 1 something was not, 2 the call or the manifest is wrong and nothing was started.
+"""
+
+from __future__ import annotations
+
+import io
+import json as jsonlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from flows.catalog_commands import catalog_app
+from flows.manifest import OLDEST_OPSET, Dtype, read_manifest, read_model, select_options
+from flows.progress import clean, duration, progress_for, summary
+from flows.settings import Settings, load_settings, why_not_writable
+from onnx_config.errors import ErrorKind, FerryError, InputError
+from tasks.report import Engine, ModelEntry, Report, Status, TensorEntry
+from tasks.request import Device
+
+if TYPE_CHECKING:
+    from onnx_config.spec import ModelSpec, TensorSpec
+
+__all__ = ["app", "batch", "convert", "detect", "doctor", "write_report"]
+
+_ALL_KINDS = "all"
+_PLAIN_WIDTH = 160
+_MOST_WORKERS = 8
+
+
+class _Group(TyperGroup):
+    """Ends a command that raised one of our errors with a paragraph instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FerryError as error:
+            _complain(error)
+            raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
+        except KeyboardInterrupt as error:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(130) from error
+
+
+class _BatchCommand(TyperCommand):
+    """Lets ``--retry-failed`` stand without a kind, also right before the manifest."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _with_kinds(args))
+
+
+def _with_kinds(args: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--retry-failed=all`` where no kind follows.
+
+    >>> _with_kinds(["--retry-failed", "models.yaml"])
+    ['--retry-failed=all', 'models.yaml']
+    >>> _with_kinds(["models.yaml", "--retry-failed", "network"])
+    ['models.yaml', '--retry-failed=network']
+    """
+    done: list[str] = []
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*done, word, *rest]
+        if word == "--retry-failed":
+            # A misspelt kind is still taken as one, so that the message can name the nearest.
+            if rest and re.fullmatch(r"[A-Za-z_-]*[A-Za-z_]", rest[0]) and not _is_manifest(rest):
+                word = f"{word}={rest.pop(0)}"
+            else:
+                word = f"{word}={_ALL_KINDS}"
+        done.append(word)
+    return done
+
+
+def _is_manifest(rest: Sequence[str]) -> bool:
+    """Return whether the next word is an option or a file rather than a kind."""
+    return rest[0].startswith("-") or (rest[0] not in list(ErrorKind) and Path(rest[0]).is_file())
+
+
+app = typer.Typer(
+    name="ferry",
+    cls=_Group,
+    help="Carries Hugging Face models across to ONNX, and proves that they answer the same.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(catalog_app, name="catalog", help="The registry of what was converted.")
+
+_ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id (org/name, org/name@revision) or a local folder.")
+]
+_TaskOption = Annotated[
+    str | None, typer.Option("--task", metavar="T", help="Task by name; without it, what the config declares.")
+]
+_JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+_OutputOption = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="Also place the files here, one folder per model.")
+]
+_HomeOption = Annotated[
+    str | None, typer.Option("--home", metavar="DIR", help="Folder of the embedded defaults. [FERRY_HOME]")
+]
+_CatalogOption = Annotated[
+    str | None, typer.Option("--catalog-url", metavar="URL", help="SQLAlchemy URL. [FERRY_CATALOG_URL]")
+]
+_StoreOption = Annotated[
+    str | None, typer.Option("--store-url", metavar="URL", help="Artifact store. [FERRY_STORE_URL]")
+]
+_MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory-limit", metavar="SIZE", help="All conversions together, e.g. 12GiB. [FERRY_MEMORY_LIMIT]"),
+]
+_TimeoutOption = Annotated[
+    str | None, typer.Option("--timeout", metavar="TIME", help="One step of one model, e.g. 1h. [FERRY_TIMEOUT]")
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            number = version("onnx-ferry")
+        except PackageNotFoundError:
+            number = "(not installed)"
+        typer.echo(f"onnx-ferry {number}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ferry(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Carries Hugging Face models across to ONNX, and proves that they answer the same."""
+
+
+@app.command()
+def detect(
+    model: _ModelArgument,
+    *,
+    task: _TaskOption = None,
+    json: _JsonOption = False,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+    store_url: _StoreOption = None,
+    memory_limit: _MemoryOption = None,
+    timeout: _TimeoutOption = None,
+) -> None:
+    """Tell what a model takes and gives, from its config alone: no weights are downloaded."""
+    settings = load_settings(
+        home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
+    )
+    request = read_model(model, options=select_options(task=task))
+    workspace = settings.workspace(threads=_cores())
+    from tasks.detect import detect_model
+
+    try:
+        with _only_a_document(json):
+            spec = detect_model(request, workspace)
+    except FerryError as error:
+        # The call was right, the model is not: 1, also where the error is about the model's id.
+        _complain(error)
+        raise typer.Exit(1) from error
+    if json:
+        _write_document(jsonlib.dumps(spec.to_json(), indent=2))
+    else:
+        _print_spec(_console(), model, spec)
+
+
+@app.command()
+def convert(
+    model: _ModelArgument,
+    *,
+    task: _TaskOption = None,
+    output: _OutputOption = None,
+    device: Annotated[Device, typer.Option("--device", help="Where parity runs; auto is CUDA where it is.")] = (
+        Device.AUTO
+    ),
+    json: _JsonOption = False,
+    opset: Annotated[
+        int | None,
+        typer.Option("--opset", min=OLDEST_OPSET, help="ONNX opset; without it, the newest that ONNX Runtime runs."),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Element type of the weights.")] = Dtype.FLOAT32,
+    no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Keep the graph as exported.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code from the model's own folder run.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
+    ] = None,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+    store_url: _StoreOption = None,
+    memory_limit: _MemoryOption = None,
+    timeout: _TimeoutOption = None,
+) -> None:
+    """Convert one model and check it against PyTorch."""
+    settings = load_settings(
+        home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
+    )
+    options = select_options(
+        task=task,
+        device=device,
+        opset=opset,
+        dtype=dtype.value,
+        simplify=not no_simplify,
+        trust_remote_code=trust_remote_code,
+    )
+    request = read_model(model, revision=revision, options=options)
+    workspace = settings.workspace(threads=_cores())
+    _check_places(settings, output=output, report=None)
+    from tasks.pipeline import convert_model
+
+    started_at, start = datetime.now(UTC), time.monotonic()
+    console = _console()
+    with _only_a_document(json), progress_for(console, 1, json=json, verbose=True) as listener:
+        entry = convert_model(request, workspace, output=output, listener=listener)
+    report = Report.of([entry], started_at=started_at, seconds=time.monotonic() - start)
+    if json:
+        _write_document(report.to_json())
+    else:
+        _print_entry(console, entry)
+    if entry.error:
+        typer.echo(f"Error: {clean(entry.error.message)}", err=True)
+    raise typer.Exit(0 if report.all_verified else 1)
+
+
+def _read_retry_failed(value: str | None) -> str | None:
+    if value is None or value == _ALL_KINDS or value in list(ErrorKind):
+        return value
+    close = get_close_matches(value.lower(), [kind.value for kind in ErrorKind], n=1, cutoff=0.5)
+    nearest = f"did you mean {close[0]!r}?" if close else f"the kinds are {', '.join(ErrorKind)}"
+    raise typer.BadParameter(f"{value!r} is no kind of error; {nearest}")
+
+
+def _kinds(retry_failed: str | None) -> frozenset[ErrorKind] | None:
+    """Return which failures are tried again; ``None``: those that no batch remembers."""
+    match retry_failed:
+        case None:
+            return None
+        case _ if retry_failed == _ALL_KINDS:
+            return frozenset(ErrorKind)
+        case kind:
+            return frozenset({ErrorKind(kind)})
+
+
+@app.command(cls=_BatchCommand)
+def batch(
+    manifest: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="YAML, JSON, or text with one id per line.", show_default=False)
+    ],
+    *,
+    output: _OutputOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, metavar="N", help="Models at a time; without it, one per core, 8 at most."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Write the report here, as JSON.")
+    ] = None,
+    retry_failed: Annotated[
+        str | None,
+        typer.Option(
+            "--retry-failed",
+            metavar="[KIND]",
+            callback=_read_retry_failed,
+            help="Try again what an earlier batch could not convert; with KIND only those failures.",
+        ),
+    ] = None,
+    engine: Annotated[Engine, typer.Option("--engine", help="Who runs the steps.")] = Engine.PREFECT,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+    store_url: _StoreOption = None,
+    memory_limit: _MemoryOption = None,
+    timeout: _TimeoutOption = None,
+) -> None:
+    """Convert every model of a manifest; one failure never stops the rest."""
+    settings = load_settings(
+        home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
+    )
+    requests = read_manifest(manifest)
+    cores = _cores()
+    workers = workers or min(cores, _MOST_WORKERS)
+    workspace = settings.workspace(threads=max(1, cores // workers))
+    _check_places(settings, output=output, report=report)
+    from flows.convert_models import run_batch
+
+    console = _console()
+    with progress_for(console, len(requests)) as listener:
+        done = run_batch(
+            requests,
+            workspace,
+            output=output,
+            workers=workers,
+            engine=engine,
+            retry_failed=_kinds(retry_failed),
+            listener=listener,
+        )
+    summary(console, done, manifest=str(manifest))
+    if report is not None:
+        try:
+            write_report(report, done)
+        except InputError as error:
+            # The work is done, so this is not the 2 that says that nothing was started.
+            _complain(error)
+            raise typer.Exit(1) from error
+        console.print(Text(f"report: {clean(report)}"), soft_wrap=True)
+    raise typer.Exit(0 if done.all_verified else 1)
+
+
+@app.command()
+def doctor(
+    *,
+    json: _JsonOption = False,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+    store_url: _StoreOption = None,
+    memory_limit: _MemoryOption = None,
+    timeout: _TimeoutOption = None,
+) -> None:
+    """Tell what this installation can do, and what to fix."""
+    from flows.doctor import examine, print_findings
+
+    settings = load_settings(
+        home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
+    )
+    with _only_a_document(json):
+        findings = examine(settings)
+    if json:
+        _write_document(jsonlib.dumps(findings.to_json(), indent=2))
+    else:
+        print_findings(_console(), findings)
+    raise typer.Exit(0 if findings.healthy else 1)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write ``report`` as JSON; the file is the whole report or stays as it was.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            draft.write_text(report.to_json() + "\n", encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The report cannot be written to {str(path)!r} ({error.strerror}). Choose another file."
+        ) from (error)
+
+
+def _check_places(settings: Settings, *, output: Path | None, report: Path | None) -> None:
+    """Raise `InputError` if a place that is written to at the end could not be; nothing is made."""
+    places: list[tuple[str, Path]] = [("--home", settings.home)]
+    if output is not None:
+        places.append(("--output", output))
+    if report is not None:
+        if report.is_dir():
+            raise InputError(
+                f"--report {str(report)!r} is a folder. Name a file in it, such as {report / 'report.json'}."
+            )
+        places.append(("--report", report.parent))
+    for flag, folder in places:
+        if reason := why_not_writable(folder):
+            raise InputError(f"{flag}: nothing can be written to {str(folder)!r}: {reason}. Choose another folder.")
+
+
+def _complain(error: FerryError) -> None:
+    typer.echo(f"Error: {clean(error.message)}", err=True)
+
+
+def _cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _console() -> Console:
+    """Return the console for standard output; a pipe has no width, so that nothing is cut there."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=_PLAIN_WIDTH)
+    return console
+
+
+@contextmanager
+def _only_a_document(json: bool) -> Iterator[None]:
+    """With ``json``, turn what the block and its children print on standard output to standard error."""
+    if not json:
+        yield
+        return
+    sys.stdout.flush()
+    try:
+        number, instead = sys.stdout.fileno(), sys.stderr.fileno()
+        kept = os.dup(number)
+    except (io.UnsupportedOperation, OSError):
+        number = instead = kept = -1  # Standard output is no file, as under a test: nobody inherits it.
+    try:
+        if kept >= 0:
+            os.dup2(instead, number)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept >= 0:
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+def _write_document(text: str) -> None:
+    """Write JSON to standard output as UTF-8, whatever the terminal's encoding is."""
+    typer.echo((text + "\n").encode(), nl=False)
+
+
+def _print_spec(console: Console, model: str, spec: ModelSpec) -> None:
+    facts = Table.grid(padding=(0, 2))
+    size = "not counted" if spec.size_bytes is None else f"{spec.parameters:,} ({_size(spec.size_bytes)} as float32)"
+    family = "" if spec.task_family == spec.task else f" (family {clean(spec.task_family)})"
+    for name, value in (
+        ("model", model),
+        ("task", f"{spec.task}{family}"),
+        ("type", spec.model_type),
+        ("class", spec.architecture),
+        ("preprocessor", spec.preprocessor or "none declared"),
+        ("parameters", size),
+    ):
+        facts.add_row(Text(name, "bold"), Text(clean(value)))
+    console.print(facts)
+    for title, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+        console.print()
+        console.print(_tensor_table(title, tensors))
+    if spec.axis_ranges:
+        table = Table("axis", "smallest", "largest", box=None, pad_edge=False, header_style="bold")
+        for axis, (smallest, largest) in spec.axis_ranges.items():
+            table.add_row(Text(clean(axis)), str(smallest), "no limit known" if largest is None else str(largest))
+        console.print()
+        console.print(table)
+    for note in spec.notes:
+        console.print(Text(f"note: {clean(note)}"), soft_wrap=True)
+
+
+def _tensor_table(title: str, tensors: Sequence[TensorSpec] | Sequence[TensorEntry]) -> Table:
+    table = Table(title, "dtype", "shape", box=None, pad_edge=False, header_style="bold")
+    for tensor in tensors:
+        shape = ", ".join(clean(size) for size in tensor.shape)
+        table.add_row(Text(clean(tensor.name)), Text(clean(tensor.dtype)), Text(f"({shape})"))
+    return table
+
+
+def _print_entry(console: Console, entry: ModelEntry) -> None:
+    facts = Table.grid(padding=(0, 2))
+    parity = entry.parity
+    rows: list[tuple[str, str | None]] = [
+        ("model", f"{entry.id}" + (f" at {entry.revision}" if entry.revision else "")),
+        ("status", entry.status.value),
+        ("task", entry.task),
+        ("class", entry.architecture),
+        ("quarantine" if entry.status is Status.MISMATCH else "artifact", entry.artifact),
+    ]
+    rows += [
+        (f"graph {graph.role}", f"{graph.nodes} nodes (exported {graph.nodes_before_simplify}), opset {graph.opset}")
+        for graph in entry.graphs
+    ]
+    if parity:
+        difference = "" if parity.max_abs_diff is None else f", max difference {parity.max_abs_diff:.1e}"
+        tolerance = "" if parity.tolerance is None else f" of {parity.tolerance:.1e} allowed"
+        rows.append(
+            ("parity", f"{parity.verdict.value} on {parity.device}, {parity.shapes} shapes{difference}{tolerance}")
+        )
+        rows.append(("axes proven", ", ".join(parity.axes_proven) or None))
+        rows.append(("differs", parity.detail))
+    rows.append(("seconds", ", ".join(f"{step.value} {duration(spent)}" for step, spent in entry.seconds.items())))
+    rows += [("note", note) for note in entry.notes]
+    if entry.error:
+        rows.append(("failed at", f"{entry.error.step.value}, {entry.error.kind.value}"))
+        rows.append(("see it again", entry.error.reproduce))
+    for name, value in rows:
+        if value:
+            facts.add_row(Text(name, "bold"), Text(clean(value)))
+    console.print(facts)
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

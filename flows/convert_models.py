@@ -1,0 +1,184 @@
+"""A batch: look everything up, convert what is not done, report.
+
+What is done already never reaches an engine, so that a batch with nothing to do starts nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import db
+from onnx_config.errors import ErrorKind, FerryError
+from onnx_config.export import isolate
+from tasks.memory import MemoryGate
+from tasks.pipeline import Lookup, convert_model, look_up, place_known, refused
+from tasks.register import catalog, catalog_errors
+from tasks.report import Engine, ModelEntry, Report
+from tasks.request import ConversionRequest, Listener, Workspace
+from tasks.store import safe_name
+
+__all__ = ["BatchPlan", "run_batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """What every conversion of a batch shares."""
+
+    workspace: Workspace
+    """Where things are kept."""
+
+    outputs: dict[ConversionRequest, Path | None]
+    """Folder for each model's files, beside the store."""
+
+    gate: MemoryGate
+    """The memory that all share."""
+
+    retry_failed: frozenset[ErrorKind]
+    """Remembered failures to try again."""
+
+    listener: Listener
+    """Is told of each step."""
+
+    batch_id: int
+    """The batch's number in the catalog."""
+
+
+def run_batch(
+    requests: Sequence[ConversionRequest],
+    workspace: Workspace,
+    *,
+    output: Path | None,
+    workers: int,
+    engine: Engine,
+    retry_failed: frozenset[ErrorKind] | None,
+    listener: Listener,
+) -> Report:
+    """Convert every model that is not converted yet; return the report over all, in the order given.
+
+    Args:
+        requests: The models.
+        workspace: Where things are kept.
+        output: Folder that gets one folder per model; ``None``: the store alone.
+        workers: Models in work at a time.
+        engine: Prefect or plain threads.
+        retry_failed: Kinds of remembered failures to try again; ``None``: none.
+        listener: Is told how the batch advances.
+
+    Raises:
+        TransientError: If the catalog cannot be opened (``catalog``); nothing was started then.
+        KeyboardInterrupt: If the batch is interrupted or terminated; what was converted stays converted.
+    """
+    started_at, start = datetime.now(UTC), time.monotonic()
+    retried = retry_failed or frozenset()
+    outputs = _outputs(requests, output)
+    found = look_up(requests, workspace, retry_failed=retried)
+    entries: dict[ConversionRequest, ModelEntry] = {}
+    todo: list[ConversionRequest] = []
+    for request, lookup in found.items():
+        entry = _known(request, lookup, outputs[request], workspace)
+        if entry is None:
+            todo.append(request)
+        else:
+            entries[request] = entry
+            listener.model_finished(entry)
+    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        batch_id = db.start_batch(session, engine=engine.value, started_at=started_at)
+    if todo:
+        isolate.warm_up()
+        plan = BatchPlan(
+            workspace=workspace,
+            outputs=outputs,
+            gate=MemoryGate(workspace.memory_limit_bytes),
+            retry_failed=retried,
+            listener=listener,
+            batch_id=batch_id,
+        )
+        with _terminated_as_interrupt():
+            entries |= _run(todo, plan, workers=workers, engine=engine)
+    report = Report.of(
+        [entries[request] for request in requests], started_at=started_at, seconds=time.monotonic() - start
+    )
+    totals = db.BatchTotals(**report.totals.model_dump())
+    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        db.finish_batch(session, batch_id, totals, finished_at=datetime.now(UTC))
+    return report
+
+
+def _known(
+    request: ConversionRequest, lookup: Lookup | FerryError, output: Path | None, workspace: Workspace
+) -> ModelEntry | None:
+    """Return the entry of a model that needs no work: done before, or not to be found."""
+    if isinstance(lookup, FerryError):
+        return refused(request, lookup, workspace)
+    if lookup.known is None:
+        return None
+    try:
+        return place_known(lookup.known, output)
+    except FerryError as error:
+        return refused(request, error, workspace)
+
+
+def _run(
+    todo: Sequence[ConversionRequest], plan: BatchPlan, *, workers: int, engine: Engine
+) -> dict[ConversionRequest, ModelEntry]:
+    match engine:
+        case Engine.LOCAL:
+            from flows.local import run_locally
+
+            return run_locally(todo, lambda request: convert_one(request, plan), workers=workers)
+        case Engine.PREFECT:
+            from flows.prefect_engine import run_with_prefect
+
+            return run_with_prefect(todo, plan, workers=workers)
+
+
+def convert_one(request: ConversionRequest, plan: BatchPlan) -> ModelEntry:
+    """Convert one model of a batch with the plain steps."""
+    return convert_model(
+        request,
+        plan.workspace,
+        output=plan.outputs[request],
+        listener=plan.listener,
+        gate=plan.gate,
+        retry_failed=plan.retry_failed,
+        batch_id=plan.batch_id,
+    )
+
+
+def _outputs(requests: Sequence[ConversionRequest], output: Path | None) -> dict[ConversionRequest, Path | None]:
+    """Give every model a folder of its own; models whose names would collide get a number."""
+    taken: set[str] = set()
+    folders: dict[ConversionRequest, Path | None] = {}
+    for request in requests:
+        name = stem = safe_name(request.model_id)
+        number = 2
+        while name.lower() in taken:
+            name, number = f"{stem}-{number}", number + 1
+        taken.add(name.lower())
+        folders[request] = None if output is None else output.absolute() / name
+    return folders
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that children are killed and nothing is left running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

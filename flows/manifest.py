@@ -1,0 +1,481 @@
+"""The manifest: which models to convert, and how.
+
+YAML, JSON (which is YAML) and text with one id per line are read. Everything that is wrong is said at
+once, each with its line, so that a list of a thousand models is mended in one go.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from onnx_config.errors import InputError
+from tasks.request import ConversionOptions, ConversionRequest, Device
+
+__all__ = ["OLDEST_OPSET", "Dtype", "read_manifest", "read_model", "select_options"]
+
+OLDEST_OPSET = 7
+"""The oldest opset that ONNX Runtime runs, by its compatibility table."""
+
+_SHOWN_PROBLEMS = 20
+_YAML_SUFFIXES = (".yaml", ".yml", ".json")
+_TAG = "tag:yaml.org,2002:"
+_SIGNS_OF_YAML = re.compile(r"[\[{\-'\"&*!|>%?]|[^\s#][^#]*:(\s|$)")
+
+
+class Dtype(StrEnum):
+    """Element type of the weights in the graph."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+def _plain_text(value: object) -> object:
+    if isinstance(value, str) and (not value.strip() or _hidden(value)):
+        raise ValueError("is empty" if not value.strip() else "has a control character")
+    return value
+
+
+def _readable_revision(revision: str) -> str:
+    if problem := _revision_problem(revision):
+        raise ValueError(problem)
+    return revision
+
+
+_Keys = TypeVar("_Keys", bound=BaseModel)
+_Task = Annotated[str, BeforeValidator(_plain_text)]
+_Revision = Annotated[str, AfterValidator(_readable_revision)]
+
+
+class _Defaults(BaseModel):
+    """The keys that hold for every model unless it says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Device = Device.AUTO
+    opset: Annotated[StrictInt, Field(ge=OLDEST_OPSET)] | None = None
+    dtype: Dtype = Dtype.FLOAT32
+    simplify: StrictBool = True
+    trust_remote_code: StrictBool = False
+
+
+class _Model(_Defaults):
+    """The keys of one model."""
+
+    id: str
+    revision: _Revision | None = None
+    task: _Task | None = None
+
+
+class _Manifest(BaseModel):
+    """The keys at the top; each part is checked by itself, so that all of its errors are found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defaults: Any = None
+    models: Any
+
+
+class _Problems(list[tuple[int, str]]):
+    """What is wrong, with lines counted from 1; 0 is the file as a whole."""
+
+    def add(self, line: int, text: str) -> None:
+        self.append((line, text))
+
+    def error(self, path: Path) -> InputError:
+        """Return all of it as one error."""
+        ordered = sorted(self, key=lambda problem: problem[0])
+        shown = [f"line {line}: {text}" if line else text for line, text in ordered[:_SHOWN_PROBLEMS]]
+        if more := len(ordered) - len(shown):
+            shown.append(f"and {more} more")
+        count = f"{len(ordered)} problems: " if len(ordered) > 1 else ""
+        return InputError(f"Manifest {str(path)!r}: {count}{'; '.join(shown)}.")
+
+
+def read_manifest(path: Path) -> tuple[ConversionRequest, ...]:
+    """Return the requests of a manifest, in its order; never empty.
+
+    Raises:
+        InputError: If the file cannot be read, or anything in it is wrong: an unknown key, a key or a
+            model given twice, no models, a malformed id, a value outside its set. All of it in one
+            message, each with its line, an unknown key or value with the nearest valid one.
+
+    ``.yaml``, ``.yml`` and ``.json`` files are YAML; of others the first line that says something decides.
+    """
+    text = _read_text(path)
+    problems = _Problems()
+    if path.suffix.lower() in _YAML_SUFFIXES or _looks_like_yaml(text):
+        found = list(_read_yaml(text, problems))
+    else:
+        found = list(_read_lines(text, problems))
+    if not found and not problems:
+        problems.add(0, "it lists no models; write one id per line, or a YAML list under 'models'")
+    _check_duplicates(found, problems)
+    if problems:
+        raise problems.error(path)
+    return tuple(request for _, request in found)
+
+
+def read_model(
+    model: str, *, revision: str | None = None, options: ConversionOptions | None = None
+) -> ConversionRequest:
+    """Return the request for a model as typed: ``org/name``, ``org/name@revision``, or a folder.
+
+    What starts with ``./``, ``../``, ``/`` or ``~``, or is there as a folder, is a folder; a relative one
+    is looked up from the current folder. ``revision`` is taken besides ``@revision`` if they agree.
+
+    Raises:
+        InputError: If the id is malformed, or the revision is, or they do not go together.
+
+    >>> read_model("openai-community/gpt2@main").revision
+    'main'
+    """
+    name, found = _split_model(model, revision)
+    return ConversionRequest(model_id=name, revision=found, options=options or ConversionOptions())
+
+
+def select_options(**values: object) -> ConversionOptions:
+    """Return options from what flags say; ``None`` keeps the default.
+
+    >>> select_options(dtype="float16", task=None).dtype
+    'float16'
+    """
+    return replace(ConversionOptions(), **{k: v for k, v in values.items() if v is not None})  # type: ignore[arg-type]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"Manifest {str(path)!r}: there is no such file in {str(Path.cwd())!r}. Check the name."
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"Manifest {str(path)!r}: cannot be read ({reason}). Give a file that is readable.") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"Manifest {str(path)!r}: line {line}: not UTF-8 text. Save the file as UTF-8.") from error
+
+
+def _looks_like_yaml(text: str) -> bool:
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    return _SIGNS_OF_YAML.match(first) is not None
+
+
+def _read_lines(text: str, problems: _Problems) -> Iterator[tuple[int, ConversionRequest]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        # A '#' inside a word is left alone: a folder's name may have one.
+        model = re.sub(r"(^|\s)#.*", "", line.removesuffix("\r")).strip(" \t")
+        if model:
+            try:
+                yield number, read_model(model)
+            except InputError as error:
+                problems.add(number, error.message.rstrip("."))
+
+
+def _read_yaml(text: str, problems: _Problems) -> Iterator[tuple[int, ConversionRequest]]:
+    try:
+        top = YAML(typ="safe", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        problems.add(mark.line + 1 if mark else 0, f"not YAML: {said}")
+        return
+    except YAMLError as error:
+        position = getattr(error, "position", None)
+        line = text.count("\n", 0, position) + 1 if isinstance(position, int) else 0
+        problems.add(line, f"not YAML: {getattr(error, 'reason', error)}")
+        return
+    except RecursionError:
+        problems.add(0, "not a manifest: its YAML is nested too deeply")
+        return
+    if top is None:
+        return
+    if not isinstance(top, MappingNode):
+        problems.add(_line(top), f"{_kind(top)} stands where the keys 'models' and 'defaults' belong")
+        return
+    keys = _keys(top, problems, _Manifest, "the manifest")
+    if "models" not in keys:
+        problems.add(_line(top), "the key 'models' is missing; it holds the list of models")
+    defaults = _read_defaults(keys.get("defaults"), problems)
+    models = keys.get("models")
+    if models is None:
+        return
+    if not isinstance(models, SequenceNode):
+        said = "lists no models" if _is_null(models) else f"is {_kind(models)}, not a list"
+        problems.add(_line(models), f"'models' {said}; write one model per line, each after '- '")
+        return
+    if not models.value:
+        problems.add(_line(models), "'models' lists no models; write one model per line, each after '- '")
+    for node in models.value:
+        before = len(problems)
+        request = _read_model_node(node, defaults, problems)
+        if request is not None and len(problems) == before:
+            yield _line(node), request
+
+
+def _read_defaults(node: Node | None, problems: _Problems) -> dict[str, Any]:
+    if node is None or _is_null(node):
+        return {}
+    if not isinstance(node, MappingNode):
+        problems.add(_line(node), f"'defaults' is {_kind(node)}, not keys with values")
+        return {}
+    keys = _keys(node, problems, _Defaults, "'defaults'")
+    values = {key: _value(value, problems, key) for key, value in keys.items()}
+    checked = _validate(_Defaults, values, keys, problems)
+    return {} if checked is None else checked.model_dump(include=set(values))
+
+
+def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problems) -> ConversionRequest | None:
+    if isinstance(node, ScalarNode) and not _is_null(node):
+        keys: dict[str, Node] = {"id": node}
+    elif isinstance(node, MappingNode):
+        keys = _keys(node, problems, _Model, "a model")
+    else:
+        problems.add(_line(node), f"{_kind(node)} stands where a model belongs; write an id, or keys such as 'id'")
+        return None
+    if "id" not in keys:
+        problems.add(_line(node), "the key 'id' is missing; it names the model, as org/name or as a folder")
+        return None
+    values = {key: _value(value, problems, key) for key, value in keys.items()}
+    model = _validate(_Model, dict(defaults) | values, keys, problems)
+    if model is None:
+        return None
+    try:
+        return read_model(
+            model.id,
+            revision=model.revision,
+            options=ConversionOptions(
+                task=model.task,
+                device=model.device,
+                opset=model.opset,
+                dtype=model.dtype.value,
+                simplify=model.simplify,
+                trust_remote_code=model.trust_remote_code,
+            ),
+        )
+    except InputError as error:
+        problems.add(_line(keys["id"]), error.message.rstrip("."))
+        return None
+
+
+def _keys(node: MappingNode, problems: _Problems, model: type[BaseModel], where: str) -> dict[str, Node]:
+    """Return the known keys' values; an unknown or repeated key becomes a problem."""
+    known = tuple(model.model_fields)
+    lines: dict[str, int] = {}
+    values: dict[str, Node] = {}
+    for key_node, value in node.value:
+        key = key_node.value if isinstance(key_node, ScalarNode) else None
+        if key is None:
+            problems.add(_line(key_node), f"a key of {where} must be a word, not {_kind(key_node)}")
+        elif key in lines:
+            problems.add(_line(key_node), f"the key {key!r} is given twice; it stands on line {lines[key]} already")
+        else:
+            lines[key] = _line(key_node)
+            if _is_null(value):
+                value.start_mark = key_node.start_mark  # An absent value is marked at the next word of the file.
+            if key in known:
+                values[key] = value
+            else:
+                problems.add(_line(key_node), f"unknown key {key!r} of {where}; {_nearest(key, known)}")
+    return values
+
+
+def _value(node: Node, problems: _Problems, key: str) -> Any:
+    """Return a scalar as Python has it; of an id and a revision the text as written.
+
+    A commit may consist of digits, or look like ``12e34``; it is a name all the same.
+    """
+    if not isinstance(node, ScalarNode):
+        return node
+    written: str = node.value
+    match str(node.tag).removeprefix(_TAG):
+        case "null":
+            return None
+        case "bool":
+            return written.lower() == "true"
+        case "int" | "float" | "timestamp" if key in ("id", "revision"):
+            return written
+        case "int":
+            try:
+                return int(written.replace("_", ""), 0)
+            except ValueError:
+                return written
+        case "float":
+            try:
+                return float(written.replace("_", ""))
+            except ValueError:
+                return written
+        case _:
+            return written
+
+
+def _validate(
+    model: type[_Keys], values: Mapping[str, Any], nodes: Mapping[str, Node], problems: _Problems
+) -> _Keys | None:
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            key = str(item["loc"][0])
+            given = values.get(key)
+            shown = _kind(given) if isinstance(given, Node) else repr(given)
+            problems.add(_line(nodes[key]), f"{key!r} is {shown}: {_expected(key, given, item)}")
+        return None
+
+
+def _expected(key: str, given: object, error: Any) -> str:
+    """Return what the key takes, in the manifest's words."""
+    match key:
+        case "device" | "dtype":
+            allowed = [member.value for member in (Device if key == "device" else Dtype)]
+            close = get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
+            return f"it takes {', '.join(allowed)}" + (f"; did you mean {close[0]!r}?" if close else "")
+        case "opset":
+            return f"it takes a whole number from {OLDEST_OPSET}, or null for the newest"
+        case "simplify" | "trust_remote_code":
+            return "it takes true or false"
+        case "id":
+            return "it takes org/name, org/name@revision or a folder"
+        case "task" if error["type"] == "string_type":
+            return "it takes a task's name, such as text-classification"
+        case "revision" if error["type"] == "string_type":
+            return "it takes a branch, a tag or a commit"
+        case _:
+            message: str = error["msg"]
+            return message.removeprefix("Value error, ")
+
+
+def _nearest(key: str, known: tuple[str, ...]) -> str:
+    if close := get_close_matches(key.lower(), known, n=1, cutoff=0.5):
+        return f"did you mean {close[0]!r}?"
+    return f"the keys are {', '.join(known)}"
+
+
+def _check_duplicates(found: list[tuple[int, ConversionRequest]], problems: _Problems) -> None:
+    seen: dict[tuple[str, str, ConversionOptions], int] = {}
+    for line, request in found:
+        if _is_folder(request.model_id):
+            identity = str(Path(request.model_id).expanduser().resolve())
+        else:
+            identity = request.model_id
+        first = seen.setdefault((identity, request.revision or "main", request.options), line)
+        if first != line:
+            problems.add(
+                line, f"{request.model_id!r} stands on line {first} already, with the same revision and options"
+            )
+
+
+def _split_model(model: str, revision: str | None) -> tuple[str, str | None]:
+    """Return id and revision; the id of a folder as typed."""
+    if not model.strip() or _hidden(model):
+        what = "is empty" if not model.strip() else "has a control character"
+        raise InputError(f"The model id {model!r} {what}. Write org/name, org/name@revision or a folder.")
+    if _is_folder(model):
+        if revision is not None:
+            raise InputError(
+                f"{model!r} is a folder and has no revisions, but {revision!r} was asked for. Leave it out."
+            )
+        return model, None
+    name, at, suffix = model.partition("@")
+    if at and revision is not None and suffix != revision:
+        raise InputError(
+            f"The model {model!r} names the revision {suffix!r}, but the revision {revision!r} was asked for as well. "
+            "Give one of them."
+        )
+    if problem := _hub_id_problem(name):
+        raise InputError(
+            f"The model id {name!r} is malformed: {problem}. Write org/name, org/name@revision, or a folder "
+            "that starts with ./, ../, / or ~."
+        )
+    chosen = suffix if at else revision
+    if chosen is not None and (problem := _revision_problem(chosen)):
+        raise InputError(f"The revision {chosen!r} of {name!r} {problem}. Write a branch, a tag or a commit.")
+    return name, chosen
+
+
+def _is_folder(model: str) -> bool:
+    return model.startswith(("./", "../", "/", "~")) or model in (".", "..") or Path(model).is_dir()
+
+
+def _hub_id_problem(name: str) -> str | None:
+    """Return why ``name`` is no id of the Hub, after the rules of ``huggingface_hub.utils.validate_repo_id``."""
+    parts = name.split("/")
+    if len(parts) > 2:
+        return "an id has one '/' at most"
+    for part in parts:
+        if not part:
+            return "a part of it is empty"
+        if len(part) > 96:
+            return "a part of it has more than 96 characters"
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", part):
+            return "it has a character other than letters, digits, '-', '_' and '.'"
+        if part[0] in "-." or part[-1] in "-.":
+            return "a part of it starts or ends with '-' or '.'"
+    if "--" in name or ".." in name:
+        return "it has '--' or '..'"
+    if name.endswith(".git"):
+        return "it ends with '.git'"
+    return None
+
+
+def _revision_problem(revision: str) -> str | None:
+    """Return why ``revision`` is no name of a Git revision, after the rules of ``git check-ref-format``."""
+    if not revision:
+        return "is empty"
+    if _hidden(revision) or re.search(r"[\s~^:?*\[\\]|\.\.|@\{|//", revision):
+        return "has a character that no revision has"
+    if revision.startswith(("-", "/", ".")) or revision.endswith(("/", ".", ".lock")):
+        return "starts or ends as no revision does"
+    return None
+
+
+def _hidden(text: str) -> bool:
+    """Return whether ``text`` has a control or formatting character, or half of a surrogate pair."""
+    return any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in text)
+
+
+def _line(node: Node) -> int:
+    line: int = node.start_mark.line
+    return line + 1
+
+
+def _is_null(node: Node) -> bool:
+    return isinstance(node, ScalarNode) and node.tag == f"{_TAG}null"
+
+
+def _kind(node: Node) -> str:
+    match node:
+        case MappingNode():
+            return "a mapping"
+        case SequenceNode():
+            return "a list"
+        case ScalarNode() if _is_null(node):
+            return "nothing"
+        case _:
+            return f"the text {node.value!r}"

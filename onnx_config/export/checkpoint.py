@@ -1,0 +1,194 @@
+"""A model's weights: whether the files are whole, and loading them without a random remainder.
+
+transformers fills what a checkpoint lacks with random numbers and a warning. Here that is an error:
+a graph of random weights would be verified against the same random weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx_config.errors import ErrorKind, InputError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["check_weights", "load_model", "weight_files"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the safetensors files of a model, all shards of a sharded one.
+
+    Raises:
+        InputError: If there are none, or a shard that the index names is missing.
+    """
+    index = folder / _INDEX
+    if (folder / _SINGLE).is_file():
+        return (folder / _SINGLE,)
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{str(index)!r} is no index of shards: {error}. Restore it from its source.") from error
+        wrong = [s for s in shards if Path(s).name != s]
+        if wrong:
+            raise InputError(f"{str(index)!r} names files outside its folder: {wrong}. This is not accepted.")
+        if missing := [s for s in shards if not (folder / s).is_file()]:
+            raise InputError(
+                f"{str(folder)!r} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing[:3])}. "
+                "Fetch the missing files."
+            )
+        return tuple(folder / s for s in shards)
+    if any((folder / name).is_file() for name in _PICKLED):
+        raise InputError(
+            f"{str(folder)!r} has its weights as pickled files only, which can run code when read. "
+            "Save the model with safetensors (save_pretrained does)."
+        )
+    raise InputError(f"{str(folder)!r} has no weights: no {_SINGLE} and no {_INDEX}. Fetch or save them.")
+
+
+def check_weights(folder: Path) -> int:
+    """Check that each safetensors file is as long as its header says; return the bytes of all tensors.
+
+    Only the headers are read.
+
+    Raises:
+        InputError: If a file is missing, truncated or no safetensors file.
+    """
+    total = 0
+    for path in weight_files(folder):
+        total += _check_file(path)
+    return total
+
+
+def _check_file(path: Path) -> int:
+    size = path.stat().st_size
+    broken = f"{str(path)!r} is no whole safetensors file: "
+    advice = " Fetch the file again."
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            raise InputError(f"{broken}it has {size} bytes.{advice}")
+        (length,) = struct.unpack("<Q", start)
+        if length > size - 8:
+            raise InputError(f"{broken}its header of {length} bytes does not fit into {size}.{advice}")
+        try:
+            header = json.loads(file.read(length))
+            ends = [int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(f"{broken}its header cannot be read ({type(error).__name__}).{advice}") from error
+    wanted = 8 + length + max(ends, default=0)
+    if size != wanted:
+        raise InputError(f"{broken}it has {size:,} bytes where its header asks for {wanted:,}.{advice}")
+    return max(ends, default=0)
+
+
+def load_model(
+    cls: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    check_values: bool = True,
+) -> PreTrainedModel:
+    """Return the model with the weights of ``folder``, in evaluation mode on the CPU.
+
+    Args:
+        cls: The class to load.
+        config: Its config.
+        folder: Where the weights are.
+        dtype: Element type of the loaded weights.
+        check_values: Whether weights that are not finite are an error.
+
+    Raises:
+        InputError: If weights are missing, truncated, of other shapes than the config's, or not finite.
+        ModelError: If the class cannot be loaded.
+    """
+    import torch
+
+    check_weights(folder)
+    model, missing = _load(cls, config, folder, getattr(torch, dtype))
+    if missing and all(_is_pooler(key) for key in missing) and _has_pooling_switch(cls):
+        # A checkpoint saved from a head without a pooler: the class has a switch for just that.
+        model, missing = _load(cls, config, folder, getattr(torch, dtype), add_pooling_layer=False)
+    if missing:
+        raise InputError(
+            f"The checkpoint in {str(folder)!r} has no weights for {_some(missing)}, which {cls.__name__} needs; they "
+            "would be random. Ask for the task that it was trained for, or give a complete checkpoint."
+        )
+    if check_values and (wrong := _not_finite(model)):
+        raise InputError(
+            f"The checkpoint in {str(folder)!r} holds NaN or infinite weights in {_some(wrong)}. "
+            "Nothing that is computed with them has a meaning; fetch or train it again."
+        )
+    return model
+
+
+def _load(
+    cls: type[PreTrainedModel], config: PreTrainedConfig, folder: Path, dtype: Any, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    from safetensors import SafetensorError
+
+    try:
+        # With output_loading_info it returns a pair, which its annotation does not say.
+        loaded: Any = cls.from_pretrained(
+            folder,
+            config=copy.deepcopy(config),
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (SafetensorError, EOFError) as error:
+        raise InputError(f"The weights in {str(folder)!r} cannot be read: {error}. Fetch them again.") from error
+    except (RuntimeError, ValueError) as error:
+        text = str(error)
+        if "size mismatch" in text or "mismatched" in text or "shape" in text:
+            raise InputError(
+                f"The weights in {str(folder)!r} do not fit their config.json: {text[:400]}. "
+                "Give the config that the weights were saved with."
+            ) from error
+        raise
+    except ImportError as error:
+        raise ModelError(
+            f"{cls.__name__} needs a library that is not installed: {error}", kind=ErrorKind.UNSUPPORTED
+        ) from error
+    model, info = loaded
+    return model.eval(), sorted(str(k) for k in info.get("missing_keys", ()))
+
+
+def _is_pooler(key: str) -> bool:
+    return "pooler" in key.split(".")
+
+
+def _has_pooling_switch(cls: type) -> bool:
+    return "add_pooling_layer" in inspect.signature(cls).parameters
+
+
+def _not_finite(model: PreTrainedModel) -> list[str]:
+    import torch
+
+    wrong = []
+    for name, parameter in model.named_parameters():
+        # The sum of squares of finite weights may overflow; that of their extremes does not.
+        if parameter.is_floating_point() and parameter.numel():
+            low, high = torch.aminmax(parameter.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                wrong.append(name)
+    return wrong
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -1,0 +1,81 @@
+"""Reading and writing ``.onnx`` files: size limits, birth certificate, inputs and outputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+
+from onnx_config.spec import TensorSpec
+
+__all__ = ["EMBED_LIMIT_BYTES", "GraphSummary", "read_graph", "summarize", "write_graph"]
+
+EMBED_LIMIT_BYTES = 1536 * 1024**2
+"""Weights of up to 1.5 GiB stay inside the ``.onnx``, larger ones go to a file beside it: protobuf ends at 2 GiB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSummary:
+    """What a graph takes and gives, and how large it is."""
+
+    opset: int
+    nodes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def read_graph(path: Path) -> onnx_ir.Model:
+    """Return the graph of a file; weights beside it stay on disk until they are read."""
+    return onnx_ir.load(str(path))
+
+
+def write_graph(model: onnx_ir.Model, path: Path, *, metadata: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """Write a graph, its weights inside or in ``<path>_data``; return the files written.
+
+    Args:
+        model: The graph.
+        path: The ``.onnx`` file; replaced if it exists, though not atomically.
+        metadata: The birth certificate: replaces all entries of the graph's ``metadata_props``.
+    """
+    if metadata is not None:
+        model.metadata_props.clear()
+        model.metadata_props.update(metadata)
+    size = sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+    if size <= EMBED_LIMIT_BYTES:
+        onnx_ir.save(model, str(path))
+        return (path,)
+    data = path.with_name(f"{path.name}_data")
+    onnx_ir.save(model, str(path), external_data=data.name)
+    return (path, data)
+
+
+def summarize(model: onnx_ir.Model) -> GraphSummary:
+    """Return opset, node count, inputs and outputs; nodes of subgraphs count."""
+    return GraphSummary(
+        opset=model.opset_imports.get("", 0),
+        nodes=sum(1 for graph in model.graphs() for _ in graph),
+        inputs=tuple(_tensor(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor(value) for value in model.graph.outputs),
+    )
+
+
+def _tensor(value: onnx_ir.Value) -> TensorSpec:
+    shape = () if value.shape is None else tuple(_size(size, i, value) for i, size in enumerate(value.shape))
+    dtype = "unknown" if value.dtype is None else str(value.dtype.numpy())
+    return TensorSpec(name=value.name or "", dtype=dtype, shape=shape)
+
+
+def _size(size: Any, position: int, value: onnx_ir.Value) -> int | str:
+    if isinstance(size, int):
+        return size
+    name = re.sub(r"\W", "_", value.name or "output")
+    return str(size.value) if size.value is not None else f"{name}_dim_{position}"

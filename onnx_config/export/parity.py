@@ -1,0 +1,360 @@
+"""Whether a stored graph computes what the unmodified PyTorch model computes.
+
+The reference runs in a process where no exporter patch was ever applied. The tolerance comes from
+the model itself: what it differs by between float32 and float64 on the same inputs. Where that
+alone exceeds what anyone would accept, the output is called unstable, never verified.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export.shapes import CheckShape
+from onnx_config.module_state import preserved_state
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+__all__ = ["Outcome", "OutputCheck", "ParityResult", "Reference", "check_parity", "choose_device", "open_session"]
+
+Array = npt.NDArray[Any]
+
+BASE_TOLERANCE = 1e-5
+"""Difference that counts as equal, as a share of an output's largest magnitude (of 1 where it is smaller)."""
+
+SPREAD_FACTOR = 10.0
+"""How many times the model's own float32 error a graph may be off."""
+
+MAX_TOLERANCE = 1e-3
+"""Share beyond which nothing is called equal, however unsure the model is of itself."""
+
+FALLBACK_TOLERANCE = 1e-4
+"""Share allowed where the model cannot run in float64."""
+
+
+class Outcome(StrEnum):
+    """What a comparison says."""
+
+    VERIFIED = "verified"
+    MISMATCH = "mismatch"
+    UNSTABLE = "unstable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputCheck:
+    """One output over all shapes."""
+
+    name: str
+    max_abs_diff: float
+    tolerance: float
+    """The tolerance at the shape where the difference came closest to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityResult:
+    """What was compared, and the verdict."""
+
+    outcome: Outcome
+    device: str
+    provider: str
+    shapes: int
+    """Shapes compared."""
+    outputs: tuple[OutputCheck, ...]
+    axes_proven: tuple[str, ...]
+    """Axes compared at two sizes at least."""
+    detail: str | None
+    """What differed, and where."""
+    skipped: tuple[str, ...] = ()
+    """Shapes that the PyTorch model itself refuses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What the PyTorch model returns at one shape."""
+
+    shape: CheckShape
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    precise: Mapping[str, Array] | None
+    """The same in float64; ``None`` where the model cannot run in it."""
+    device: str = "cpu"
+
+
+@dataclass(slots=True)
+class _Tally:
+    worst: dict[str, OutputCheck] = field(default_factory=dict)
+    mismatch: str | None = None
+    unstable: str | None = None
+    sizes: dict[str, set[int]] = field(default_factory=dict)
+    compared: int = 0
+
+    def note(self, name: str, difference: float, tolerance: float) -> None:
+        old = self.worst.get(name)
+        if old is None or _ratio(difference, tolerance) > _ratio(old.max_abs_diff, old.tolerance):
+            self.worst[name] = OutputCheck(name=name, max_abs_diff=difference, tolerance=tolerance)
+
+
+def _ratio(difference: float, tolerance: float) -> float:
+    return difference / tolerance if tolerance else (0.0 if difference == 0 else float("inf"))
+
+
+def choose_device(asked: str) -> str:
+    """Return ``"cpu"`` or ``"cuda"`` for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: If ``cuda`` is asked for and PyTorch or ONNX Runtime cannot use it.
+    """
+    import onnxruntime
+    import torch
+
+    usable = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if asked == "cuda" and not usable:
+        raise InputError(
+            "The device 'cuda' was asked for, but "
+            + ("PyTorch sees no CUDA device. " if not torch.cuda.is_available() else "")
+            + (
+                "ONNX Runtime has no CUDAExecutionProvider here. "
+                if "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
+                else ""
+            )
+            + "Install the GPU builds, or ask for the device 'auto' or 'cpu'."
+        )
+    if asked == "auto":
+        return "cuda" if usable else "cpu"
+    return asked
+
+
+def open_session(path: Path, *, device: str, threads: int = 1) -> Any:
+    """Return an ONNX Runtime session at the optimisation level of production.
+
+    Raises:
+        ModelError: If ONNX Runtime refuses the graph (``runtime_failed``).
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    # ONNX Runtime's exceptions share no base class of their own.
+    except Exception as error:
+        raise ModelError(
+            f"ONNX Runtime {onnxruntime.__version__} refuses the graph {path.name}: {error}",
+            kind=ErrorKind.RUNTIME_FAILED,
+        ) from error
+
+
+def compute_references(
+    model: PreTrainedModel,
+    shapes: Iterable[tuple[CheckShape, Mapping[str, Array]]],
+    *,
+    flags: Mapping[str, Any],
+    device: str = "cpu",
+) -> tuple[list[Reference], list[str]]:
+    """Run the PyTorch model at each shape, in float32 and then in float64.
+
+    Returns:
+        The references, and what the model said to the shapes that it refused.
+    """
+    import torch
+
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    model = model.to(device)  # type: ignore[arg-type]
+    references: list[Reference] = []
+    refused: list[str] = []
+    for shape, inputs in shapes:
+        outputs = _run_torch(model, inputs, flags, device, None)
+        if isinstance(outputs, str):
+            refused.append(f"{shape.label}: {outputs}")
+            continue
+        references.append(Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device))
+    precise = copy.deepcopy(model).double() if references else None
+    finished = []
+    for reference in references:
+        answer = _run_torch(precise, reference.inputs, flags, device, torch.float64) if precise is not None else ""
+        finished.append(
+            Reference(
+                shape=reference.shape,
+                inputs=reference.inputs,
+                outputs=reference.outputs,
+                precise=None if isinstance(answer, str) else answer,
+                device=device,
+            )
+        )
+    return finished, refused
+
+
+def _run_torch(
+    model: Any, inputs: Mapping[str, Array], flags: Mapping[str, Any], device: str, dtype: torch.dtype | None
+) -> dict[str, Array] | str:
+    """Return the outputs by name, or what the model said when it refused."""
+    import torch
+
+    from onnx_config.probe import flat_outputs
+
+    tensors = {}
+    for name, value in inputs.items():
+        tensor = torch.from_numpy(value).to(device)
+        tensors[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+    torch.manual_seed(0)
+    try:
+        with torch.no_grad(), preserved_state(model):
+            returned = model(**tensors, **flags)
+    # The model's own code decides what it raises for a size that it does not take.
+    except Exception as error:  # noqa: BLE001
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return {
+        name: value.detach().cpu().numpy() for name, value in flat_outputs(returned) if value.dtype != torch.bfloat16
+    }
+
+
+def check_parity(session: Any, references: Sequence[Reference], *, refused: Sequence[str] = ()) -> ParityResult:
+    """Compare a session with the references.
+
+    Args:
+        session: As `open_session` returns it.
+        references: What PyTorch computed, at shapes other than the traced one.
+        refused: Shapes that PyTorch refused, for the record.
+
+    Raises:
+        ModelError: If there are fewer than four references: too little to call anything verified.
+    """
+    if len(references) < 4:
+        raise ModelError(
+            f"The PyTorch model accepts only {len(references)} of the shapes it was to be compared at; "
+            "four are needed. "
+            f"It said: {'; '.join(refused)[:500]}",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+    tally = _Tally()
+    names = [o.name for o in session.get_outputs()]
+    wanted = {i.name for i in session.get_inputs()}
+    for reference in references:
+        feed = {name: value for name, value in reference.inputs.items() if name in wanted}
+        try:
+            values = session.run(names, feed)
+        # ONNX Runtime's exceptions share no base class of their own.
+        except Exception as error:  # noqa: BLE001
+            tally.mismatch = (
+                tally.mismatch or f"ONNX Runtime stops at {_where(reference)}: {' '.join(str(error).split())[:300]}"
+            )
+            continue
+        tally.compared += 1
+        for axis, size in reference.shape.sizes.items():
+            tally.sizes.setdefault(axis, set()).add(size)
+        for name, value in zip(names, values, strict=True):
+            _compare(tally, name, np.asarray(value), reference)
+    outcome = Outcome.MISMATCH if tally.mismatch else Outcome.UNSTABLE if tally.unstable else Outcome.VERIFIED
+    return ParityResult(
+        outcome=outcome,
+        device=references[0].device,
+        provider=session.get_providers()[0],
+        shapes=tally.compared,
+        outputs=tuple(tally.worst.values()),
+        axes_proven=tuple(sorted(a for a, s in tally.sizes.items() if len(s) > 1)),
+        detail=tally.mismatch or tally.unstable,
+        skipped=tuple(refused),
+    )
+
+
+def _where(reference: Reference) -> str:
+    sizes = ", ".join(f"{k}={v}" for k, v in reference.shape.sizes.items())
+    return f"{reference.shape.label} ({sizes})" if sizes else reference.shape.label
+
+
+def _compare(tally: _Tally, name: str, got: Array, reference: Reference) -> None:
+    """Compare one output at one shape and note the result."""
+    key = name.removeprefix("output.")
+    want = reference.outputs.get(key)
+    if want is None:
+        tally.mismatch = tally.mismatch or f"{name} is an output of the graph only"
+        return
+    if got.shape != want.shape:
+        tally.mismatch = tally.mismatch or f"{name} has shape {got.shape} for {want.shape} at {_where(reference)}"
+        return
+    if not got.size:
+        tally.note(name, 0.0, BASE_TOLERANCE)
+        return
+    precise = None if reference.precise is None else reference.precise.get(key)
+    if precise is not None and precise.shape != want.shape:
+        tally.unstable = tally.unstable or f"{name} has another shape in float64 at {_where(reference)}"
+        return
+    if want.dtype.kind in "iub":
+        _compare_exact(tally, name, got, want=want, precise=precise, reference=reference)
+        return
+    difference, problem = max_difference(got, want)
+    if problem is not None:
+        tally.mismatch = tally.mismatch or f"{name} {problem} at {_where(reference)}"
+        tally.note(name, difference, 0.0)
+        return
+    finite = np.abs(want[np.isfinite(want)])
+    scale = max(1.0, float(finite.max())) if finite.size else 1.0
+    allowed = FALLBACK_TOLERANCE * scale
+    own = None
+    if precise is not None:
+        own, _ = max_difference(want.astype(np.float64), precise)
+        allowed = min(max(BASE_TOLERANCE * scale, SPREAD_FACTOR * own), MAX_TOLERANCE * scale)
+    tally.note(name, difference, allowed)
+    if difference <= allowed:
+        return
+    if own is not None and difference <= SPREAD_FACTOR * own:
+        tally.unstable = tally.unstable or (
+            f"{name} differs by {difference:.3g} at {_where(reference)}, "
+            f"where PyTorch differs from itself in float64 by {own:.3g}"
+        )
+    else:
+        tally.mismatch = tally.mismatch or (
+            f"{name} differs by {difference:.3g} at {_where(reference)}, where {allowed:.3g} is allowed"
+        )
+
+
+def _compare_exact(
+    tally: _Tally, name: str, got: Array, *, want: Array, precise: Array | None, reference: Reference
+) -> None:
+    different = int((got.astype(want.dtype) != want).sum())
+    tally.note(name, float(different), 0.0)
+    if not different:
+        return
+    if precise is not None and (precise != want).any():
+        tally.unstable = tally.unstable or f"{name}: {different} values differ at {_where(reference)}, as in float64"
+    else:
+        tally.mismatch = tally.mismatch or f"{name}: {different} of {want.size} values differ at {_where(reference)}"
+
+
+def max_difference(got: Array, want: Array) -> tuple[float, str | None]:
+    """Return the largest absolute difference, and what makes the two incomparable (NaN, infinity).
+
+    >>> max_difference(np.array([1.0, np.nan]), np.array([1.5, np.nan]))
+    (0.5, None)
+    >>> max_difference(np.array([np.nan]), np.array([1.0]))
+    (inf, 'has 1 NaN where PyTorch has none')
+    """
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    extra = np.isnan(a) & ~np.isnan(b)
+    if extra.any():
+        return float("inf"), f"has {int(extra.sum())} NaN where PyTorch has none"
+    if (np.isnan(b) & ~np.isnan(a)).any():
+        return float("inf"), "has numbers where PyTorch has NaN"
+    infinite = np.isinf(a) | np.isinf(b)
+    if (a[infinite] != b[infinite]).any():
+        return float("inf"), "differs where one side is infinite"
+    usable = ~(np.isnan(b) | infinite)
+    return (float(np.abs(a[usable] - b[usable]).max()) if usable.any() else 0.0), None

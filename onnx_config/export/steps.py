@@ -1,0 +1,200 @@
+"""The steps of a conversion as they run in a child process: one dict of JSON values in, one out.
+
+Paths in requests are absolute. Nothing is written but the files that a request names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.spec import ModelSpec, TensorSpec
+
+__all__ = ["detect", "export", "parity", "simplify"]
+
+Json = dict[str, Any]
+
+
+def detect(request: Json) -> Json:
+    """Return the spec of the model in ``folder`` (or by ``config``, its dict), for ``task``.
+
+    Raises:
+        InputError: If the config cannot be read or the task is not possible.
+        ModelError: If the model's class is unknown or cannot be built.
+    """
+    spec, _ = _configure(request)
+    return spec.to_json()
+
+
+def _configure(request: Json) -> tuple[ModelSpec, Any]:
+    from onnx_config.hub import config_from_dict, read_config_dict
+    from onnx_config.universal_config import UniversalOnnxConfig
+
+    value = read_config_dict(Path(request["folder"]))
+    if "auto_map" in value and request.get("trust_remote_code"):
+        raise ModelError(
+            "The model brings its own code (auto_map in config.json). This version of onnx-ferry runs no code of "
+            "models, also where it is allowed; only classes of transformers are converted.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+    config = config_from_dict(value, origin=f"{request['folder']}/config.json")
+    universal = UniversalOnnxConfig(config, task=request.get("task"))
+    return universal.spec, universal
+
+
+def _loaded(request: Json, spec: ModelSpec) -> tuple[Any, Any]:
+    """Return (config object, model) for a spec that `detect` made."""
+    from onnx_config.export.checkpoint import load_model
+    from onnx_config.hub import config_from_dict, read_config_dict
+    from onnx_config.universal_config import UniversalOnnxConfig
+
+    folder = Path(request["folder"])
+    config = config_from_dict(read_config_dict(folder), origin=f"{folder}/config.json")
+    universal = UniversalOnnxConfig(config, task=spec.task)
+    return universal, load_model(universal.model_class, config, folder)
+
+
+def export(request: Json) -> Json:
+    """Trace the model in ``folder`` as ``spec`` says and write it to ``output``.
+
+    Returns the graph's summary, and notes.
+
+    Raises:
+        InputError: If the weights are not there, not whole or not finite.
+        ModelError: If the model cannot be traced.
+    """
+    import torch
+
+    from onnx_config.export.graph_file import summarize, write_graph
+    from onnx_config.export.trace import trace_model
+    from onnx_config.input_generator import generate_inputs
+    from onnx_config.probe import flat_outputs
+
+    if request["dtype"] != "float32":
+        raise ModelError(
+            f"The dtype {request['dtype']!r} was asked for; this version converts float32 only. Leave dtype unset.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+    _check_opset(request["opset"])
+    spec = ModelSpec.from_json(request["spec"])
+    universal, model = _loaded(request, spec)
+    arrays = generate_inputs(spec.inputs, universal.config, universal.declaration, spec.sizes)
+    inputs = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    flags = universal.forward_flags
+    try:
+        with torch.no_grad():
+            returned = [name for name, _ in flat_outputs(model(**inputs, **flags))]
+    # The model's own code decides what it raises on inputs that it does not take.
+    except Exception as error:
+        raise ModelError(
+            f"{spec.architecture} refuses the inputs that its declarations suggest "
+            f"({', '.join(f'{n} {list(a.shape)}' for n, a in arrays.items())}): {type(error).__name__}: {error}",
+            kind=ErrorKind.UNSUPPORTED,
+        ) from error
+    expected = [t.name for t in spec.outputs]
+    kept = [name for name in returned if name in expected] or returned
+    notes = [f"{name} is declared, yet this checkpoint does not return it" for name in expected if name not in returned]
+    trace = trace_model(
+        model,
+        inputs,
+        spec.inputs,
+        kept,
+        axis_ranges=spec.axis_ranges,
+        opset=request["opset"],
+        flags=flags,
+        fixed=request.get("fixed", ()),
+    )
+    write_graph(trace.model, Path(request["output"]))
+    return {"graph": _summary(summarize(trace.model)), "notes": [*notes, *trace.notes]}
+
+
+def _check_opset(opset: int | None) -> None:
+    import onnx.defs
+
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not 18 <= opset <= newest:
+        raise InputError(f"The opset {opset} was asked for; the exporter writes opsets 18 to {newest}.")
+
+
+def simplify(request: Json) -> Json:
+    """Simplify ``graph`` into ``output`` with the birth certificate ``metadata``.
+
+    With ``simplify`` false the plain graph is written. Returns the summary of what was written, the nodes
+    before, whether it is the simplified graph, and why not.
+    """
+    from onnx_config.export.graph_file import read_graph, summarize, write_graph
+    from onnx_config.export.simplify import simplify_file
+
+    path, output = Path(request["graph"]), Path(request["output"])
+    if not request["simplify"]:
+        model = read_graph(path)
+        summary = summarize(model)
+        write_graph(model, output, metadata=request["metadata"])
+        return {"graph": _summary(summary), "nodes_before": summary.nodes, "simplified": False, "reason": None}
+    result = simplify_file(path)
+    write_graph(result.model or read_graph(path), output, metadata=request["metadata"])
+    return {
+        "graph": _summary(result.after),
+        "nodes_before": result.before.nodes,
+        "simplified": result.model is not None,
+        "reason": result.reason,
+    }
+
+
+def parity(request: Json) -> Json:
+    """Compare the stored ``graph`` with the PyTorch model in ``folder`` on ``device``.
+
+    The spec's inputs are narrowed to those of the graph, and axes that the graph fixed stay at their size.
+    Returns the result as JSON.
+
+    Raises:
+        InputError: If the device is not there.
+        ModelError: If ONNX Runtime refuses the graph.
+    """
+    from onnx_config.export.parity import check_parity, choose_device, compute_references, open_session
+    from onnx_config.export.shapes import check_shapes
+    from onnx_config.input_generator import generate_inputs
+
+    device = choose_device(request["device"])
+    spec = ModelSpec.from_json(request["spec"])
+    universal, model = _loaded(request, spec)
+    session = open_session(Path(request["graph"]), device=device, threads=request["threads"])
+    inputs = _as_in_graph(spec, session)
+    axes = {axis for tensor in inputs for axis in tensor.axes.values()}
+    sizes = {axis: size for axis, size in spec.sizes.items() if axis in axes}
+    masked = any(t.name.endswith("attention_mask") for t in inputs)
+    shapes = check_shapes(sizes, spec.axis_ranges, masked=masked)
+    feeds = [
+        (
+            shape,
+            generate_inputs(
+                inputs, universal.config, universal.declaration, shape.sizes, seed=shape.seed, padding=shape.padding
+            ),
+        )
+        for shape in shapes
+    ]
+    references, refused = compute_references(model, feeds, flags=universal.forward_flags, device=device)
+    result = check_parity(session, references, refused=refused)
+    return {**asdict(result), "outcome": result.outcome.value}
+
+
+def _as_in_graph(spec: ModelSpec, session: Any) -> tuple[TensorSpec, ...]:
+    """Return the spec's inputs with the axes fixed that are fixed in the graph."""
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    narrowed = []
+    for tensor in spec.inputs:
+        shape = shapes.get(tensor.name)
+        if shape is None or len(shape) != len(tensor.shape):
+            narrowed.append(tensor)
+            continue
+        sizes = tuple(
+            there if isinstance(there, int) else here for here, there in zip(tensor.shape, shape, strict=True)
+        )
+        narrowed.append(TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=sizes))
+    return tuple(narrowed)
+
+
+def _summary(summary: Any) -> Json:
+    return asdict(summary)

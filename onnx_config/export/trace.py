@@ -1,0 +1,236 @@
+"""From a loaded model to an ONNX graph, through ``transformers.exporters``.
+
+The only module that knows the exporter. It is given explicit dynamic shapes, since its own automatic
+ones leave opaque axes that are not tied, and the axes get their names back afterwards. An axis
+that cannot be traced as dynamic is fixed and reported, never silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir
+import torch
+
+from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Trace", "trace_model"]
+
+_SYMBOL = re.compile(r"\b[su]\d+\b")
+_IMAGE_AXES = ("height", "width")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A graph and what was learned while it was made."""
+
+    model: onnx_ir.Model
+    """The graph with its weights."""
+
+    notes: tuple[str, ...]
+    """Axes that had to be fixed, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    axes: frozenset[str]
+    """Axes that stay dynamic."""
+    automatic: bool
+    """Whether torch may find out how the axes relate, rather than being told that they do not."""
+
+
+def trace_model(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    specs: Iterable[TensorSpec],
+    outputs: Iterable[str],
+    *,
+    axis_ranges: Mapping[str, tuple[int, int | None]],
+    opset: int | None,
+    flags: Mapping[str, Any],
+    optimize: bool = True,
+    fixed: Iterable[str] = (),
+) -> Trace:
+    """Return the graph of ``model`` with named axes and only the outputs asked for.
+
+    Args:
+        model: The loaded model; it is the same after the call.
+        inputs: Sample inputs, no dynamic axis of size 1.
+        specs: The inputs' names, shapes and axes.
+        outputs: Output names to keep, of those that the model returns.
+        axis_ranges: Dynamic axis -> smallest and largest size.
+        opset: ONNX opset; ``None``: the exporter's default.
+        flags: Further keyword arguments of ``forward``, such as ``use_cache=False``.
+        optimize: Whether the exporter folds constants and removes dead nodes.
+        fixed: Axes to fix at the sample's size although they are declared dynamic.
+
+    Raises:
+        ModelError: If every attempt failed (``export_failed``); the message is that of the last one.
+    """
+    tensors = tuple(specs)
+    kept = tuple(outputs)
+    axes = frozenset(a for spec in tensors for a in spec.axes.values()) - frozenset(fixed)
+    notes: list[str] = []
+    failures: list[tuple[_Attempt, Exception]] = []
+    for attempt in _attempts(axes):
+        try:
+            program = _export(
+                model, inputs, tensors, attempt, axis_ranges=axis_ranges, opset=opset, flags=flags, optimize=optimize
+            )
+        # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
+        except Exception as error:  # noqa: BLE001
+            failures.append((attempt, error))
+            continue
+        if untraceable := sorted(axes - attempt.axes):
+            notes.append(
+                f"{', '.join(untraceable)} could not be traced as dynamic and is fixed: {_first_line(failures[-1][1])}"
+            )
+        notes += _name_axes(program, tensors, attempt)
+        _keep_outputs(program, kept)
+        return Trace(model=program, notes=tuple(notes))
+    last = failures[-1][1]
+    raise ModelError(
+        f"{type(model).__name__} could not be traced in {len(failures)} attempts. "
+        f"The last one ended with {type(last).__name__}: {_first_line(last)}",
+        kind=ErrorKind.EXPORT_FAILED,
+    ) from last
+
+
+def _attempts(axes: frozenset[str]) -> list[_Attempt]:
+    attempts = [_Attempt(axes=axes, automatic=False), _Attempt(axes=axes, automatic=True)]
+    if axes & set(_IMAGE_AXES):
+        attempts.append(_Attempt(axes=axes - set(_IMAGE_AXES), automatic=True))
+    return attempts
+
+
+def _export(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    specs: tuple[TensorSpec, ...],
+    attempt: _Attempt,
+    *,
+    axis_ranges: Mapping[str, tuple[int, int | None]],
+    opset: int | None,
+    flags: Mapping[str, Any],
+    optimize: bool,
+) -> onnx_ir.Model:
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
+
+    dims: dict[str, Any] = {}
+    for axis in attempt.axes:
+        largest = axis_ranges.get(axis, (1, None))[1]
+        # torch reads a lower bound of 2 or less as "not specialised"; a graph traced so runs at 1 too.
+        dims[axis] = torch.export.Dim.AUTO if attempt.automatic else torch.export.Dim(_symbol(axis), min=1, max=largest)
+    shapes = {
+        spec.name: {position: dims[axis] for position, axis in spec.axes.items() if axis in dims} for spec in specs
+    }
+    config = OnnxConfig(
+        dynamic_shapes=shapes,
+        opset_version=opset,
+        optimize=optimize,
+        prefer_deferred_runtime_asserts_over_guards=not attempt.automatic,
+    )
+    # torch.onnx prints its progress and its failure reports to stdout, which belongs to our caller.
+    with contextlib.redirect_stdout(io.StringIO()):
+        exported = OnnxExporter().export(model, {**inputs, **flags}, config)
+    program = exported.program
+    if not isinstance(program, onnx_ir.Model):
+        raise TypeError(f"the exporter returned a {type(program).__name__}")
+    return program
+
+
+def _symbol(axis: str) -> str:
+    return re.sub(r"\W", "_", axis)
+
+
+def _name_axes(program: onnx_ir.Model, specs: tuple[TensorSpec, ...], attempt: _Attempt) -> list[str]:
+    """Give the graph's axes their names, on every value; return what turned out to be fixed."""
+    names: dict[str, str] = {}
+    notes: list[str] = []
+    by_name = {spec.name: spec for spec in specs}
+    for value in program.graph.inputs:
+        spec = by_name.get((value.name or "").removeprefix("input."))
+        if spec is None or value.shape is None:
+            continue
+        for position, axis in spec.axes.items():
+            if axis not in attempt.axes:
+                continue
+            size = value.shape[position]
+            if isinstance(size, int):
+                notes.append(f"{axis} of {spec.name} is fixed at {size} in the graph")
+            elif size.value is not None and names.setdefault(str(size.value), axis) != axis:
+                notes.append(f"{axis} of {spec.name} is tied to {names[str(size.value)]} in the graph")
+    for value in _values(program):
+        if value.shape is None:
+            continue
+        dims: list[int | str | None] = []
+        for size in value.shape:
+            text = size if isinstance(size, int) else size.value
+            dims.append(text if isinstance(text, int) or text is None else _rename(str(text), names))
+        if not value.shape.frozen:
+            value.shape = onnx_ir.Shape(dims)
+        else:
+            value.shape = onnx_ir.Shape(dims, frozen=True)
+    for value in program.graph.outputs:
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape([_plain(size, f"{value.name}_dim_{i}") for i, size in enumerate(value.shape)])
+    return list(dict.fromkeys(notes))
+
+
+def _rename(expression: str, names: Mapping[str, str]) -> str:
+    return _SYMBOL.sub(lambda found: names.get(found[0], found[0]), expression)
+
+
+def _plain(size: Any, fallback: str) -> int | str:
+    """Return a size of an output as a reader wants it: a number, a name, or a formula over names."""
+    if isinstance(size, int):
+        return size
+    text = size.value
+    if text is None or _SYMBOL.search(str(text)):
+        return fallback.replace(".", "_")
+    return str(text)
+
+
+def _values(program: onnx_ir.Model) -> Iterable[onnx_ir.Value]:
+    seen: set[int] = set()
+    for graph in program.graphs():
+        for value in (*graph.inputs, *graph.initializers.values()):
+            if id(value) not in seen:
+                seen.add(id(value))
+                yield value
+        for node in graph:
+            for value in node.outputs:
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    yield value
+
+
+def _keep_outputs(program: onnx_ir.Model, kept: tuple[str, ...]) -> None:
+    """Remove the outputs that were not asked for, with all nodes that only they need."""
+    outputs = program.graph.outputs
+    wanted = [value for value in outputs if (value.name or "").removeprefix("output.") in kept]
+    if not wanted or len(wanted) == len(outputs):
+        return
+    outputs[:] = wanted
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    RemoveUnusedNodesPass()(program)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # torch.onnx wraps the cause in a banner; the cause stands last.
+    if error.__cause__ is not None and "torch.onnx" in text[:400]:
+        return _first_line(error.__cause__)
+    return f"{type(error).__name__}: {' '.join(lines)[:400]}"

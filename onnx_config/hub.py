@@ -1,0 +1,315 @@
+"""Where models come from: folders, and the Hugging Face Hub through ``huggingface_hub``.
+
+The only module that knows the Hub. A model is resolved to one revision before anything is read:
+the commit of a repository, or the content hash of a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError, TransientError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+__all__ = [
+    "Source",
+    "config_from_dict",
+    "download",
+    "fetch_config",
+    "is_folder",
+    "read_config",
+    "read_config_dict",
+    "resolve",
+]
+
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model at one revision."""
+
+    model_id: str
+    """As the user wrote it."""
+
+    revision: str
+    """Commit of the Hub, or SHA-256 over a folder's files."""
+
+    folder: Path | None
+    """Where its files are; ``None`` for a repository that was not downloaded yet."""
+
+
+def is_folder(model_id: str) -> bool:
+    """Return whether ``model_id`` means a folder rather than a repository.
+
+    >>> is_folder("./models/mine"), is_folder("org/name")
+    (True, False)
+    """
+    return model_id.startswith((".", "/", "~")) or Path(model_id).is_dir() or not _HUB_ID.match(model_id)
+
+
+def resolve(model_id: str, *, revision: str | None = None) -> Source:
+    """Return the model at its present revision; downloads nothing.
+
+    Raises:
+        InputError: If there is no such folder or repository (``not_found``), or the folder has no
+            ``config.json`` (``bad_input``).
+        TransientError: If the Hub does not answer.
+    """
+    model_id, revision = _split_revision(model_id, revision)
+    if not is_folder(model_id):
+        return Source(model_id=model_id, revision=_commit(model_id, revision), folder=None)
+    folder = Path(model_id).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"The folder {str(folder)!r} does not exist. Give an existing folder, or a Hub id such as org/name.",
+            kind=ErrorKind.NOT_FOUND,
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"The folder {str(folder)!r} has no config.json, so it is no transformers model. "
+            "Save the model with save_pretrained, or name the folder that holds the file."
+        )
+    return Source(model_id=model_id, revision=_content_hash(folder), folder=folder.absolute())
+
+
+def _split_revision(model_id: str, revision: str | None) -> tuple[str, str | None]:
+    """Split ``org/name@revision``; a folder keeps every character of its name."""
+    name, separator, at = model_id.partition("@")
+    if separator and not Path(model_id).is_dir() and _HUB_ID.match(name):
+        return name, at
+    return model_id, revision
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+def _content_hash(folder: Path) -> str:
+    """Return the SHA-256 over names and contents of the folder's files.
+
+    Files are read once; their hashes are remembered by size, modification time and inode, so that an
+    unchanged folder costs no reading of its weights.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in _model_files(folder):
+            digest.update(f"{path.name}\0{_file_hash(path)}\n".encode())
+    except PermissionError as error:
+        raise InputError(f"The folder {str(folder)!r} cannot be read: {error}.") from error
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    from onnx_config.file_hash import sha256_of
+
+    return sha256_of(path)
+
+
+def _commit(model_id: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    with _HubErrors(model_id, revision):
+        sha = HfApi().model_info(model_id, revision=revision, timeout=30).sha
+    if sha is None:
+        raise TransientError(f"The Hub named no commit for {model_id!r}. Try again.", kind=ErrorKind.NETWORK)
+    return sha
+
+
+def download(source: Source) -> Path:
+    """Return a folder with config, weights and preprocessor files of ``source``; a folder stays where it is.
+
+    Files come through the Hub's own cache and are not fetched twice. Only safetensors are taken as weights.
+
+    Raises:
+        InputError: If the repository, revision or safetensors are not there.
+        TransientError: If the Hub does not answer, or the disk is full.
+    """
+    if source.folder is not None:
+        return source.folder
+    from huggingface_hub import snapshot_download
+
+    with _HubErrors(source.model_id, source.revision):
+        return Path(
+            snapshot_download(
+                source.model_id,
+                revision=source.revision,
+                allow_patterns=[*_WEIGHTS, *_SIDE_FILES],
+                ignore_patterns=["*/*"],
+            )
+        )
+
+
+class _HubErrors:
+    """Translate what ``huggingface_hub`` raises."""
+
+    def __init__(self, model_id: str, revision: str | None) -> None:
+        self.model_id = model_id
+        self.revision = revision
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and isinstance(error, Exception):
+            raise translate_hub_error(error, self.model_id, self.revision) from error
+
+
+def translate_hub_error(error: Exception, model_id: str, revision: str | None = None) -> FerryError:
+    """Return the error of ours that says what the Hub, or the way to it, did not give."""
+    import errno
+
+    import httpx
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    what = f"{model_id!r}" + (f" at revision {revision!r}" if revision else "")
+    if isinstance(error, FerryError):
+        return error
+    if isinstance(error, GatedRepoError):
+        return InputError(
+            f"The Hub has {what}, but it is gated. Accept its terms on the Hub and set HF_TOKEN.",
+            kind=ErrorKind.NOT_FOUND,
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return InputError(f"The Hub has no {what}. Check the branch, tag or commit.", kind=ErrorKind.NOT_FOUND)
+    if isinstance(error, RepositoryNotFoundError):
+        return InputError(
+            f"The Hub has no public model {what}. Check the spelling; for a private one set HF_TOKEN.",
+            kind=ErrorKind.NOT_FOUND,
+        )
+    if isinstance(error, HFValidationError):
+        return InputError(f"{model_id!r} is neither a folder nor a Hub id: {error}")
+    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        return TransientError(
+            f"{what} was to be read from the Hub, which could not be reached ({type(error).__name__}). "
+            "Check the network and HF_HUB_OFFLINE, or give a local folder.",
+            kind=ErrorKind.NETWORK,
+        )
+    if isinstance(error, EntryNotFoundError):
+        return InputError(f"The Hub's {what} lacks a file: {error}", kind=ErrorKind.NOT_FOUND)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return TransientError(
+            f"The disk is full while downloading {what}. Free space and run again.", kind=ErrorKind.STORE
+        )
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else None
+        if status in {401, 403}:
+            return InputError(f"The Hub refuses {what} (HTTP {status}). Set HF_TOKEN.", kind=ErrorKind.NOT_FOUND)
+        return TransientError(f"The Hub answered HTTP {status} for {what}. Run again later.", kind=ErrorKind.NETWORK)
+    if isinstance(error, (httpx.HTTPError, ConnectionError, TimeoutError, OSError)):
+        return TransientError(
+            f"The Hub could not be reached for {what}: {type(error).__name__}: {error}. "
+            "Check the network and run again.",
+            kind=ErrorKind.NETWORK,
+        )
+    return TransientError(
+        f"Reading {what} from the Hub failed: {type(error).__name__}: {error}", kind=ErrorKind.NETWORK
+    )
+
+
+def read_config_dict(folder: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a folder.
+
+    Raises:
+        InputError: If it is not there, no JSON, or no object.
+    """
+    path = folder / "config.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{str(path)!r} does not exist, so {str(folder)!r} is no transformers model.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(path)!r} is not JSON: {error}. Restore the file from its source.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{str(path)!r} holds a {type(value).__name__}, not an object of settings.")
+    return value
+
+
+def config_from_dict(value: Mapping[str, Any], *, origin: str = "The config") -> PreTrainedConfig:
+    """Return the config that the dict describes, by its ``model_type``.
+
+    Raises:
+        InputError: If it names no model type, or its values are contradictory.
+        ModelError: If the installed transformers has no such model type.
+    """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from onnx_config.task_detector import newer_release
+
+    model_type = value.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise InputError(f"{origin} names no model_type, so transformers cannot tell what it configures.")
+    if model_type not in CONFIG_MAPPING:
+        newer = newer_release(value)
+        advice = (
+            f"It was written by transformers {newer}: upgrade transformers."
+            if newer
+            else "If the model brings its own code, it needs trust_remote_code."
+            if "auto_map" in value
+            else "Check config.json, or upgrade transformers."
+        )
+        raise ModelError(
+            f"{origin} has the model_type {model_type!r}, which transformers {transformers.__version__} does not "
+            f"know. {advice}",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(dict(value))
+    # A config class checks its values in its own way and raises what it likes.
+    except Exception as error:
+        raise InputError(f"{origin} is not valid for {model_type!r}: {type(error).__name__}: {error}") from error
+
+
+def fetch_config(model_id: str, *, revision: str | None = None) -> Path:
+    """Return a folder with the ``config.json`` of a model; of a repository only that file is fetched.
+
+    Raises:
+        InputError: If there is no such folder or repository.
+        TransientError: If the Hub does not answer.
+    """
+    name, revision = _split_revision(model_id, revision)
+    if not is_folder(name):
+        from huggingface_hub import hf_hub_download
+
+        with _HubErrors(name, revision):
+            return Path(hf_hub_download(name, "config.json", revision=revision)).parent
+    folder = Path(name).expanduser().absolute()
+    if not folder.is_dir():
+        raise InputError(
+            f"The folder {str(folder)!r} does not exist. Give an existing folder, or a Hub id such as org/name.",
+            kind=ErrorKind.NOT_FOUND,
+        )
+    return folder
+
+
+def read_config(model_id: str, *, revision: str | None = None) -> PreTrainedConfig:
+    """Return the config of a folder or a Hub id; of a repository only ``config.json`` is fetched.
+
+    Raises:
+        InputError: If there is no such model or its config cannot be read.
+        ModelError: If transformers does not know its model type.
+        TransientError: If the Hub does not answer.
+    """
+    folder = fetch_config(model_id, revision=revision)
+    return config_from_dict(read_config_dict(folder), origin=f"The config of {model_id!r}")

@@ -1,0 +1,119 @@
+"""Runs a model class on shapes alone: no weights, no numbers, next to no memory.
+
+The class is built on the meta device and called with fake tensors, so that a model of any size
+answers in about a second what it returns for given input shapes, or why it refuses them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+)
+
+from onnx_config.module_state import preserved_state
+
+__all__ = ["Probe", "ProbeResult", "flat_outputs"]
+
+_TORCH_DTYPES = {
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "float32": torch.float32,
+    "bool": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """What a model said to some shapes."""
+
+    outputs: Mapping[str, tuple[tuple[int, ...], str]] | None
+    """Output name -> (shape, NumPy dtype); ``None`` where it did not return."""
+
+    refusal: str | None
+    """What it said when it refused; ``None`` where it did not."""
+
+    undecidable: bool = False
+    """Whether the answer depends on values, which fake tensors do not have."""
+
+
+class Probe:
+    """A model class built without weights, to be called with shapes.
+
+    Raises:
+        Exception: Whatever the class raises when it cannot be built from the config.
+    """
+
+    def __init__(self, cls: type, config: Any) -> None:
+        import copy
+
+        # Building may write into the config (the attention it chose, say); the caller's stays as it is.
+        config = copy.deepcopy(config)
+        with torch.device("meta"):
+            model = cls(config)
+        self.model = model.eval()
+        """The model, its parameters on the meta device."""
+        self.parameters = sum(p.numel() for p in dict.fromkeys(model.parameters()))
+        """Number of parameters, shared ones counted once."""
+
+    def run(self, shapes: Mapping[str, tuple[tuple[int, ...], str]], **flags: Any) -> ProbeResult:
+        """Call the model with inputs of ``shapes`` (name -> shape and NumPy dtype) and ``flags``."""
+        # A refusal is an answer here, not an event to log with a traceback.
+        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _fake_parameters(self.model):
+            inputs = {name: torch.ones(shape, dtype=_TORCH_DTYPES[dtype]) for name, (shape, dtype) in shapes.items()}
+            try:
+                returned = self.model(**inputs, **flags)
+            except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+                return ProbeResult(outputs=None, refusal=str(error), undecidable=True)
+            # The model's own code decides what it raises; whatever it is, it is an answer.
+            except Exception as error:  # noqa: BLE001
+                text = " ".join(str(error).split()) or type(error).__name__
+                return ProbeResult(outputs=None, refusal=text, undecidable="data-dependent" in text.lower())
+            outputs = {
+                name: (tuple(int(size) for size in value.shape), str(value.dtype).removeprefix("torch."))
+                for name, value in flat_outputs(returned)
+            }
+        return ProbeResult(outputs=outputs, refusal=None)
+
+
+def flat_outputs(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a model's output under dotted names, caches left out.
+
+    The names are those that ``transformers.exporters`` gives to graph outputs: fields of output
+    classes by name, members of tuples by position.
+    """
+    if isinstance(value, torch.Tensor):
+        yield prefix or "output", value
+    elif hasattr(value, "items"):
+        for key, item in value.items():
+            yield from flat_outputs(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from flat_outputs(item, f"{prefix}.{index}" if prefix else str(index))
+
+
+@contextmanager
+def _fake_parameters(model: torch.nn.Module) -> Iterator[None]:
+    """Swap a model's meta parameters and buffers for fake ones on the CPU, and back."""
+    with preserved_state(model):
+        fakes: dict[int, Any] = {}
+        for module in model.modules():
+            for store, trained in ((module._parameters, True), (module._buffers, False)):
+                for name, value in store.items():
+                    if value is None or not value.is_meta:
+                        continue
+                    if id(value) not in fakes:
+                        fake = torch.empty(value.shape, dtype=value.dtype)
+                        fakes[id(value)] = torch.nn.Parameter(fake, requires_grad=False) if trained else fake
+                    store[name] = fakes[id(value)]
+        yield

@@ -1,0 +1,154 @@
+"""`AutoModelForONNX`: runs an artifact in ONNX Runtime and answers as the transformers model does.
+
+This version runs artifacts of one graph without a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export.artifact import read_ferry_file
+
+__all__ = ["AutoModelForONNX"]
+
+_GRAPH = "model.onnx"
+
+
+class AutoModelForONNX:
+    """A converted model, called like the transformers model that it came from.
+
+    ::
+
+        model = AutoModelForONNX.from_pretrained("path/to/artifact")
+        outputs = model(**tokenizer("A sentence.", return_tensors="pt"))
+        outputs.last_hidden_state
+    """
+
+    def __init__(self, folder: Path, *, device: str = "cpu", threads: int = 0) -> None:
+        from onnx_config.export.parity import choose_device, open_session
+
+        self.folder = folder
+        """The artifact's folder."""
+        self.device = choose_device(device)
+        """``cpu`` or ``cuda``."""
+        self.session = open_session(folder / _GRAPH, device=self.device, threads=threads)
+        """The ONNX Runtime session."""
+        self.input_names = tuple(value.name for value in self.session.get_inputs())
+        self.output_names = tuple(value.name for value in self.session.get_outputs())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int = 0,
+        allow_quarantined: bool = False,
+    ) -> AutoModelForONNX:
+        """Load an artifact.
+
+        Args:
+            model: Folder of an artifact.
+            device: ``cpu``, ``cuda`` or ``auto``.
+            threads: Threads of ONNX Runtime in one operator; 0: as many as there are cores.
+            allow_quarantined: Whether to load a graph that failed its comparison with PyTorch.
+
+        Raises:
+            InputError: If the folder holds no graph, or the device is not there.
+            ModelError: If the artifact is in quarantine, or ONNX Runtime refuses it.
+        """
+        folder = Path(model).expanduser()
+        if not (folder / _GRAPH).is_file():
+            raise InputError(
+                f"{str(folder)!r} holds no {_GRAPH}. Give the folder of a converted model; "
+                "`ferry catalog list` shows where they are.",
+                kind=ErrorKind.NOT_FOUND,
+            )
+        known = read_ferry_file(folder)
+        verdict = ((known or {}).get("model", {}).get("parity") or {}).get("verdict")
+        if verdict not in (None, "verified") and not allow_quarantined:
+            raise ModelError(
+                f"{str(folder)!r} is in quarantine: its graph was compared with PyTorch and the verdict is {verdict}. "
+                "Pass allow_quarantined=True to load it all the same.",
+                kind=ErrorKind.MISMATCH,
+            )
+        return cls(folder, device=device, threads=threads)
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers config, where the artifact has one."""
+        from onnx_config.hub import read_config
+
+        return read_config(str(self.folder.absolute()))
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Run the graph; returns a ``ModelOutput`` of torch tensors, or of NumPy arrays if given such.
+
+        Keyword arguments that the graph does not take are left out, so that a preprocessor's whole output
+        can be passed. A mask or segment ids that are missing are filled in as transformers does.
+
+        Raises:
+            InputError: If an input that cannot be filled in is missing.
+        """
+        from transformers.utils.generic import ModelOutput
+
+        as_torch = any(_is_tensor(value) for value in inputs.values())
+        feed = {name: _as_array(value) for name, value in inputs.items() if name in self.input_names}
+        self._fill(feed)
+        values = self.session.run(self.output_names, feed)
+        if as_torch:
+            import torch
+
+            values = [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
+        return ModelOutput(zip(self.output_names, values, strict=True))
+
+    def _fill(self, feed: dict[str, Any]) -> None:
+        for value in self.session.get_inputs():
+            if value.name in feed:
+                wanted = _DTYPES.get(value.type)
+                if wanted is not None and feed[value.name].dtype != wanted:
+                    feed[value.name] = feed[value.name].astype(wanted)
+                continue
+            ids = feed.get("input_ids")
+            if ids is not None and value.name == "attention_mask":
+                feed[value.name] = np.ones(ids.shape, np.int64)
+            elif ids is not None and value.name == "token_type_ids":
+                feed[value.name] = np.zeros(ids.shape, np.int64)
+            else:
+                raise InputError(f"The graph takes {list(self.input_names)}; {value.name!r} is missing.")
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Not in this version: its graphs carry no cache.
+
+        Raises:
+            ModelError: Always (``unsupported``).
+        """
+        raise ModelError(
+            "This version converts the forward pass without a cache, so generate() would compute every token anew; "
+            "it is not offered. Call the model for logits.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+
+
+_DTYPES: Mapping[str, Any] = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(bool)": np.bool_,
+}
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] == "torch"
+
+
+def _as_array(value: Any) -> Any:
+    return value.detach().cpu().numpy() if _is_tensor(value) else np.asarray(value)

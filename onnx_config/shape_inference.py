@@ -1,0 +1,509 @@
+"""From declared shapes to graph inputs and outputs with fixed sizes and named, tied axes.
+
+Sizes that the config fixes become numbers; the rest become axis names. The proposal is then put to
+a probe: where the model refuses, its own words say what to change; where it accepts, one axis at a
+time is varied, and an output size that moves with an axis is tied to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from onnx_config.declarations import Argument, Declaration, Role
+from onnx_config.patterns import ALWAYS_GIVEN, CONFIG_SIZES
+from onnx_config.preprocessors import Preprocessor
+from onnx_config.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from onnx_config.probe import Probe, ProbeResult
+
+__all__ = ["DEFAULT_SIZES", "Inference", "config_for", "infer", "modality_of", "propose_inputs"]
+
+DEFAULT_SIZES: Mapping[str, int] = {
+    "batch_size": 2,
+    "text_batch_size": 2,
+    "image_batch_size": 3,
+    "audio_batch_size": 3,
+    "sequence_length": 16,
+    "decoder_sequence_length": 12,
+    "num_choices": 4,
+    "height": 96,
+    "width": 128,
+}
+"""Sizes at which dummy inputs are made and graphs are traced, in elements. No two axes of one model share
+a size that a trace could confuse, and none is 1."""
+
+_OTHER_SIZE = 6
+_SELF_FED = ("text-classification", "token-classification", "question-answering")
+_RAW_AUDIO_LENGTH = 4000
+_MAX_ATTEMPTS = 12
+_MAX_GROWTH = 1 << 17
+
+_MODALITIES = (
+    (re.compile(r"^pixel_|_pixel_|image|video|bool_masked_pos|pixel_mask"), "image"),
+    (re.compile(r"input_features|input_values|audio|speech"), "audio"),
+    (re.compile(r"^past_|^future_|static_|time"), "time"),
+)
+_SUBCONFIGS = {
+    "image": ("vision_config", "vision", "encoder", "backbone_config"),
+    "audio": ("audio_config", "audio_encoder", "encoder"),
+    "text": ("text_config", "decoder"),
+    "time": (),
+}
+_IMAGE_SIZE_NAMES = ("image_size", "image_height", "image_width")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inference:
+    """What is known about a model's graph after asking."""
+
+    inputs: tuple[TensorSpec, ...]
+    """In the order of ``forward``."""
+
+    outputs: tuple[TensorSpec, ...]
+    """In the order of the output class."""
+
+    axis_ranges: Mapping[str, tuple[int, int | None]]
+    """Dynamic axis -> smallest and largest size."""
+
+    sizes: Mapping[str, int]
+    """Dynamic axis -> the size at which the model accepts its inputs."""
+
+    notes: tuple[str, ...]
+    """What was learned or could not be settled."""
+
+
+def modality_of(name: str) -> str:
+    """Return ``text``, ``image``, ``audio`` or ``time``: what kind of data an argument carries.
+
+    >>> modality_of("pixel_values"), modality_of("input_ids")
+    ('image', 'text')
+    """
+    return next((kind for pattern, kind in _MODALITIES if pattern.search(name)), "text")
+
+
+def config_for(config: Any, modality: str) -> Any:
+    """Return the part of a composite config that describes ``modality``; the config itself where it is plain."""
+    for name in _SUBCONFIGS[modality]:
+        sub = getattr(config, name, None)
+        if sub is not None and hasattr(sub, "to_dict"):
+            return sub
+    return config
+
+
+def propose_inputs(
+    declaration: Declaration, config: Any, preprocessors: Sequence[Preprocessor], *, task_family: str
+) -> tuple[str, ...]:
+    """Return the names of the arguments that a user of the model feeds, in ``forward``'s order."""
+    accepted = {a.name for a in declaration.arguments}
+    made: set[str] = set()
+    for part in preprocessors:
+        # A tokenizer says nothing about the encoder of a model that takes no ids.
+        if part.input_names[0] in accepted:
+            made.update(part.input_names)
+    if "input_ids" in accepted:
+        made.add("attention_mask")
+    if task_family in _SELF_FED:
+        # Such a head makes its decoder's ids from its encoder's.
+        made.discard("decoder_input_ids")
+    elif getattr(config, "is_encoder_decoder", False):
+        made.add("decoder_input_ids")
+    if getattr(config_for(config, "text"), "type_vocab_size", None) == 0:
+        made.discard("token_type_ids")
+    chosen = [a for a in declaration.arguments if _is_fed(a, declaration, made)]
+    axes = {
+        axis
+        for a in chosen
+        if a.required or a.preprocessed or a.name == declaration.main_input
+        for axis in a.shape or ()
+    }
+    return tuple(
+        a.name
+        for a in chosen
+        # A mask over an axis that no other input has does not fit them.
+        if not (a.name.endswith("mask") and not a.required and modality_of(declaration.main_input) == "audio")
+        or a.shape is None
+        or set(a.shape) <= axes
+    )
+
+
+def _is_fed(argument: Argument, declaration: Declaration, made: set[str]) -> bool:
+    name = argument.name
+    if argument.required:
+        return argument.role in (Role.DATA, Role.ALTERNATIVE)
+    if argument.role is not Role.DATA:
+        return name == declaration.main_input
+    if name in ALWAYS_GIVEN or name == declaration.main_input or name in made:
+        return True
+    # Videos take the place of images where a model reads both.
+    return argument.preprocessed and name in ("input_ids", "pixel_values", "input_features", "input_values")
+
+
+def infer(
+    declaration: Declaration,
+    config: Any,
+    preprocessors: Sequence[Preprocessor],
+    probe: Probe | None,
+    *,
+    task_family: str,
+    flags: Mapping[str, Any],
+) -> Inference:
+    """Return inputs, outputs and axes of the class behind ``declaration``.
+
+    Args:
+        declaration: What the class declares.
+        config: Its config.
+        preprocessors: What its users feed it with.
+        probe: The class without weights; ``None``: nothing is run, and shapes are as documented.
+        task_family: The family of the task.
+        flags: Further keyword arguments of ``forward``, such as ``use_cache=False``.
+    """
+    names = list(propose_inputs(declaration, config, preprocessors, task_family=task_family))
+    draft = _Draft(declaration, config, names)
+    if probe is None:
+        return draft.finish(_documented_outputs(declaration, config, names), ("nothing was run: shapes as documented",))
+    result = draft.settle(probe, flags)
+    if result.outputs is None:
+        why = "depends on values" if result.undecidable else "was refused"
+        note = f"a run on shapes alone {why}: {result.refusal}"[:400]
+        return draft.finish(_documented_outputs(declaration, config, names), (note,))
+    return draft.vary(probe, result, flags)
+
+
+class _Draft:
+    """Input shapes while they are being settled."""
+
+    def __init__(self, declaration: Declaration, config: Any, names: Iterable[str]) -> None:
+        self.declaration = declaration
+        self.config = config
+        self.specs: dict[str, TensorSpec] = {}
+        self.sizes: dict[str, int] = {}
+        self.smallest: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.split_batch = any("image_batch_size" in (f.shape or ()) for f in declaration.outputs)
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        argument = self.declaration.argument(name)
+        if argument is None:
+            raise KeyError(name)
+        shape = tuple(self._axis(name, axis) for axis in self._documented_shape(argument))
+        self.specs[name] = TensorSpec(name=name, dtype=_dtype_of(argument), shape=shape)
+        order = [a.name for a in self.declaration.arguments]
+        self.specs = dict(sorted(self.specs.items(), key=lambda item: order.index(item[0])))
+        for axis in self.specs[name].axes.values():
+            self.sizes.setdefault(axis, self._start_size(name, axis))
+
+    def _documented_shape(self, argument: Argument) -> tuple[int | str, ...]:
+        main = self.declaration.argument("input_ids")
+        plain = ("batch_size", "sequence_length")
+        # The tokenizer makes its outputs in one shape; the common docstring of masks knows only two axes.
+        text = modality_of(argument.name) == "text" and not argument.name.startswith("decoder_")
+        if text and argument.shape in (None, plain) and main is not None and main.shape:
+            return main.shape
+        if argument.shape is not None:
+            return argument.shape
+        if argument.name.startswith("decoder_"):
+            return ("batch_size", "decoder_sequence_length")
+        match modality_of(argument.name):
+            case "image":
+                return ("batch_size", "num_channels", "height", "width")
+            case _:
+                return plain
+
+    def _axis(self, name: str, axis: int | str) -> int | str:
+        if isinstance(axis, int):
+            return axis
+        if axis == "batch_size" and self.split_batch:
+            return f"{modality_of(name)}_batch_size"
+        modality = modality_of(name)
+        if axis.endswith("batch_size") or axis in ("sequence_length", "decoder_sequence_length", "num_choices"):
+            if modality == "time" and axis == "sequence_length":
+                return _config_size(self.config, "context_length", modality) or axis
+            return axis
+        if axis in ("image_size", "height", "width", "patch_size"):
+            return axis
+        return _config_size(self.config, axis, modality) or axis
+
+    def _start_size(self, name: str, axis: str) -> int:
+        if axis == "sequence_length" and name == "input_values" and len(self.specs[name].shape) == 2:
+            return _RAW_AUDIO_LENGTH
+        return DEFAULT_SIZES.get(axis, _OTHER_SIZE)
+
+    def shapes(self, sizes: Mapping[str, int] | None = None) -> dict[str, tuple[tuple[int, ...], str]]:
+        sizes = self.sizes if sizes is None else sizes
+        return {name: (spec.resolve(sizes), spec.dtype) for name, spec in self.specs.items()}
+
+    def settle(self, probe: Probe, flags: Mapping[str, Any]) -> ProbeResult:
+        """Propose, and change what the model says is wrong, until it accepts or says nothing new."""
+        self._place_images()
+        said: list[str] = []
+        result = probe.run(self.shapes(), **flags)
+        for _ in range(_MAX_ATTEMPTS):
+            if result.outputs is not None or result.undecidable or result.refusal is None:
+                break
+            if not self._learn(result.refusal):
+                break
+            said.append(result.refusal)
+            result = probe.run(self.shapes(), **flags)
+        return result
+
+    def _place_images(self) -> None:
+        """Give image axes their names, and the size that the config declares."""
+        for name, spec in list(self.specs.items()):
+            sides = [i for i, axis in enumerate(spec.shape) if axis in ("image_size", "height", "width", "patch_size")]
+            if len(sides) != 2:
+                continue
+            shape = list(spec.shape)
+            shape[sides[0]], shape[sides[1]] = "height", "width"
+            self.specs[name] = replace(spec, shape=tuple(shape))
+            declared = _image_size(self.config)
+            self.sizes["height"], self.sizes["width"] = declared or (DEFAULT_SIZES["height"], DEFAULT_SIZES["width"])
+
+    def _learn(self, refusal: str) -> bool:
+        """Change the draft by what ``refusal`` says; return whether anything was changed."""
+        for pattern in _SIZE_REFUSALS:
+            if (found := pattern.search(refusal)) and self._fix_size(int(found["got"]), int(found["want"])):
+                return True
+        for name in _named_arguments(refusal, self.declaration):
+            if name not in self.specs:
+                self.add(name)
+                self.notes.append(f"{name} was added since the model asks for it")
+                return True
+        if _TOO_SMALL.search(refusal):
+            return self._grow()
+        return False
+
+    def _fix_size(self, got: int, want: int) -> bool:
+        """Fix the one axis that has size ``got`` to ``want``."""
+        if got == want:
+            return False
+        for name, spec in self.specs.items():
+            for position, axis in enumerate(spec.shape):
+                size = axis if isinstance(axis, int) else self.sizes[axis]
+                if size == got and position > 0:
+                    shape = list(spec.shape)
+                    shape[position] = want
+                    self.specs[name] = replace(spec, shape=tuple(shape))
+                    return True
+        return False
+
+    def _grow(self) -> bool:
+        main = self.specs.get(self.declaration.main_input)
+        if main is None:
+            return False
+        axes = [a for a in main.axes.values() if not a.endswith("batch_size")]
+        if not axes or max(self.sizes[a] for a in axes) * 4 > _MAX_GROWTH:
+            return False
+        for axis in axes:
+            self.sizes[axis] *= 4 if len(axes) == 1 else 2
+        return True
+
+    def vary(self, probe: Probe, base: ProbeResult, flags: Mapping[str, Any]) -> Inference:
+        """Vary one axis at a time: which inputs may move, and which outputs move with them."""
+        moved: dict[str, tuple[int, Mapping[str, tuple[tuple[int, ...], str]]]] = {}
+        ranges = self.ranges()
+        if base.outputs is None:
+            raise ValueError("vary needs a run that returned")
+        for axis in sorted({a for spec in self.specs.values() for a in spec.axes.values()}):
+            size = _another_size(axis, self.sizes[axis], ranges[axis][1])
+            result = probe.run(self.shapes({**self.sizes, axis: size}), **flags) if size else None
+            if result is not None and result.outputs is not None:
+                moved[axis] = (size or 0, result.outputs)
+                self.smallest[axis] = self._find_smallest(probe, axis, flags)
+                continue
+            self._freeze(axis)
+            if result is not None and not result.undecidable:
+                self.notes.append(f"{axis} is fixed at {self.sizes[axis]}: {result.refusal}"[:300])
+        outputs = tuple(
+            TensorSpec(name=name, dtype=dtype, shape=_tie(name, shape, moved, self.sizes, self._symbols(name)))
+            for name, (shape, dtype) in base.outputs.items()
+            if _is_kept(name, self.declaration, self.config, self.specs)
+        )
+        return self.finish(outputs, ())
+
+    def _find_smallest(self, probe: Probe, axis: str, flags: Mapping[str, Any]) -> int:
+        """Return the smallest size at which the model accepts its inputs, by bisection."""
+
+        def accepts(size: int) -> bool:
+            result = probe.run(self.shapes({**self.sizes, axis: size}), **flags)
+            return result.outputs is not None or result.undecidable
+
+        if accepts(1):
+            return 1
+        refused, accepted = 1, self.sizes[axis]
+        while accepted - refused > 1:
+            middle = (refused + accepted) // 2
+            refused, accepted = (refused, middle) if accepts(middle) else (middle, accepted)
+        return accepted
+
+    def _symbols(self, name: str) -> tuple[int | str, ...] | None:
+        return next((f.shape for f in self.declaration.outputs if f.name == name), None)
+
+    def _freeze(self, axis: str) -> None:
+        for name, spec in self.specs.items():
+            shape = tuple(self.sizes[axis] if a == axis else a for a in spec.shape)
+            self.specs[name] = replace(spec, shape=shape)
+
+    def ranges(self) -> dict[str, tuple[int, int | None]]:
+        return {
+            axis: (self.smallest.get(axis, 1), _longest(self.config, axis, spec.name))
+            for spec in self.specs.values()
+            for axis in spec.axes.values()
+        }
+
+    def finish(self, outputs: tuple[TensorSpec, ...], notes: tuple[str, ...]) -> Inference:
+        self._place_images() if not outputs else None
+        used = {a for spec in self.specs.values() for a in spec.axes.values()}
+        return Inference(
+            inputs=tuple(self.specs.values()),
+            outputs=outputs,
+            axis_ranges={a: r for a, r in self.ranges().items() if a in used},
+            sizes={a: s for a, s in self.sizes.items() if a in used},
+            notes=(*self.notes, *notes),
+        )
+
+
+_SIZE_REFUSALS = (
+    re.compile(r"length (?P<want>\d+), but (?:found|got) (?P<got>\d+)"),
+    re.compile(r"to have (?P<want>\d+) channels, but got (?P<got>\d+)"),
+    re.compile(r"\((?P<got>\d+)\) doesn't match (?:the )?model[^(]*\((?P<want>\d+)\)"),
+    re.compile(r"[Ee]xpected .{0,80}?(?P<want>\d+)\D{1,40}(?:got|found|but is)\D{1,20}(?P<got>\d+)"),
+    re.compile(r"\(\d+x(?P<got>\d+) and (?P<want>\d+)x\d+\)"),
+)
+_TOO_SMALL = re.compile(
+    r"[Kk]ernel size can't be greater|[Oo]utput size is too small|too small|negative dimension|"
+    r"must be (?:at least|greater|larger)|[Ii]nput.{0,40}too short|non-zero size|should be greater"
+)
+_ASKS_FOR = (
+    re.compile(r"missing \d+ required positional arguments?: (?P<names>.*)"),
+    re.compile(r"(?:specify|provide|pass(?:ed)?|given?|required|expects?)(?P<names>.*)", re.IGNORECASE),
+    re.compile(r"(?P<names>.*)(?:cannot be None|is required|should be passed|must be (?:passed|provided|specified))"),
+)
+
+
+def _named_arguments(refusal: str, declaration: Declaration) -> list[str]:
+    """Return the data arguments that ``refusal`` asks for."""
+    words: list[str] = []
+    for pattern in _ASKS_FOR:
+        if found := pattern.search(refusal):
+            words += re.findall(r"[a-z]\w+", found["names"])
+    data = {a.name for a in declaration.arguments if a.role is Role.DATA}
+    return [word for word in dict.fromkeys(words) if word in data]
+
+
+def _config_size(config: Any, axis: str, modality: str) -> int | None:
+    part = config_for(config, modality)
+    for holder in (part, config):
+        for name in (axis, *CONFIG_SIZES.get(axis, ())):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def _image_size(config: Any) -> tuple[int, int] | None:
+    """Return (height, width) in pixels where the config declares them."""
+    for holder in (config_for(config, "image"), config):
+        for name in ("image_size", "input_size"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and value > 0:
+                return value, value
+            if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
+                return value[0], value[1]
+    return None
+
+
+def _longest(config: Any, axis: str, name: str) -> int | None:
+    """Return the largest size that the config allows for an axis of tokens; ``None``: no limit declared."""
+    if axis not in ("sequence_length", "decoder_sequence_length") or modality_of(name) != "text":
+        return None
+    part = config_for(config, "text")
+    names = ("max_target_positions",) if axis.startswith("decoder") else ("max_source_positions",)
+    for holder in (part, config):
+        for attribute in ("max_position_embeddings", *names):
+            value = getattr(holder, attribute, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
+
+
+def _dtype_of(argument: Argument) -> str:
+    name = argument.name
+    # The annotations of some vision models say LongTensor for pixels.
+    if re.search(r"^pixel_values|^input_(features|values)$|_values$|embeds$", name):
+        return "float32"
+    if argument.dtype is not None:
+        return argument.dtype
+    if re.search(r"_ids$|mask$|^bbox$|_positions?$", name):
+        return "int64"
+    return "float32"
+
+
+def _another_size(axis: str, size: int, largest: int | None) -> int | None:
+    """Return a second size for an axis, by which an output's dependence shows; ``None`` if there is no room."""
+    other = size * 3 // 2 if axis in ("height", "width") or size > 1000 else size + 5 if size > 5 else size + 1
+    if axis in ("height", "width"):
+        # A multiple of 32, the usual product of a vision model's strides.
+        other = max(32, other // 32 * 32)
+        other = other + 32 if other == size else other
+    if largest is not None and other > largest:
+        other = size - 1
+    return other if other >= 1 else None
+
+
+def _tie(
+    name: str,
+    shape: tuple[int, ...],
+    moved: Mapping[str, tuple[int, Mapping[str, tuple[tuple[int, ...], str]]]],
+    sizes: Mapping[str, int],
+    symbols: tuple[int | str, ...] | None,
+) -> tuple[int | str, ...]:
+    """Return ``shape`` with each size that moves named after what it moves with."""
+    tied: list[int | str] = []
+    for position, size in enumerate(shape):
+        causes = []
+        for axis, (other, outputs) in moved.items():
+            there = outputs.get(name, (shape, ""))[0]
+            if len(there) == len(shape) and there[position] != size:
+                causes.append((axis, other, there[position]))
+        if not causes:
+            tied.append(size)
+        elif len(causes) == 1 and size == sizes[causes[0][0]] and causes[0][2] == causes[0][1]:
+            tied.append(causes[0][0])
+        else:
+            symbol = symbols[position] if symbols and len(symbols) == len(shape) else None
+            plain = symbol if isinstance(symbol, str) and symbol not in sizes else f"{name}_dim_{position}"
+            tied.append(plain.replace(".", "_"))
+    return tuple(tied)
+
+
+def _is_kept(name: str, declaration: Declaration, config: Any, inputs: Mapping[str, Any]) -> bool:
+    """Return whether an output that the model returned belongs into the graph."""
+    field = next((f for f in declaration.outputs if f.name == name.split(".", maxsplit=1)[0]), None)
+    if field is None:
+        return True
+    if field.flag is not None and field.flag not in inputs:
+        return bool(getattr(config, field.flag, False)) or field.flag.startswith("add_")
+    # The outputs of inner models repeat what their own graphs would give.
+    return field.tensor or "." not in name or name.split(".")[1].isdigit()
+
+
+def _documented_outputs(declaration: Declaration, config: Any, names: Sequence[str]) -> tuple[TensorSpec, ...]:
+    inputs = dict.fromkeys(names)
+    outputs = []
+    for field in declaration.outputs:
+        if not field.tensor or not _is_kept(field.name, declaration, config, inputs):
+            continue
+        shape: list[int | str] = []
+        for position, axis in enumerate(field.shape or ()):
+            if isinstance(axis, int) or axis.endswith("batch_size") or "sequence_length" in axis:
+                shape.append(axis)
+            else:
+                shape.append(_config_size(config, axis, "text") or f"{field.name}_dim_{position}")
+        outputs.append(TensorSpec(name=field.name, dtype="float32", shape=tuple(shape)))
+    return tuple(outputs)

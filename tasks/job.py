@@ -1,0 +1,120 @@
+"""One model in work: what every step is given."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx_config.errors import ErrorKind, FerryError, InternalError, ModelError
+from onnx_config.export import isolate
+from tasks.report import Step
+from tasks.request import ConversionRequest, Device, Workspace
+
+__all__ = ["Job", "StepCost", "reproduce_command", "run_child"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A model with its files at hand, and what it may use."""
+
+    request: ConversionRequest
+    """What was asked for."""
+
+    workspace: Workspace
+    """Where things are kept."""
+
+    revision: str
+    """Commit or content hash."""
+
+    key: str
+    """Action key."""
+
+    source: Path
+    """Folder with config and weights."""
+
+    scratch: Path
+    """Folder of this job alone, on the store's file system, removed when the job ends."""
+
+    memory_bytes: int
+    """Resident bytes that a child may use."""
+
+    weight_bytes: int
+    """Bytes of the weights; 0 where they could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What a step's child used."""
+
+    seconds: float
+    """Wall time, start of the child included."""
+
+    peak_rss_bytes: int
+    """Largest resident size."""
+
+
+def run_child(job: Job, step: Step, function: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], StepCost]:
+    """Run a function of ``onnx_config.export.steps`` in a child; return its answer and cost.
+
+    Raises:
+        FerryError: What the function raised, or how the child ended.
+    """
+    folder = job.scratch / step.value
+    folder.mkdir(exist_ok=True)
+    try:
+        answer = isolate.run(
+            f"onnx_config.export.steps:{function}",
+            request,
+            folder=folder,
+            timeout_seconds=job.workspace.timeout_seconds,
+            memory_limit_bytes=job.memory_bytes,
+            threads=job.workspace.threads,
+            name=f"{step.value} of {job.request.model_id}",
+        )
+    except isolate.ChildError as error:
+        raise _judge(step, error) from error
+    return answer.value, StepCost(seconds=answer.seconds, peak_rss_bytes=answer.peak_rss_bytes)
+
+
+def _judge(step: Step, error: isolate.ChildError) -> FerryError:
+    """Return what an exception that nobody foresaw means at a step."""
+    last = re.sub(r"\s+", " ", error.message)[:500]
+    text = f"The step {step.value} ended with {error.type_name}: {last}"
+    match step:
+        case Step.EXPORT:
+            return ModelError(text, kind=ErrorKind.EXPORT_FAILED)
+        case Step.DETECT:
+            return ModelError(text, kind=ErrorKind.UNSUPPORTED)
+        case Step.SIMPLIFY | Step.PARITY:
+            return ModelError(text, kind=ErrorKind.RUNTIME_FAILED)
+        case Step.FETCH | Step.REGISTER:
+            return InternalError(text)
+
+
+def reproduce_command(request: ConversionRequest) -> str:
+    """Return the shell command that converts this model with these options.
+
+    >>> reproduce_command(ConversionRequest(model_id="org/name"))
+    'ferry convert org/name'
+    """
+    options = request.options
+    words = ["ferry", "convert", request.model_id]
+    if request.revision is not None:
+        words += ["--revision", request.revision]
+    if options.task is not None:
+        words += ["--task", options.task]
+    if options.device is not Device.AUTO:
+        words += ["--device", options.device.value]
+    if options.opset is not None:
+        words += ["--opset", str(options.opset)]
+    if options.dtype != "float32":
+        words += ["--dtype", options.dtype]
+    if not options.simplify:
+        words.append("--no-simplify")
+    if options.trust_remote_code:
+        words.append("--trust-remote-code")
+    return shlex.join(words)

@@ -1,0 +1,35 @@
+"""The action key: under which a conversion's result is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from tasks.request import ConversionOptions
+from tasks.versions import CODE_EPOCH, package_versions
+
+__all__ = ["action_key"]
+
+
+def action_key(model: str, revision: str, options: ConversionOptions, *, versions: dict[str, str] | None = None) -> str:
+    """Return the full SHA-256 over all that decides what a conversion makes.
+
+    Args:
+        model: Hub id; ``""`` for a folder, whose content alone counts.
+        revision: Commit, or content hash of the folder.
+        options: How it is converted.
+        versions: Versions of the packages; ``None``: those installed.
+
+    No path, time or host name goes in.
+    """
+    content = {
+        "schema": 1,
+        "epoch": CODE_EPOCH,
+        "model": model,
+        "revision": revision,
+        "options": asdict(options),
+        "versions": package_versions() if versions is None else versions,
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

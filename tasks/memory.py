@@ -1,0 +1,54 @@
+"""Which models run at once: each takes its share of the memory that all may use together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["MemoryGate", "estimate_bytes"]
+
+_BASE_BYTES = 3 * 1024**3 // 2
+_COPIES = 6
+
+
+def estimate_bytes(weight_bytes: int) -> int:
+    """Return the resident bytes that one conversion may need.
+
+    The weights are held once by PyTorch, twice over in float64, and by ONNX Runtime; torch and the exporter
+    themselves stay under a gigabyte.
+    """
+    return _BASE_BYTES + _COPIES * weight_bytes
+
+
+class MemoryGate:
+    """Lets conversions in while their estimates together stay within a limit.
+
+    One that needs more than the limit gets all of it, and runs alone.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        """Bytes that all conversions together may use."""
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def admit(self, wanted_bytes: int) -> Iterator[int]:
+        """Wait for a share of ``wanted_bytes`` and hold it; yields the bytes granted."""
+        share = min(wanted_bytes, self.limit_bytes)
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + share <= self.limit_bytes)
+            self._used += share
+        try:
+            yield share
+        finally:
+            with self._changed:
+                self._used -= share
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[int]:
+        """Wait until nothing else runs and hold the whole limit; yields it."""
+        with self.admit(self.limit_bytes) as share:
+            yield share

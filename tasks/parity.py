@@ -1,0 +1,64 @@
+"""Parity: the stored graph against the unmodified model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx_config.spec import ModelSpec
+from tasks.job import Job, StepCost, run_child
+from tasks.memory import estimate_bytes
+from tasks.report import OutputDifference, ParityEntry, Step, Verdict
+
+__all__ = ["Checked", "check"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A verdict and what it cost."""
+
+    entry: ParityEntry
+    """For the report."""
+
+    notes: tuple[str, ...]
+    """Shapes that the model itself refuses."""
+
+    cost: StepCost
+    """What the comparison used."""
+
+
+def check(job: Job, spec: ModelSpec, graph: Path) -> Checked:
+    """Compare the file ``graph`` with the model in PyTorch, on the device asked for.
+
+    Raises:
+        InputError: If the device is not there.
+        ModelError: If ONNX Runtime refuses the graph, or the model takes too few shapes to judge.
+        ResourceError: If the child ran out of time or memory, or died.
+    """
+    answer, cost = run_child(
+        job,
+        Step.PARITY,
+        "parity",
+        {
+            "folder": str(job.source),
+            "spec": spec.to_json(),
+            "graph": str(graph),
+            "device": job.request.options.device.value,
+            "threads": job.workspace.threads,
+            "precise": estimate_bytes(job.weight_bytes) <= job.memory_bytes,
+        },
+    )
+    outputs = tuple(OutputDifference(**output) for output in answer["outputs"])
+    closest = max(outputs, key=lambda o: o.max_abs_diff / o.tolerance if o.tolerance else o.max_abs_diff, default=None)
+    entry = ParityEntry(
+        verdict=Verdict(answer["outcome"]),
+        device=answer["device"],
+        provider=answer["provider"],
+        shapes=answer["shapes"],
+        max_abs_diff=max((o.max_abs_diff for o in outputs), default=None),
+        tolerance=closest.tolerance if closest is not None else None,
+        axes_proven=tuple(answer["axes_proven"]),
+        outputs=outputs,
+        detail=answer["detail"],
+    )
+    return Checked(entry=entry, notes=tuple(f"not compared, {text}" for text in answer["skipped"]), cost=cost)

@@ -1,0 +1,465 @@
+"""One model through all steps: look it up, detect, export, simplify, compare, register.
+
+Whatever happens to a model becomes its entry in the report; only an interruption by the user gets out.
+Who runs the steps is a value (`Steps`): plain functions with retries here, Prefect tasks in ``flows``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tenacity
+from filelock import FileLock
+
+import db
+from onnx_config import hub
+from onnx_config.errors import ErrorKind, FerryError, InternalError
+from onnx_config.export.artifact import FERRY_FILE
+from onnx_config.export.scratch import scratch_folder
+from onnx_config.spec import ModelSpec
+from tasks.detect import detect
+from tasks.export import Exported, export
+from tasks.job import Job, StepCost, reproduce_command
+from tasks.key import action_key
+from tasks.memory import MemoryGate, estimate_bytes
+from tasks.parity import Checked, check
+from tasks.register import catalog, known_results, record_entry, register, to_entry
+from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, Verdict
+from tasks.request import ConversionRequest, Listener, SilentListener, Workspace
+from tasks.simplify import Simplified, simplify
+from tasks.store import ArtifactStore, disk_errors, place
+from tasks.versions import package_versions
+
+__all__ = [
+    "PLAIN_STEPS",
+    "Lookup",
+    "Steps",
+    "convert_model",
+    "is_transient",
+    "look_up",
+    "place_known",
+    "refused",
+    "with_retries",
+]
+
+RETRIES = 2
+"""How often a step is tried again after an error that may pass."""
+
+RETRY_WAIT_SECONDS = 2.0
+"""Wait before the first retry; it doubles."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same step may succeed if it is simply tried again."""
+    return isinstance(error, FerryError) and error.kind.transient
+
+
+def with_retries(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``function`` with retries after errors that may pass."""
+    return tenacity.retry(
+        retry=tenacity.retry_if_exception(is_transient),
+        stop=tenacity.stop_after_attempt(1 + RETRIES),
+        wait=tenacity.wait_exponential(multiplier=RETRY_WAIT_SECONDS) + tenacity.wait_random(0, 0.5),
+        reraise=True,
+    )(function)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The functions that do the work, each with its retry rule."""
+
+    detect: Callable[..., tuple[ModelSpec, StepCost]]
+    export: Callable[..., Exported]
+    simplify: Callable[..., Simplified]
+    parity: Callable[..., Checked]
+    register: Callable[..., ModelEntry]
+
+
+PLAIN_STEPS = Steps(
+    detect=with_retries(detect),
+    export=with_retries(export),
+    simplify=with_retries(simplify),
+    parity=with_retries(check),
+    register=with_retries(register),
+)
+"""The steps without Prefect."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup:
+    """A model found, and what an earlier run made of it."""
+
+    request: ConversionRequest
+    source: hub.Source
+    key: str
+    known: ModelEntry | None
+    """The result to report again; ``None``: there is work to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Means:
+    """What a conversion works with."""
+
+    workspace: Workspace
+    output: Path | None
+    steps: Steps
+    gate: MemoryGate
+    retried: frozenset[ErrorKind]
+    batch_id: int | None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What is known of a conversion so far; becomes its entry whenever it ends."""
+
+    request: ConversionRequest
+    listener: Listener
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    seconds: dict[Step, float] = field(default_factory=dict)
+    peak_rss_bytes: int | None = None
+    step: Step = Step.FETCH
+    revision: str | None = None
+    key: str | None = None
+    spec: ModelSpec | None = None
+    parity: ParityEntry | None = None
+    template: str | None = None
+    simplified: bool = False
+    attempts: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def during(self, step: Step) -> Iterator[None]:
+        self.step = step
+        self.listener.step_started(self.request.model_id, step)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - start, 3)
+
+    def saw(self, cost: StepCost) -> None:
+        self.peak_rss_bytes = max(self.peak_rss_bytes or 0, cost.peak_rss_bytes)
+
+    def entry(self, status: Status, *, error: FerryError | None = None, **fields: Any) -> ModelEntry:
+        spec = self.spec
+        return ModelEntry(
+            id=self.request.model_id,
+            revision=self.revision,
+            status=status,
+            task=spec.task if spec else None,
+            model_type=spec.model_type if spec else None,
+            architecture=spec.architecture if spec else None,
+            artifact=fields.pop("artifact", None),
+            template=self.template,
+            simplified=self.simplified,
+            parity=self.parity,
+            seconds=dict(self.seconds),
+            peak_rss_bytes=self.peak_rss_bytes,
+            attempts=self.attempts,
+            notes=tuple(dict.fromkeys(self.notes)),
+            error=None
+            if error is None
+            else ErrorEntry(
+                kind=error.kind,
+                message=error.message,
+                step=self.step,
+                reproduce=reproduce_command(self.request),
+            ),
+            **fields,
+        )
+
+
+def look_up(
+    requests: Iterable[ConversionRequest], workspace: Workspace, *, retry_failed: frozenset[ErrorKind] | None = None
+) -> dict[ConversionRequest, Lookup | FerryError]:
+    """Resolve every model and find out what is done already; starts and downloads nothing.
+
+    Args:
+        requests: The models.
+        workspace: Where things are kept.
+        retry_failed: Kinds of remembered failures that are to be tried again.
+
+    Returns:
+        Per request what was found, or why the model cannot be looked up.
+
+    Raises:
+        TransientError: If the catalog cannot be read (``catalog``).
+    """
+    found: dict[ConversionRequest, Lookup | FerryError] = {}
+    for request in requests:
+        try:
+            found[request] = _resolve(request)
+        except FerryError as error:
+            found[request] = error
+    keys = {lookup.key for lookup in found.values() if isinstance(lookup, Lookup)}
+    records = known_results(workspace, keys)
+    for request, lookup in found.items():
+        if isinstance(lookup, Lookup) and (record := records.get(lookup.key)) is not None:
+            known = _usable(record, request, workspace, retry_failed or frozenset())
+            found[request] = replace(lookup, known=known)
+    return found
+
+
+@with_retries
+def _resolve(request: ConversionRequest) -> Lookup:
+    source = hub.resolve(request.model_id, revision=request.revision)
+    model = "" if source.folder is not None else source.model_id
+    return Lookup(request=request, source=source, key=action_key(model, source.revision, request.options), known=None)
+
+
+def _usable(
+    record: db.ConversionRecord, request: ConversionRequest, workspace: Workspace, retry_failed: frozenset[ErrorKind]
+) -> ModelEntry | None:
+    """Return the entry that an earlier result is worth; ``None`` if the model is to be converted."""
+    if record.error is not None:
+        kind = ErrorKind(record.error.kind)
+        if not kind.remembered or kind in retry_failed:
+            return None
+        entry = to_entry(record, model_id=request.model_id, status=Status(record.status))
+        note = "known from an earlier run with the same versions; --retry-failed tries again"
+        return entry.model_copy(update={"notes": tuple(dict.fromkeys((*entry.notes, note)))})
+    artifact = record.artifact
+    if artifact is None or artifact.quarantined:
+        return None
+    folder = Path(artifact.path)
+    whole = ArtifactStore(workspace.store).is_whole(folder, [(f.path, f.size_bytes) for f in artifact.files])
+    if not whole or not (folder / FERRY_FILE).is_file():
+        return None
+    return to_entry(record, model_id=request.model_id, status=Status.REUSED)
+
+
+def convert_model(
+    request: ConversionRequest,
+    workspace: Workspace,
+    *,
+    output: Path | None = None,
+    listener: Listener | None = None,
+    steps: Steps = PLAIN_STEPS,
+    gate: MemoryGate | None = None,
+    retry_failed: frozenset[ErrorKind] | None = None,
+    batch_id: int | None = None,
+) -> ModelEntry:
+    """Convert one model, or find it converted; return its entry.
+
+    Never raises for what goes wrong with a model. What is left behind when this process is killed: at most a
+    temporary folder, which the next run removes.
+
+    Args:
+        request: The model and its options.
+        workspace: Where things are kept.
+        output: Folder to place the artifact's files in, beside the store; ``None``: the store alone.
+        listener: Is told of each step.
+        steps: Who runs the steps.
+        gate: The memory that all conversions share; ``None``: this one has it all.
+        retry_failed: Kinds of remembered failures to try again; ``None``: all, since this model was named.
+        batch_id: The batch's number in the catalog.
+    """
+    listener = listener or SilentListener()
+    gate = gate or MemoryGate(workspace.memory_limit_bytes)
+    progress = _Progress(request=request, listener=listener)
+    means = _Means(
+        workspace=workspace,
+        output=output,
+        steps=steps,
+        gate=gate,
+        retried=frozenset(ErrorKind) if retry_failed is None else retry_failed,
+        batch_id=batch_id,
+    )
+    listener.model_started(request.model_id)
+    try:
+        entry = _convert(progress, means)
+    except FerryError as error:
+        entry = _failed(progress, workspace, error, batch_id)
+    # A bug of ours in one model must not end the batch of a thousand.
+    except Exception as error:  # noqa: BLE001
+        wrapped = InternalError(f"onnx-ferry failed with {type(error).__name__}: {error}. Please report this.")
+        wrapped.__cause__ = error
+        entry = _failed(progress, workspace, wrapped, batch_id)
+    listener.model_finished(entry)
+    return entry
+
+
+def _failed(progress: _Progress, workspace: Workspace, error: FerryError, batch_id: int | None) -> ModelEntry:
+    """Record a failure; where even that fails, the entry says both."""
+    entry = progress.entry(Status.FAILED, error=error)
+    try:
+        record_entry(
+            workspace, progress.request, entry, key=progress.key, started_at=progress.started_at, batch_id=batch_id
+        )
+    except FerryError as second:
+        if error.kind is not ErrorKind.CATALOG:
+            progress.notes.append(f"not in the catalog: {second.message}")
+        entry = progress.entry(Status.FAILED, error=error)
+    return entry
+
+
+def _convert(progress: _Progress, means: _Means) -> ModelEntry:
+    request, workspace = progress.request, means.workspace
+    with progress.during(Step.FETCH):
+        with disk_errors(f"the folder {str(workspace.home)!r}"):
+            (workspace.home / "locks").mkdir(parents=True, exist_ok=True)
+        catalog(workspace)
+        lookup = _resolve(request)
+    progress.revision, progress.key = lookup.source.revision, lookup.key
+    # One model, one converter: whoever waits here finds the result of the other.
+    with FileLock(workspace.home / "locks" / f"{lookup.key}.lock"):
+        with progress.during(Step.FETCH):
+            record = known_results(workspace, [lookup.key]).get(lookup.key)
+            known = _usable(record, request, workspace, means.retried) if record is not None else None
+            if known is not None:
+                return place_known(known, means.output)
+            source = with_retries(hub.download)(lookup.source)
+            weight_bytes = _weight_bytes(source)
+        with means.gate.admit(estimate_bytes(weight_bytes)) as share:
+            try:
+                return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
+            except FerryError as error:
+                if not error.kind.retried_alone:
+                    raise
+                first = error
+        progress.attempts += 1
+        progress.notes.append(f"the first try ended with {first.kind.value}; the second ran alone")
+        with means.gate.alone() as share:
+            return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
+
+
+def refused(request: ConversionRequest, error: FerryError, workspace: Workspace) -> ModelEntry:
+    """Return the entry of a model that could not even be looked up, and record it."""
+    return _failed(_Progress(request=request, listener=SilentListener()), workspace, error, None)
+
+
+def place_known(entry: ModelEntry, output: Path | None) -> ModelEntry:
+    """Return a known entry, with its files placed in ``output`` where there are any to place."""
+    if output is None or entry.artifact is None or entry.status is not Status.REUSED:
+        return entry
+    return _placed(entry, output)
+
+
+def _placed(entry: ModelEntry, output: Path) -> ModelEntry:
+    source = Path(entry.artifact or "")
+    names = [p.relative_to(source).as_posix() for p in sorted(source.rglob("*")) if p.is_file()]
+    with disk_errors(f"the output folder {str(output)!r}"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    place(source, output, [name for name in names if name != FERRY_FILE])
+    graphs = tuple(
+        graph.model_copy(update={"path": str(output / Path(graph.path).relative_to(source))}) for graph in entry.graphs
+    )
+    return entry.model_copy(update={"artifact": str(output), "graphs": graphs})
+
+
+def _weight_bytes(source: Path) -> int:
+    return sum(p.stat().st_size for p in source.glob("*.safetensors") if p.is_file())
+
+
+def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes: int, memory_bytes: int) -> ModelEntry:
+    workspace, steps = means.workspace, means.steps
+    with (
+        disk_errors(f"the folder {str(workspace.home)!r}"),
+        scratch_folder(workspace.home, progress.request.model_id) as scratch,
+    ):
+        job = Job(
+            request=progress.request,
+            workspace=workspace,
+            revision=progress.revision or "",
+            key=progress.key or "",
+            source=source,
+            scratch=scratch,
+            memory_bytes=memory_bytes,
+            weight_bytes=weight_bytes,
+        )
+        with progress.during(Step.DETECT):
+            spec, cost = steps.detect(job)
+        progress.spec = spec
+        progress.saw(cost)
+        progress.notes += spec.notes[1:]
+        with progress.during(Step.EXPORT):
+            exported = steps.export(job, spec)
+        progress.saw(exported.cost)
+        progress.notes += exported.notes
+        progress.template = "direct"
+        stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
+        progress.simplified = stored.simplified
+        progress.parity = checked.entry
+        progress.notes += checked.notes
+        verified = checked.entry.verdict is Verdict.VERIFIED
+        error = None if verified else _mismatch(checked.entry)
+        progress.step = Step.PARITY
+        status = Status.CONVERTED if verified else Status.MISMATCH
+        draft = progress.entry(status, error=error, graphs=(stored.graph,))
+        with progress.during(Step.REGISTER):
+            registered: ModelEntry = steps.register(job, draft, started_at=progress.started_at, batch_id=means.batch_id)
+            if verified and means.output is not None:
+                registered = _placed(registered, means.output)
+        return registered.model_copy(update={"seconds": dict(progress.seconds)})
+
+
+def _simplify_and_check(
+    progress: _Progress, job: Job, spec: ModelSpec, exported: Exported, steps: Steps
+) -> tuple[Simplified, Checked]:
+    """Return the graph to store and its verdict; a simplified graph that fails gives way to a plain one that holds."""
+    metadata = birth_certificate(job, spec)
+    with progress.during(Step.SIMPLIFY):
+        stored = steps.simplify(job, exported.path, metadata, enabled=job.request.options.simplify)
+    progress.saw(stored.cost)
+    if stored.reason is not None:
+        progress.notes.append(f"the plain graph is kept: {stored.reason}")
+    failure: FerryError | None = None
+    checked: Checked | None = None
+    with progress.during(Step.PARITY):
+        try:
+            checked = steps.parity(job, spec, stored.path)
+        except FerryError as error:
+            if not stored.simplified or error.kind is not ErrorKind.RUNTIME_FAILED:
+                raise
+            failure = error
+    if checked is not None:
+        progress.saw(checked.cost)
+        if checked.entry.verdict is Verdict.VERIFIED or not stored.simplified:
+            return stored, checked
+    with progress.during(Step.SIMPLIFY):
+        plain = steps.simplify(job, exported.path, metadata, enabled=False)
+    with progress.during(Step.PARITY):
+        again = steps.parity(job, spec, plain.path)
+    progress.saw(again.cost)
+    why = failure.message if failure is not None else checked.entry.detail if checked is not None else None
+    progress.notes.append(f"the plain graph is kept: the simplified one does not hold ({why})")
+    return plain, again
+
+
+def _mismatch(parity: ParityEntry) -> FerryError:
+    from onnx_config.errors import ModelError
+
+    if parity.verdict is Verdict.UNSTABLE:
+        text = (
+            f"The graph cannot be verified, since the model is unstable: {parity.detail}. "
+            "The artifact is in quarantine and is not served."
+        )
+    else:
+        text = (
+            f"The graph does not compute what PyTorch computes: {parity.detail}. "
+            "The artifact is in quarantine and is not served."
+        )
+    return ModelError(text, kind=ErrorKind.MISMATCH)
+
+
+def birth_certificate(job: Job, spec: ModelSpec) -> dict[str, str]:
+    """Return what a graph says of its origin in ``metadata_props``.
+
+    The verdict stands there as ``verified``: a graph whose check fails goes to the quarantine, whose
+    ``ferry.json`` says so, and is never served.
+    """
+    certificate = {
+        "onnx_ferry.source": job.request.model_id if not hub.is_folder(job.request.model_id) else "local folder",
+        "onnx_ferry.revision": job.revision,
+        "onnx_ferry.task": spec.task,
+        "onnx_ferry.architecture": spec.architecture,
+        "onnx_ferry.key": job.key,
+        "onnx_ferry.verdict": Verdict.VERIFIED.value,
+    }
+    return certificate | {f"onnx_ferry.version.{name}": text for name, text in package_versions().items()}

@@ -1,0 +1,266 @@
+"""Register: store the files, then write what is known of them into the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+import db
+from onnx_config.errors import ErrorKind, TransientError
+from onnx_config.export.artifact import ArtifactFile, content_address, copy_side_files, list_files, write_ferry_file
+from tasks.job import Job
+from tasks.report import (
+    ErrorEntry,
+    GraphEntry,
+    ModelEntry,
+    OutputDifference,
+    ParityEntry,
+    Status,
+    Step,
+    TensorEntry,
+    Verdict,
+)
+from tasks.request import ConversionRequest, Workspace
+from tasks.store import ArtifactStore, disk_errors
+from tasks.versions import package_versions
+
+__all__ = ["catalog", "catalog_errors", "known_results", "record_entry", "register", "to_entry"]
+
+
+@lru_cache(maxsize=8)
+def _engine(url: str) -> Engine:
+    engine = db.make_engine(url)
+    db.upgrade(engine)
+    return engine
+
+
+def catalog(workspace: Workspace) -> Engine:
+    """Return the catalog, brought to the current schema.
+
+    Raises:
+        TransientError: If it cannot be reached (``catalog``).
+    """
+    with catalog_errors():
+        return _engine(workspace.catalog_url)
+
+
+@contextmanager
+def catalog_errors() -> Iterator[None]:
+    """Translate the catalog's errors into ours."""
+    try:
+        yield
+    except db.CatalogError as error:
+        raise TransientError(str(error), kind=ErrorKind.CATALOG) from error
+
+
+def register(job: Job, entry: ModelEntry, *, started_at: datetime, batch_id: int | None) -> ModelEntry:
+    """Store the files in the job's ``artifact`` folder and record ``entry``; return it with its place.
+
+    A mismatch goes to the quarantine. The folder is moved whole; the catalog is written after it, in one
+    transaction, so that a row never names files that are not there.
+
+    Raises:
+        TransientError: If the store or the catalog cannot be written.
+    """
+    folder = job.scratch / "artifact"
+    quarantined = entry.status is not Status.CONVERTED
+    store = ArtifactStore(job.workspace.store)
+    if folder.is_dir():
+        with disk_errors(f"the temporary folder {str(folder)!r}"):
+            copy_side_files(job.source, folder)
+            files = list_files(folder)
+            address = content_address(files)
+            write_ferry_file(folder, entry.model_dump(mode="json"), files)
+        place = store.publish(folder, address, quarantined=quarantined)
+    else:
+        # A retry after the catalog did not answer: the files are in place already.
+        place = Path(_place_file(job).read_text(encoding="utf-8"))
+        files, address = list_files(place), place.name
+    _place_file(job).write_text(str(place), encoding="utf-8")
+    artifact = _artifact_record(place, address, files, entry.graphs, quarantined)
+    stored = entry.model_copy(
+        update={
+            "artifact": str(place),
+            "graphs": tuple(g.model_copy(update={"path": str(place / g.path)}) for g in entry.graphs),
+        }
+    )
+    record_entry(
+        job.workspace, job.request, entry, key=job.key, started_at=started_at, artifact=artifact, batch_id=batch_id
+    )
+    return stored
+
+
+def _place_file(job: Job) -> Path:
+    return job.scratch / "stored-at"
+
+
+def _artifact_record(
+    place: Path, address: str, files: Iterable[ArtifactFile], graphs: Iterable[GraphEntry], quarantined: bool
+) -> db.ArtifactRecord:
+    records = tuple(db.FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)
+    return db.ArtifactRecord(
+        sha256=address,
+        path=str(place),
+        quarantined=quarantined,
+        size_bytes=sum(f.size_bytes for f in records),
+        created_at=datetime.now(UTC),
+        files=records,
+        graphs=tuple(
+            db.GraphRecord(
+                role=g.role,
+                path=g.path,
+                opset=g.opset,
+                nodes=g.nodes,
+                nodes_before_simplify=g.nodes_before_simplify,
+                inputs=tuple(db.TensorRecord(**t.model_dump()) for t in g.inputs),
+                outputs=tuple(db.TensorRecord(**t.model_dump()) for t in g.outputs),
+            )
+            for g in graphs
+        ),
+    )
+
+
+def record_entry(
+    workspace: Workspace,
+    request: ConversionRequest,
+    entry: ModelEntry,
+    *,
+    key: str | None,
+    started_at: datetime,
+    artifact: db.ArtifactRecord | None = None,
+    batch_id: int | None = None,
+) -> int:
+    """Write one conversion into the catalog, in one transaction; return its number.
+
+    Raises:
+        TransientError: If the catalog does not take it (``catalog``).
+    """
+    now = datetime.now(UTC)
+    parity = entry.parity
+    record = db.ConversionRecord(
+        model_id=entry.id,
+        key=key,
+        requested_revision=request.revision,
+        revision=entry.revision,
+        status=entry.status.value,
+        task=entry.task,
+        model_type=entry.model_type,
+        architecture=entry.architecture,
+        template=entry.template,
+        simplified=entry.simplified,
+        options=asdict(request.options),
+        attempts=max(1, entry.attempts),
+        peak_rss_bytes=entry.peak_rss_bytes,
+        notes=entry.notes,
+        timings=tuple(db.StepTiming(step=step.value, seconds=s) for step, s in entry.seconds.items()),
+        error=None
+        if entry.error is None
+        else db.ErrorRecord(
+            kind=entry.error.kind.value,
+            message=entry.error.message,
+            step=entry.error.step.value,
+            reproduce=entry.error.reproduce,
+        ),
+        artifact=artifact,
+        parity=()
+        if parity is None
+        else (
+            db.ParityRecord(
+                verdict=parity.verdict.value,
+                device=parity.device,
+                provider=parity.provider,
+                shapes=parity.shapes,
+                max_abs_diff=parity.max_abs_diff,
+                tolerance=parity.tolerance,
+                axes_proven=parity.axes_proven,
+                outputs=tuple(db.OutputParityRecord(**o.model_dump()) for o in parity.outputs),
+                detail=parity.detail,
+                checked_at=now,
+            ),
+        ),
+        environment=package_versions(),
+        started_at=started_at,
+        finished_at=now,
+    )
+    engine = catalog(workspace)
+    with catalog_errors(), db.session_scope(engine) as session:
+        return db.record_conversion(session, record, batch_id=batch_id)
+
+
+def known_results(workspace: Workspace, keys: Iterable[str]) -> dict[str, db.ConversionRecord]:
+    """Return, for each key that was converted before, the newest attempt.
+
+    Raises:
+        TransientError: If the catalog cannot be read (``catalog``).
+    """
+    wanted = list(keys)
+    if not wanted:
+        return {}
+    engine = catalog(workspace)
+    with catalog_errors(), db.session_scope(engine, read_only=True) as session:
+        return db.latest_by_key(session, wanted)
+
+
+def to_entry(record: db.ConversionRecord, *, model_id: str, status: Status) -> ModelEntry:
+    """Return what the catalog holds of a conversion as a report's entry, under ``status``."""
+    artifact = record.artifact
+    parity = record.parity[-1] if record.parity else None
+    return ModelEntry(
+        id=model_id,
+        revision=record.revision,
+        status=status,
+        task=record.task,
+        model_type=record.model_type,
+        architecture=record.architecture,
+        artifact=None if artifact is None else artifact.path,
+        graphs=()
+        if artifact is None
+        else tuple(
+            GraphEntry(
+                role=g.role,
+                path=str(Path(artifact.path) / g.path),
+                opset=g.opset,
+                nodes=g.nodes,
+                nodes_before_simplify=g.nodes_before_simplify,
+                inputs=tuple(TensorEntry(name=t.name, dtype=t.dtype, shape=t.shape) for t in g.inputs),
+                outputs=tuple(TensorEntry(name=t.name, dtype=t.dtype, shape=t.shape) for t in g.outputs),
+            )
+            for g in artifact.graphs
+        ),
+        template=record.template,
+        simplified=record.simplified,
+        parity=None
+        if parity is None
+        else ParityEntry(
+            verdict=Verdict(parity.verdict),
+            device=parity.device,
+            provider=parity.provider,
+            shapes=parity.shapes,
+            max_abs_diff=parity.max_abs_diff,
+            tolerance=parity.tolerance,
+            axes_proven=parity.axes_proven,
+            outputs=tuple(
+                OutputDifference(name=o.name, max_abs_diff=o.max_abs_diff, tolerance=o.tolerance)
+                for o in parity.outputs
+            ),
+            detail=parity.detail,
+        ),
+        seconds={Step(t.step): t.seconds for t in record.timings},
+        peak_rss_bytes=record.peak_rss_bytes,
+        attempts=record.attempts,
+        notes=record.notes,
+        error=None
+        if record.error is None
+        else ErrorEntry(
+            kind=ErrorKind(record.error.kind),
+            message=record.error.message,
+            step=Step(record.error.step),
+            reproduce=record.error.reproduce,
+        ),
+    )

@@ -1,0 +1,60 @@
+"""What every test stands on: no network, no telemetry, no file outside temporary folders, nothing skipped in silence.
+
+The environment is set when this file is imported, which is before any test module imports Prefect, transformers or
+our own settings: all three read it once. Sockets are shut except loopback by pytest-socket, see ``pyproject.toml``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_HOME = Path(tempfile.mkdtemp(prefix="onnx-ferry-tests-"))
+
+# Settings of the person who runs the tests would make them pass or fail elsewhere.
+for _name in [name for name in os.environ if name.startswith(("FERRY_", "PREFECT_"))]:
+    del os.environ[_name]
+
+os.environ.update(
+    FERRY_HOME=str(_HOME / "ferry"),
+    PREFECT_HOME=str(_HOME / "prefect"),
+    # The embedded server reports home every ten minutes, the SDK on its first runs: both are off.
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    DO_NOT_TRACK="1",
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HOME=str(_HOME / "huggingface"),
+    TOKENIZERS_PARALLELISM="false",
+    NO_COLOR="1",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("onnx-ferry")
+    group.addoption("--slow", action="store_true", help="run tests marked slow; CI=1 or SLOW=1 mean the same")
+    group.addoption("--gpu", action="store_true", help="run tests marked gpu; they fail where there is no CUDA device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = config.getoption("--slow") or bool(os.environ.get("CI") or os.environ.get("SLOW"))
+    for item in items:
+        if "gpu" in item.keywords and not config.getoption("--gpu"):
+            item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device, run with --gpu"))
+        elif "slow" in item.keywords and not slow:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow, SLOW=1 or CI=1"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count what did not run, so that a green line is never read as more than it is."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
+    gpu = sum("gpu: " in reason for reason in reasons)
+    slow = sum("slow: " in reason for reason in reasons)
+    terminalreporter.write_line(f"not run: {gpu} gpu, {slow} slow, {len(reasons) - gpu - slow} for other reasons")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)

@@ -1,0 +1,154 @@
+"""The schema: what migrations build is what the models say, whoever builds it, and when."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import CheckConstraint, event, inspect, text
+
+from db import CatalogVersionError, is_current, make_engine, schema_version, upgrade
+from db.migrate import HEAD, alembic_config
+from db.models import Base
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_head_is_the_only_newest_revision():
+    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [HEAD]
+
+
+def test_models_and_migrations_agree(shared_engine):
+    with shared_engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_models_and_migrations_agree_on_checks(engine):
+    """Alembic does not compare them."""
+    found = inspect(engine)
+    for table in Base.metadata.sorted_tables:
+        built = {check["name"]: check["sqltext"] for check in found.get_check_constraints(table.name)}
+        declared = {
+            str(check.name): str(check.sqltext) for check in table.constraints if isinstance(check, CheckConstraint)
+        }
+        assert built == declared, table.name
+
+
+def test_every_constraint_and_index_has_a_name(engine):
+    found = inspect(engine)
+    for table in Base.metadata.sorted_tables:
+        parts = [found.get_pk_constraint(table.name), *found.get_foreign_keys(table.name)]
+        parts += [*found.get_unique_constraints(table.name), *found.get_indexes(table.name)]
+        assert [part for part in parts if not part["name"]] == [], table.name
+
+
+def test_a_downgrade_leaves_nothing(engine):
+    with engine.begin() as connection:
+        command.downgrade(alembic_config(connection), "base")
+    assert inspect(engine).get_table_names() == ["alembic_version"]
+    assert schema_version(engine) is None
+
+
+def test_an_absent_catalog_has_no_version_and_stays_absent(tmp_path):
+    engine = make_engine(f"sqlite:///{tmp_path}/none/catalog.db")
+    assert schema_version(engine) is None
+    assert not is_current(engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_upgrading_again_changes_nothing_and_is_one_look(engine):
+    statements: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    started = time.perf_counter()
+    upgrade(engine)
+    assert time.perf_counter() - started < 0.5
+    assert is_current(engine)
+    assert not [sql for sql in statements if sql.startswith(("CREATE", "INSERT", "UPDATE", "BEGIN IMMEDIATE"))]
+
+
+def test_a_current_catalog_needs_no_alembic(engine):
+    code = "import sys, db; db.upgrade(db.make_engine(sys.argv[1])); print('alembic' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(engine.url)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_an_empty_file_becomes_a_catalog(tmp_path):
+    (tmp_path / "catalog.db").touch()
+    engine = make_engine(f"sqlite:///{tmp_path}/catalog.db")
+    assert schema_version(engine) is None
+    upgrade(engine)
+    assert schema_version(engine) == HEAD
+    engine.dispose()
+
+
+def test_a_catalog_in_memory():
+    engine = make_engine("sqlite://")
+    upgrade(engine)
+    assert is_current(engine)
+    engine.dispose()
+
+
+def test_a_newer_catalog_is_refused(engine):
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(CatalogVersionError, match=r"schema version '9999'.* newer onnx-ferry: upgrade this"):
+        upgrade(engine)
+    assert schema_version(engine) == "9999"
+
+
+def test_two_processes_upgrade_at_once(tmp_path):
+    url = f"sqlite:///{tmp_path}/new/catalog.db"
+    code = (
+        "import sys, db, alembic.command; print('ready', flush=True); sys.stdin.readline(); "
+        "engine = db.make_engine(sys.argv[1]); db.upgrade(engine); print(db.schema_version(engine))"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code, url],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    answers = [child.communicate(timeout=60) for child in children]
+    assert answers == [(f"{HEAD}\n", "")] * 2
+
+
+def test_a_migration_killed_in_the_middle_leaves_nothing(tmp_path):
+    url = f"sqlite:///{tmp_path}/catalog.db"
+    code = (
+        "import sys, time, db\nfrom db import migrate\n"
+        "with db.make_engine(sys.argv[1]).begin() as connection:\n"
+        "    migrate._run_alembic(connection)\n    print('migrated', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, url], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "migrated\n"
+        child.send_signal(signal.SIGKILL)
+    engine = make_engine(url)
+    assert schema_version(engine) is None
+    assert inspect(engine).get_table_names() == []
+    upgrade(engine)
+    assert is_current(engine)
+    engine.dispose()
