@@ -9,17 +9,19 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 import db
+from flows.prefect_environment import prepare_prefect
 from onnx_config.errors import ErrorKind, FerryError
 from onnx_config.export import isolate
 from tasks.memory import MemoryGate
-from tasks.pipeline import Lookup, convert_model, look_up, place_known, refused
+from tasks.pipeline import PLAIN_STEPS, Lookup, Steps, convert_model, look_up, place_known, refused
 from tasks.register import catalog, catalog_errors
 from tasks.report import Engine, ModelEntry, Report
 from tasks.request import ConversionRequest, Listener, Workspace
@@ -49,6 +51,9 @@ class BatchPlan:
 
     batch_id: int
     """The batch's number in the catalog."""
+
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the batch is interrupted: models that wait their turn are not begun any more."""
 
 
 def run_batch(
@@ -131,17 +136,46 @@ def _run(
 ) -> dict[ConversionRequest, ModelEntry]:
     match engine:
         case Engine.LOCAL:
-            from flows.local import run_locally
-
-            return run_locally(todo, lambda request: convert_one(request, plan), workers=workers)
+            return run_locally(todo, plan, workers=workers)
         case Engine.PREFECT:
+            url = prepare_prefect(plan.workspace.home)
             from flows.prefect_engine import run_with_prefect
 
-            return run_with_prefect(todo, plan, workers=workers)
+            done = run_with_prefect(todo, plan, workers=workers, url=url)
+            # What Prefect lost with its server is converted all the same.
+            rest = [request for request in todo if request not in done]
+            return done | run_locally(rest, plan, workers=workers)
 
 
-def convert_one(request: ConversionRequest, plan: BatchPlan) -> ModelEntry:
-    """Convert one model of a batch with the plain steps."""
+def run_locally(
+    todo: Sequence[ConversionRequest], plan: BatchPlan, *, workers: int
+) -> dict[ConversionRequest, ModelEntry]:
+    """Convert ``todo`` on plain threads, ``workers`` at a time; return the entries.
+
+    An interruption kills the children in work and is raised again.
+    """
+    done: dict[ConversionRequest, ModelEntry] = {}
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ferry") as pool:
+        futures = {pool.submit(convert_one, request, plan): request for request in todo}
+        try:
+            for future in as_completed(futures):
+                done[futures[future]] = future.result()
+        except BaseException:
+            plan.stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            isolate.kill_all()
+            raise
+    return done
+
+
+def convert_one(request: ConversionRequest, plan: BatchPlan, *, steps: Steps = PLAIN_STEPS) -> ModelEntry:
+    """Convert one model of a batch.
+
+    Raises:
+        KeyboardInterrupt: If the batch was interrupted before this model began.
+    """
+    if plan.stopping.is_set():
+        raise KeyboardInterrupt
     return convert_model(
         request,
         plan.workspace,
@@ -150,6 +184,7 @@ def convert_one(request: ConversionRequest, plan: BatchPlan) -> ModelEntry:
         gate=plan.gate,
         retry_failed=plan.retry_failed,
         batch_id=plan.batch_id,
+        steps=steps,
     )
 
 

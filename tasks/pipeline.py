@@ -20,6 +20,7 @@ from filelock import FileLock
 import db
 from onnx_config import hub
 from onnx_config.errors import ErrorKind, FerryError, InternalError
+from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.spec import ModelSpec
@@ -314,6 +315,8 @@ def _convert(progress: _Progress, means: _Means) -> ModelEntry:
             known = _usable(record, request, workspace, means.retried) if record is not None else None
             if known is not None:
                 return place_known(known, means.output)
+            # The server's imports take seconds; they go on beside the download.
+            isolate.warm_up()
             source = with_retries(hub.download)(lookup.source)
             weight_bytes = _weight_bytes(source)
         with means.gate.admit(estimate_bytes(weight_bytes)) as share:

@@ -19,6 +19,8 @@ from onnx_config.export.artifact import FERRY_FILE, read_ferry_file
 
 __all__ = ["ArtifactStore", "disk_errors", "place", "safe_name"]
 
+_LINKED = (".onnx", ".onnx_data")
+
 
 class ArtifactStore:
     """Artifacts under ``root``: verified ones in ``<2 hex>/<sha256>``, the others in ``quarantine/<sha256>``."""
@@ -72,7 +74,7 @@ def place(source: Path, target: Path, names: Sequence[str]) -> Path:
         InputError: If the folder holds files that are not an artifact's, or cannot be written (``bad_input``).
         TransientError: If the disk is full (``store``).
     """
-    if _same(source, target, [*names, FERRY_FILE]):
+    if _same(source, target, names):
         return target
     with disk_errors(f"the output folder {str(target)!r}"):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -113,7 +115,11 @@ def _is_inside(name: str) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
+    """Hard-link a graph or its weights; copy what a user may want to edit."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    if not source.name.endswith(_LINKED):
+        shutil.copyfile(source, target)
+        return
     try:
         os.link(source, target)
     except OSError as error:
@@ -122,10 +128,12 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _same(source: Path, target: Path, names: list[str]) -> bool:
-    """Return whether all files are the very same ones (hard links); copies are made anew."""
+def _same(source: Path, target: Path, names: Sequence[str]) -> bool:
+    """Return whether ``target`` holds this very artifact: the same ``ferry.json``, every file of its size."""
     try:
-        return target.is_dir() and all((target / name).samefile(source / name) for name in names)
+        if (target / FERRY_FILE).read_bytes() != (source / FERRY_FILE).read_bytes():
+            return False
+        return all((target / name).stat().st_size == (source / name).stat().st_size for name in names)
     except OSError:
         return False
 
