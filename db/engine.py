@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session
 
 from db.errors import CatalogError
 
-__all__ = ["make_engine", "session_scope", "sqlite_file"]
+__all__ = ["make_engine", "session_scope", "sqlite_file", "translated"]
 
 _BUSY_TIMEOUT_SECONDS = 30.0
 _READ_ONLY = "catalog_read_only"

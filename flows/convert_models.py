@@ -27,7 +27,7 @@ from tasks.report import Engine, ModelEntry, Report
 from tasks.request import ConversionRequest, Listener, Workspace
 from tasks.store import safe_name
 
-__all__ = ["BatchPlan", "run_batch"]
+__all__ = ["BatchPlan", "convert_one", "run_batch", "run_locally"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

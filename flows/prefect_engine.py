@@ -7,20 +7,41 @@ before this module is imported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
 from itertools import count
+from pathlib import Path
+from threading import Event as Signal
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from prefect import flow, task
+from prefect import flow, get_client, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import as_completed
+from prefect.events.clients import PrefectEventsClient
+from prefect.events.schemas.events import Event
+from prefect.events.worker import EventsWorker, emit_events_to_cloud
+from prefect.futures import PrefectFuture, as_completed
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_LOGGING_SETTINGS_PATH,
+    temporary_settings,
+)
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.prefect_environment import embedded_server
+from flows.prefect_server import log_file
 from onnx_config.errors import ErrorKind, TransientError
 from onnx_config.export import isolate
+from tasks.pipeline import Steps
 from tasks.prefect_tasks import PREFECT_STEPS
 from tasks.report import ModelEntry, Status
 from tasks.request import ConversionRequest
@@ -30,6 +51,12 @@ if TYPE_CHECKING:
 
 __all__ = ["convert_model", "convert_models", "run_with_prefect"]
 
+_logger = logging.getLogger("prefect.onnx_ferry")
+
+_ANSWER_SECONDS = 10.0
+_STOP_SECONDS = 10.0
+_TICK_SECONDS = 0.2
+
 
 class _Work:
     """A batch in work. Prefect's parameters are JSON; what is none of it stays here, under a number."""
@@ -38,6 +65,17 @@ class _Work:
         self.todo = tuple(todo)
         self.plan = plan
         self.done: dict[ConversionRequest, ModelEntry] = {}
+        self.positions: set[int] = set()
+        """Models whose steps are running."""
+
+    def stop(self) -> None:
+        """Kill the children in work, and those that a step was about to start."""
+        self.plan.stopping.set()
+        deadline = time.monotonic() + _STOP_SECONDS
+        isolate.kill_all()
+        while self.positions and time.monotonic() < deadline:
+            time.sleep(_TICK_SECONDS)
+            isolate.kill_all()
 
 
 _in_work: dict[int, _Work] = {}
@@ -51,38 +89,90 @@ def convert_model(model: str, work: int, position: int) -> Any:
 
     batch = _in_work[work]
     request = batch.todo[position]
-    entry = convert_one(request, batch.plan, steps=PREFECT_STEPS)
+    batch.positions.add(position)
+    try:
+        entry = convert_one(request, batch.plan, steps=_unless(batch.plan.stopping, PREFECT_STEPS))
+    finally:
+        batch.positions.discard(position)
     batch.done[request] = entry
     if entry.error is not None:
         return Failed(message=f"{entry.error.kind}: {entry.error.message}"[:1000])
     return Completed(message=f"{entry.status}: {entry.artifact}")
 
 
+def _unless(stopping: Signal, steps: Steps) -> Steps:
+    """Return ``steps``, none of which begins once ``stopping`` is set: the children were killed before."""
+
+    def guarded(step: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(step)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if stopping.is_set():
+                raise KeyboardInterrupt
+            return step(*args, **kwargs)
+
+        return call
+
+    return Steps(**{field.name: guarded(getattr(steps, field.name)) for field in fields(steps)})
+
+
 @flow(name="convert_models", validate_parameters=False, persist_result=False, log_prints=False)
 def convert_models(models: list[str], work: int) -> Any:
     """Convert ``models``, a few at a time; ends as failed only where not one of them was verified."""
     batch = _in_work[work]
-    created = create_progress_artifact(progress=0.0, key="conversion-progress", description="Models converted")
-    # In a flow that is not async the call has ended; its annotation allows for both.
-    progress = cast(UUID, created)
+    view = _Artifacts(batch.plan.batch_id)
     try:
         futures = [convert_model.submit(model, work, position) for position, model in enumerate(models)]
+        view.start()
         for finished, future in enumerate(as_completed(futures), start=1):
             future.wait()
-            update_progress_artifact(progress, progress=100.0 * finished / len(models))
+            view.advance(finished, len(models))
     except BaseException:
-        batch.plan.stopping.set()
-        isolate.kill_all()
+        batch.stop()
         raise
     entries = list(batch.done.values())
-    create_table_artifact(
-        key="conversion-summary",
-        table=[_row(entry) for entry in entries],
-        description=f"Batch {batch.plan.batch_id}: `ferry catalog list` has the details.",
-    )
+    view.finish(entries)
     good = sum(entry.status in (Status.CONVERTED, Status.REUSED) for entry in entries)
     message = f"{good} of {len(models)} verified"
     return Completed(message=message) if good or not models else Failed(message=message)
+
+
+class _Artifacts:
+    """Progress and summary of a batch on the server, as long as it answers: no model waits or fails for them."""
+
+    def __init__(self, batch_id: int) -> None:
+        self._batch_id = batch_id
+        self._progress: UUID | None = None
+        self._answers = True
+
+    def start(self) -> None:
+        created = self._call(
+            create_progress_artifact, progress=0.0, key="conversion-progress", description="Models converted"
+        )
+        # In a flow that is not async the call has ended; its annotation allows for both.
+        self._progress = cast("UUID | None", created)
+
+    def advance(self, finished: int, total: int) -> None:
+        if self._progress is not None:
+            self._call(update_progress_artifact, self._progress, progress=100.0 * finished / total)
+
+    def finish(self, entries: Sequence[ModelEntry]) -> None:
+        self._call(
+            create_table_artifact,
+            key="conversion-summary",
+            table=[_row(entry) for entry in entries],
+            description=f"Batch {self._batch_id}: `ferry catalog list` has the details.",
+        )
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._answers:
+            return None
+        try:
+            return function(*args, **kwargs)
+        # Whatever the server or the way to it has: it is asked no more, since each answer may take long to fail.
+        except Exception as error:  # noqa: BLE001
+            self._answers = False
+            _logger.error("No more artifacts: %s failed with %r", function.__name__, error)
+            return None
 
 
 def _row(entry: ModelEntry) -> dict[str, Any]:
@@ -96,31 +186,112 @@ def _row(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
+class _PatientOnce(PrefectEventsClient):
+    """Sends events, and leaves a server alone for a while that did not take one.
+
+    Prefect's own client is patient for seven seconds with every event, of which a model has some twenty. A server
+    that went away would hold up the end of a large batch for hours.
+    """
+
+    _PAUSE_SECONDS = 30.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._silent_until = 0.0
+
+    async def emit(self, event: Event) -> None:
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            await super().emit(event)
+        except Exception:
+            self._silent_until = time.monotonic() + self._PAUSE_SECONDS
+            raise
+
+
+def _log_to_file(path: Path) -> None:
+    """Send what Prefect has to say to a file: a model that fails is an error to it, with a traceback.
+
+    A logging configuration that the user has given to Prefect stays.
+    """
+    if PREFECT_LOGGING_SETTINGS_PATH.value().exists():
+        return
+    to_file = logging.FileHandler(path, encoding="utf-8", delay=True)
+    to_file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)-7s | %(process)d | %(name)s - %(message)s"))
+    for logger in (logging.getLogger(), *map(logging.getLogger, ("prefect._internal", "uvicorn", "fastapi"))):
+        mine = [handler for handler in logger.handlers if type(handler).__module__ == "prefect.logging.handlers"]
+        for handler in mine:
+            logger.removeHandler(handler)
+        if mine:
+            logger.addHandler(to_file)
+
+
+def _wait_for_server(url: str | None) -> None:
+    """Return when the server answers: the one at ``url``, or the embedded one.
+
+    Raises:
+        TransientError: If it does not (``network``).
+    """
+    if url is None:
+        if (server := embedded_server()) is not None:
+            server.wait_until_ready()
+        return
+    settings = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS, PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        if (error := client.api_healthcheck()) is not None:
+            raise _unusable(url, error) from error
+
+
+def _unusable(url: str | None, error: Exception) -> TransientError:
+    where = f"The Prefect server at {url}" if url else "Prefect's embedded server"
+    return TransientError(
+        f"{where} cannot be used: {type(error).__name__}: {str(error)[:300]}. Check it, or run with "
+        "--engine local, which needs no server.",
+        kind=ErrorKind.NETWORK,
+    )
+
+
 def run_with_prefect(
     todo: Sequence[ConversionRequest], plan: BatchPlan, *, workers: int, url: str | None
 ) -> dict[ConversionRequest, ModelEntry]:
-    """Run the flow over ``todo``; return the entries, those of models that Prefect lost included.
+    """Run the flow over ``todo``; return the entries of the models that it came to.
+
+    A server that goes away in the middle is named on standard error; its models are converted all the same.
 
     Raises:
         TransientError: If the server at ``url`` does not answer and nothing was converted (``network``).
     """
+    log = log_file(plan.workspace.home)
+    _log_to_file(log)
+    current = os.environ.get("PREFECT_API_URL")
+    # Prefect has read its settings when it was imported, which may have been before they were made.
+    with temporary_settings({PREFECT_API_URL: current} if PREFECT_API_URL.value() != current else {}):
+        _wait_for_server(url)
+        if not emit_events_to_cloud():
+            EventsWorker.set_client_override(_PatientOnce)
+        return _run_flow(todo, plan, workers=workers, url=url, log=log)
+
+
+def _run_flow(
+    todo: Sequence[ConversionRequest], plan: BatchPlan, *, workers: int, url: str | None, log: Path
+) -> dict[ConversionRequest, ModelEntry]:
     number = next(_numbers)
     work = _in_work[number] = _Work(todo, plan)
-    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)
+    # A thread pool's futures are a kind of what the flow asks for, which the runner's type has no way to say.
+    runner = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=workers))
     try:
         run = convert_models.with_options(task_runner=runner)
         run([request.model_id for request in todo], number, return_state=True)
-    except KeyboardInterrupt:
-        raise
-    # A server that goes away raises here although every model may be done; the entries below tell.
+    # A server that goes away raises here although every model may be done; the entries tell.
     except Exception as error:
+        _logger.exception("The flow did not end as it should")
         if not work.done:
-            where = f"The Prefect server at {url}" if url else "Prefect's embedded server"
-            raise TransientError(
-                f"{where} cannot be used: {type(error).__name__}: {str(error)[:300]}. Check it, or run with "
-                "--engine local, which needs no server.",
-                kind=ErrorKind.NETWORK,
-            ) from error
+            raise _unusable(url, error) from error
+        where = f"The Prefect server at {url}" if url else "Prefect's embedded server"
+        sys.stderr.write(
+            f"Note: {where} went away ({type(error).__name__}), so its record of this batch is incomplete. "
+            f"The models and the catalog are not affected. Prefect's log is {log}.\n"
+        )
     finally:
         del _in_work[number]
     return work.done

@@ -28,6 +28,7 @@ __all__ = [
     "read_config",
     "read_config_dict",
     "resolve",
+    "translate_hub_error",
 ]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

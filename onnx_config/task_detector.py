@@ -19,7 +19,16 @@ from onnx_config.errors import ErrorKind, InputError, ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["TASKS", "TASK_SYNONYMS", "DetectedTask", "Task", "detect_task", "known_tasks", "normalize_task"]
+__all__ = [
+    "TASKS",
+    "TASK_SYNONYMS",
+    "DetectedTask",
+    "Task",
+    "detect_task",
+    "known_tasks",
+    "newer_release",
+    "normalize_task",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnx_config.errors import ErrorKind, FerryError, InternalError, ModelError
+from onnx_config.errors import ErrorKind, FerryError, InternalError, ModelError, ResourceError
 from onnx_config.export import isolate
 from tasks.report import Step
 from tasks.request import ConversionRequest, Device, Workspace
 
-__all__ = ["Job", "StepCost", "reproduce_command", "run_child"]
+__all__ = ["Job", "StepCost", "raise_if_stopping", "reproduce_command", "run_child"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,9 @@ class Job:
     weight_bytes: int
     """Bytes of the weights; 0 where they could not be read."""
 
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the user interrupts: no child is started any more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
@@ -62,7 +66,9 @@ def run_child(job: Job, step: Step, function: str, request: Mapping[str, Any]) -
 
     Raises:
         FerryError: What the function raised, or how the child ended.
+        KeyboardInterrupt: If the user interrupted; how the child ended says nothing of the model then.
     """
+    raise_if_stopping(job.stopping)
     folder = job.scratch / step.value
     folder.mkdir(exist_ok=True)
     try:
@@ -77,7 +83,20 @@ def run_child(job: Job, step: Step, function: str, request: Mapping[str, Any]) -
         )
     except isolate.ChildError as error:
         raise _judge(step, error) from error
+    except ResourceError:
+        raise_if_stopping(job.stopping)
+        raise
     return answer.value, StepCost(seconds=answer.seconds, peak_rss_bytes=answer.peak_rss_bytes)
+
+
+def raise_if_stopping(stopping: threading.Event) -> None:
+    """End this model's work where the user has interrupted the batch.
+
+    Raises:
+        KeyboardInterrupt: If ``stopping`` is set.
+    """
+    if stopping.is_set():
+        raise KeyboardInterrupt
 
 
 def _judge(step: Step, error: isolate.ChildError) -> FerryError:
@@ -95,8 +114,8 @@ def _judge(step: Step, error: isolate.ChildError) -> FerryError:
             return InternalError(text)
 
 
-def reproduce_command(request: ConversionRequest) -> str:
-    """Return the shell command that converts this model with these options.
+def reproduce_command(request: ConversionRequest, *, output: Path | None = None) -> str:
+    """Return the shell command that converts this model with these options, and places it in ``output``.
 
     >>> reproduce_command(ConversionRequest(model_id="org/name"))
     'ferry convert org/name'
@@ -117,4 +136,6 @@ def reproduce_command(request: ConversionRequest) -> str:
         words.append("--no-simplify")
     if options.trust_remote_code:
         words.append("--trust-remote-code")
+    if output is not None:
+        words += ["--output", str(output)]
     return shlex.join(words)

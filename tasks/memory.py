@@ -6,8 +6,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tasks.job import raise_if_stopping
+
 __all__ = ["MemoryGate", "estimate_bytes"]
 
+_LOOK_SECONDS = 0.2
 _BASE_BYTES = 3 * 1024**3 // 2
 _COPIES = 6
 
@@ -34,11 +37,17 @@ class MemoryGate:
         self._changed = threading.Condition()
 
     @contextmanager
-    def admit(self, wanted_bytes: int) -> Iterator[int]:
-        """Wait for a share of ``wanted_bytes`` and hold it; yields the bytes granted."""
+    def admit(self, wanted_bytes: int, *, stopping: threading.Event | None = None) -> Iterator[int]:
+        """Wait for a share of ``wanted_bytes`` and hold it; yields the bytes granted.
+
+        Raises:
+            KeyboardInterrupt: If ``stopping`` is set meanwhile.
+        """
         share = min(wanted_bytes, self.limit_bytes)
         with self._changed:
-            self._changed.wait_for(lambda: self._used + share <= self.limit_bytes)
+            while not self._changed.wait_for(lambda: self._used + share <= self.limit_bytes, _LOOK_SECONDS):
+                if stopping is not None:
+                    raise_if_stopping(stopping)
             self._used += share
         try:
             yield share
@@ -48,7 +57,11 @@ class MemoryGate:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[int]:
-        """Wait until nothing else runs and hold the whole limit; yields it."""
-        with self.admit(self.limit_bytes) as share:
+    def alone(self, *, stopping: threading.Event | None = None) -> Iterator[int]:
+        """Wait until nothing else runs and hold the whole limit; yields it.
+
+        Raises:
+            KeyboardInterrupt: If ``stopping`` is set meanwhile.
+        """
+        with self.admit(self.limit_bytes, stopping=stopping) as share:
             yield share

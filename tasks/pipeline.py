@@ -6,6 +6,8 @@ Who runs the steps is a value (`Steps`): plain functions with retries here, Pref
 
 from __future__ import annotations
 
+import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import tenacity
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 import db
 from onnx_config import hub
-from onnx_config.errors import ErrorKind, FerryError, InternalError
+from onnx_config.errors import ErrorKind, FerryError, InputError, InternalError, ModelError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.spec import ModelSpec
+from tasks.crew import Crew
 from tasks.detect import detect
 from tasks.export import Exported, export
-from tasks.job import Job, StepCost, reproduce_command
+from tasks.job import Job, StepCost, raise_if_stopping, reproduce_command
 from tasks.key import action_key
 from tasks.memory import MemoryGate, estimate_bytes
 from tasks.parity import Checked, check
@@ -55,6 +58,11 @@ RETRIES = 2
 RETRY_WAIT_SECONDS = 2.0
 """Wait before the first retry; it doubles."""
 
+_LOOKUPS = 8
+_LOCK_SECONDS = 0.5
+# Steps that read nothing but the model: only there bad input says something of it, and not of a disk or a device.
+_ABOUT_THE_MODEL = (Step.DETECT, Step.EXPORT)
+
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the same step may succeed if it is simply tried again."""
@@ -66,9 +74,14 @@ def with_retries(function: Callable[..., Any]) -> Callable[..., Any]:
     return tenacity.retry(
         retry=tenacity.retry_if_exception(is_transient),
         stop=tenacity.stop_after_attempt(1 + RETRIES),
-        wait=tenacity.wait_exponential(multiplier=RETRY_WAIT_SECONDS) + tenacity.wait_random(0, 0.5),
+        wait=_wait_seconds,
         reraise=True,
     )(function)
+
+
+def _wait_seconds(state: tenacity.RetryCallState) -> float:
+    # Up to a quarter more, so that models which failed together do not come again together.
+    return RETRY_WAIT_SECONDS * 2 ** (state.attempt_number - 1) * random.uniform(1, 1.25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +124,7 @@ class _Means:
     output: Path | None
     steps: Steps
     gate: MemoryGate
+    stopping: threading.Event
     retried: frozenset[ErrorKind]
     batch_id: int | None
 
@@ -193,11 +207,11 @@ def look_up(
         TransientError: If the catalog cannot be read (``catalog``).
     """
     found: dict[ConversionRequest, Lookup | FerryError] = {}
-    for request in requests:
-        try:
-            found[request] = _resolve(request)
-        except FerryError as error:
-            found[request] = error
+    wanted = list(dict.fromkeys(requests))
+    # The Hub takes its time to answer, and hashing a folder waits for the disk.
+    answers = dict(Crew(_resolved, wanted, workers=_LOOKUPS).results())
+    for request in wanted:
+        found[request] = answers[request]
     keys = {lookup.key for lookup in found.values() if isinstance(lookup, Lookup)}
     records = known_results(workspace, keys)
     for request, lookup in found.items():
@@ -207,9 +221,30 @@ def look_up(
     return found
 
 
+def _resolved(request: ConversionRequest) -> Lookup | FerryError:
+    try:
+        return _resolve(request)
+    except FerryError as error:
+        return error
+    # One model that nobody foresaw must not end the look at all the others.
+    except Exception as error:  # noqa: BLE001
+        return _bug(error)
+
+
+def _bug(error: Exception) -> InternalError:
+    wrapped = InternalError(f"onnx-ferry failed with {type(error).__name__}: {error}. Please report this.")
+    wrapped.__cause__ = error
+    return wrapped
+
+
 @with_retries
 def _resolve(request: ConversionRequest) -> Lookup:
-    source = hub.resolve(request.model_id, revision=request.revision)
+    try:
+        source = hub.resolve(request.model_id, revision=request.revision)
+    except OSError as error:
+        raise InputError(
+            f"The model {request.model_id!r} cannot be read: {error}. Check the name and the permissions."
+        ) from error
     model = "" if source.folder is not None else source.model_id
     return Lookup(request=request, source=source, key=action_key(model, source.revision, request.options), known=None)
 
@@ -221,6 +256,8 @@ def _usable(
     if record.error is not None:
         kind = ErrorKind(record.error.kind)
         if not kind.remembered or kind in retry_failed:
+            return None
+        if kind is ErrorKind.BAD_INPUT and record.error.step not in _ABOUT_THE_MODEL:
             return None
         entry = to_entry(record, model_id=request.model_id, status=Status(record.status))
         note = "known from an earlier run with the same versions; --retry-failed tries again"
@@ -245,6 +282,7 @@ def convert_model(
     gate: MemoryGate | None = None,
     retry_failed: frozenset[ErrorKind] | None = None,
     batch_id: int | None = None,
+    stopping: threading.Event | None = None,
 ) -> ModelEntry:
     """Convert one model, or find it converted; return its entry.
 
@@ -260,6 +298,10 @@ def convert_model(
         gate: The memory that all conversions share; ``None``: this one has it all.
         retry_failed: Kinds of remembered failures to try again; ``None``: all, since this model was named.
         batch_id: The batch's number in the catalog.
+        stopping: Set elsewhere when the user interrupts; nothing is recorded of a model that this ends.
+
+    Raises:
+        KeyboardInterrupt: If ``stopping`` is set.
     """
     listener = listener or SilentListener()
     gate = gate or MemoryGate(workspace.memory_limit_bytes)
@@ -269,6 +311,7 @@ def convert_model(
         output=output,
         steps=steps,
         gate=gate,
+        stopping=stopping or threading.Event(),
         retried=frozenset(ErrorKind) if retry_failed is None else retry_failed,
         batch_id=batch_id,
     )
@@ -279,9 +322,7 @@ def convert_model(
         entry = _failed(progress, workspace, error, batch_id)
     # A bug of ours in one model must not end the batch of a thousand.
     except Exception as error:  # noqa: BLE001
-        wrapped = InternalError(f"onnx-ferry failed with {type(error).__name__}: {error}. Please report this.")
-        wrapped.__cause__ = error
-        entry = _failed(progress, workspace, wrapped, batch_id)
+        entry = _failed(progress, workspace, _bug(error), batch_id)
     listener.model_finished(entry)
     return entry
 
@@ -297,6 +338,10 @@ def _failed(progress: _Progress, workspace: Workspace, error: FerryError, batch_
         if error.kind is not ErrorKind.CATALOG:
             progress.notes.append(f"not in the catalog: {second.message}")
         entry = progress.entry(Status.FAILED, error=error)
+    # What cannot be recorded is reported all the same.
+    except Exception as second:  # noqa: BLE001
+        progress.notes.append(f"not in the catalog: {_bug(second).message}")
+        entry = progress.entry(Status.FAILED, error=error)
     return entry
 
 
@@ -309,17 +354,17 @@ def _convert(progress: _Progress, means: _Means) -> ModelEntry:
         lookup = _resolve(request)
     progress.revision, progress.key = lookup.source.revision, lookup.key
     # One model, one converter: whoever waits here finds the result of the other.
-    with FileLock(workspace.home / "locks" / f"{lookup.key}.lock"):
+    with _lock(workspace.home / "locks" / f"{lookup.key}.lock", means.stopping):
         with progress.during(Step.FETCH):
             record = known_results(workspace, [lookup.key]).get(lookup.key)
             known = _usable(record, request, workspace, means.retried) if record is not None else None
             if known is not None:
-                return place_known(known, means.output)
+                return place_known(known, request, means.output)
             # The server's imports take seconds; they go on beside the download.
             isolate.warm_up()
             source = with_retries(hub.download)(lookup.source)
             weight_bytes = _weight_bytes(source)
-        with means.gate.admit(estimate_bytes(weight_bytes)) as share:
+        with means.gate.admit(estimate_bytes(weight_bytes), stopping=means.stopping) as share:
             try:
                 return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
             except FerryError as error:
@@ -328,27 +373,58 @@ def _convert(progress: _Progress, means: _Means) -> ModelEntry:
                 first = error
         progress.attempts += 1
         progress.notes.append(f"the first try ended with {first.kind.value}; the second ran alone")
-        with means.gate.alone() as share:
+        with means.gate.alone(stopping=means.stopping) as share:
             return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
 
 
-def refused(request: ConversionRequest, error: FerryError, workspace: Workspace) -> ModelEntry:
+@contextmanager
+def _lock(path: Path, stopping: threading.Event) -> Iterator[None]:
+    lock = FileLock(path)
+    while True:
+        try:
+            with disk_errors(f"the folder {str(path.parent)!r}"):
+                lock.acquire(timeout=_LOCK_SECONDS)
+            break
+        except Timeout:
+            raise_if_stopping(stopping)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refused(
+    request: ConversionRequest, error: FerryError, workspace: Workspace, *, batch_id: int | None = None
+) -> ModelEntry:
     """Return the entry of a model that could not even be looked up, and record it."""
-    return _failed(_Progress(request=request, listener=SilentListener()), workspace, error, None)
+    return _failed(_Progress(request=request, listener=SilentListener()), workspace, error, batch_id)
 
 
-def place_known(entry: ModelEntry, output: Path | None) -> ModelEntry:
-    """Return a known entry, with its files placed in ``output`` where there are any to place."""
-    if output is None or entry.artifact is None or entry.status is not Status.REUSED:
+def place_known(entry: ModelEntry, request: ConversionRequest, output: Path | None) -> ModelEntry:
+    """Return the entry of a verified model with its files placed in ``output``; of any other as it is.
+
+    Where they cannot be placed, the entry is a failed one that says where they are. The catalog does not hear of
+    that: it says what is in the store, whatever became of a copy.
+    """
+    if output is None or entry.artifact is None or entry.status not in (Status.CONVERTED, Status.REUSED):
         return entry
-    return _placed(entry, output)
+    try:
+        return _placed(entry, output)
+    except FerryError as error:
+        failure = ErrorEntry(
+            kind=error.kind,
+            message=error.message,
+            step=Step.REGISTER,
+            reproduce=reproduce_command(request, output=output),
+        )
+        note = f"the model is {entry.status.value} all the same; its files are in {entry.artifact}"
+        return entry.model_copy(update={"status": Status.FAILED, "error": failure, "notes": (*entry.notes, note)})
 
 
+@with_retries
 def _placed(entry: ModelEntry, output: Path) -> ModelEntry:
     source = Path(entry.artifact or "")
     names = [p.relative_to(source).as_posix() for p in sorted(source.rglob("*")) if p.is_file()]
-    with disk_errors(f"the output folder {str(output)!r}"):
-        output.parent.mkdir(parents=True, exist_ok=True)
     place(source, output, [name for name in names if name != FERRY_FILE])
     graphs = tuple(
         graph.model_copy(update={"path": str(output / Path(graph.path).relative_to(source))}) for graph in entry.graphs
@@ -375,6 +451,7 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
             scratch=scratch,
             memory_bytes=memory_bytes,
             weight_bytes=weight_bytes,
+            stopping=means.stopping,
         )
         with progress.during(Step.DETECT):
             spec, cost = steps.detect(job)
@@ -397,8 +474,7 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         draft = progress.entry(status, error=error, graphs=(stored.graph,))
         with progress.during(Step.REGISTER):
             registered: ModelEntry = steps.register(job, draft, started_at=progress.started_at, batch_id=means.batch_id)
-            if verified and means.output is not None:
-                registered = _placed(registered, means.output)
+            registered = place_known(registered, progress.request, means.output)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
 
 
@@ -406,7 +482,7 @@ def _simplify_and_check(
     progress: _Progress, job: Job, spec: ModelSpec, exported: Exported, steps: Steps
 ) -> tuple[Simplified, Checked]:
     """Return the graph to store and its verdict; a simplified graph that fails gives way to a plain one that holds."""
-    metadata = birth_certificate(job, spec)
+    metadata = _birth_certificate(job, spec)
     with progress.during(Step.SIMPLIFY):
         stored = steps.simplify(job, exported.path, metadata, enabled=job.request.options.simplify)
     progress.saw(stored.cost)
@@ -436,8 +512,6 @@ def _simplify_and_check(
 
 
 def _mismatch(parity: ParityEntry) -> FerryError:
-    from onnx_config.errors import ModelError
-
     if parity.verdict is Verdict.UNSTABLE:
         text = (
             f"The graph cannot be verified, since the model is unstable: {parity.detail}. "
@@ -451,7 +525,7 @@ def _mismatch(parity: ParityEntry) -> FerryError:
     return ModelError(text, kind=ErrorKind.MISMATCH)
 
 
-def birth_certificate(job: Job, spec: ModelSpec) -> dict[str, str]:
+def _birth_certificate(job: Job, spec: ModelSpec) -> dict[str, str]:
     """Return what a graph says of its origin in ``metadata_props``.
 
     The verdict stands there as ``verified``: a graph whose check fails goes to the quarantine, whose

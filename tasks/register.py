@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 import db
 from onnx_config.errors import ErrorKind, TransientError
 from onnx_config.export.artifact import ArtifactFile, content_address, copy_side_files, list_files, write_ferry_file
+from onnx_config.hub import is_folder
 from tasks.job import Job
 from tasks.report import (
     ErrorEntry,
@@ -30,7 +31,7 @@ from tasks.request import ConversionRequest, Workspace
 from tasks.store import ArtifactStore, disk_errors
 from tasks.versions import package_versions
 
-__all__ = ["catalog", "catalog_errors", "known_results", "record_entry", "register", "to_entry"]
+__all__ = ["catalog", "catalog_errors", "catalog_id", "known_results", "record_entry", "register", "to_entry"]
 
 
 @lru_cache(maxsize=8)
@@ -77,12 +78,14 @@ def register(job: Job, entry: ModelEntry, *, started_at: datetime, batch_id: int
             files = list_files(folder)
             address = content_address(files)
             write_ferry_file(folder, entry.model_dump(mode="json"), files)
+            # Before the folder is moved: from then on only this says where it went.
+            target = store.path_of(address, quarantined=quarantined)
+            _place_file(job).write_text(str(target), encoding="utf-8")
         place = store.publish(folder, address, quarantined=quarantined)
     else:
         # A retry after the catalog did not answer: the files are in place already.
         place = Path(_place_file(job).read_text(encoding="utf-8"))
         files, address = list_files(place), place.name
-    _place_file(job).write_text(str(place), encoding="utf-8")
     artifact = _artifact_record(place, address, files, entry.graphs, quarantined)
     stored = entry.model_copy(
         update={
@@ -144,7 +147,7 @@ def record_entry(
     now = datetime.now(UTC)
     parity = entry.parity
     record = db.ConversionRecord(
-        model_id=entry.id,
+        model_id=catalog_id(entry.id),
         key=key,
         requested_revision=request.revision,
         revision=entry.revision,
@@ -191,6 +194,11 @@ def record_entry(
     engine = catalog(workspace)
     with catalog_errors(), db.session_scope(engine) as session:
         return db.record_conversion(session, record, batch_id=batch_id)
+
+
+def catalog_id(model_id: str) -> str:
+    """Return the id under which the catalog knows a model: a Hub id as it is, a folder by its absolute path."""
+    return str(Path(model_id).expanduser().resolve()) if is_folder(model_id) else model_id
 
 
 def known_results(workspace: Workspace, keys: Iterable[str]) -> dict[str, db.ConversionRecord]:

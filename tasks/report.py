@@ -20,11 +20,13 @@ __all__ = [
     "ErrorEntry",
     "GraphEntry",
     "ModelEntry",
+    "OutputDifference",
     "ParityEntry",
     "Report",
     "Status",
     "Step",
     "TensorEntry",
+    "Totals",
     "Verdict",
 ]
 

@@ -7,19 +7,29 @@ leaves the store as it was, and a build folder that the next run removes.
 from __future__ import annotations
 
 import errno
+import fcntl
+import filecmp
+import glob
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from onnx_config.errors import ErrorKind, FerryError, InputError, TransientError
 from onnx_config.export.artifact import FERRY_FILE, read_ferry_file
+from onnx_config.export.scratch import scratch_folder
 
 __all__ = ["ArtifactStore", "disk_errors", "place", "safe_name"]
 
 _LINKED = (".onnx", ".onnx_data")
+# Lies in an output folder while its files are being replaced; knows which of them are an artifact's.
+_REPLACING = ".ferry.json.replacing"
+_NAME_BYTES = 120
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class ArtifactStore:
@@ -36,24 +46,31 @@ class ArtifactStore:
         return self.root / sha256[:2] / sha256
 
     def publish(self, folder: Path, sha256: str, *, quarantined: bool = False) -> Path:
-        """Move a finished folder into the store; return where it is.
+        """Move a finished folder into the store; return where it is. After a failure ``folder`` is as it was.
 
-        Where the same content is there already, it is replaced, so that a damaged one heals.
+        Where the same content is there already, only what is damaged of it is replaced, file by file, so that
+        a whole artifact is whole at every moment. ``folder`` may be on another disk than the store.
 
         Raises:
-            TransientError: If the disk is full or the store cannot be written (``store``).
+            InputError: If the store is no folder or cannot be written (``bad_input``).
+            TransientError: If the disk is full (``store``).
         """
         target = self.path_of(sha256, quarantined=quarantined)
         with disk_errors(f"the artifact store {str(self.root)!r}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             _flush(folder)
-            # A rename over a folder that has files fails, so the old one steps aside first.
-            aside = target.with_name(f".{sha256[:16]}.{uuid.uuid4().hex[:8]}.old")
-            if target.exists():
-                target.rename(aside)
-            folder.rename(target)
+            try:
+                _move(folder, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # A rename does not cross disks, so a copy is made aside in the store first.
+                with scratch_folder(self.root, sha256[:16]) as near:
+                    copy = shutil.copytree(folder, near / folder.name)
+                    _flush(copy)
+                    _move(copy, target)
             _flush_folder(target.parent)
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         return target
 
     def is_whole(self, folder: Path, files: Iterable[tuple[str, int]]) -> bool:
@@ -64,11 +81,39 @@ class ArtifactStore:
             return False
 
 
+def _move(folder: Path, target: Path) -> None:
+    try:
+        folder.rename(target)
+    except OSError as error:
+        # A rename over a folder that has files fails: the same content is there already.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        _heal(folder, target)
+
+
+def _heal(folder: Path, target: Path) -> None:
+    """Make the files of ``target`` those of ``folder``, which keeps them; ``ferry.json`` last."""
+    aside = folder.with_name(f"{folder.name}.healing")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == FERRY_FILE):
+        there = target / path.relative_to(folder)
+        if there.is_file() and filecmp.cmp(path, there, shallow=False):
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)
+        try:
+            aside.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, aside)
+        aside.replace(there)
+
+
 def place(source: Path, target: Path, names: Sequence[str]) -> Path:
     """Make ``target`` hold the files of an artifact, hard-linked where possible, ``ferry.json`` last.
 
     A new folder appears whole or not at all. In one that holds an earlier artifact, that artifact's files are
-    replaced and ``ferry.json`` is missing meanwhile; files of others stay.
+    replaced and ``ferry.json`` is missing meanwhile; files of others stay. What a killed process left half done,
+    the next call for the same folder completes.
 
     Raises:
         InputError: If the folder holds files that are not an artifact's, or cannot be written (``bad_input``).
@@ -77,41 +122,115 @@ def place(source: Path, target: Path, names: Sequence[str]) -> Path:
     if _same(source, target, names):
         return target
     with disk_errors(f"the output folder {str(target)!r}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             return _replace(source, target, names)
-        aside = target.with_name(f".{target.name[:80]}.{uuid.uuid4().hex[:8]}.part")
-        try:
+        with _aside(target) as aside:
             for name in (*names, FERRY_FILE):
                 _link(source / name, aside / name)
             aside.replace(target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """Make a folder beside ``target``, removed at the end if it is there still; remove those of killed processes.
+
+    The owner keeps its folder locked, and the kernel drops the lock when the owner dies.
+    """
+    stem = f".{_cut(target.name, 80)}."
+    for left in target.parent.glob(f"{glob.escape(stem)}*.part"):
+        with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(left, ignore_errors=True)
+    while True:
+        folder = target.with_name(f"{stem}{uuid.uuid4().hex[:8]}.part")
+        folder.mkdir()
+        with _locked(folder, fcntl.LOCK_EX):
+            if not folder.exists():
+                continue  # Somebody took it for a leftover in the moment before it was locked.
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _replace(source: Path, target: Path, names: Sequence[str]) -> Path:
-    earlier = read_ferry_file(target) if target.is_dir() else None
+    earlier = _files_of_artifact(target)
     if earlier is None:
+        what = "holds files that are" if target.is_dir() else "is a file, and"
         raise InputError(
-            f"The output folder {str(target)!r} holds files that are no artifact of onnx-ferry; they would be mixed. "
+            f"The output folder {str(target)!r} {what} no artifact of onnx-ferry; they would be mixed. "
             "Choose an empty or new folder."
         )
-    (target / FERRY_FILE).unlink()
-    known = {name for name in earlier.get("files", {}) if _is_inside(name)}
+    if foreign := sorted(name for name in set(names) - earlier if (target / name).exists()):
+        raise InputError(
+            f"The output folder {str(target)!r} holds {foreign[0]!r}, which is no file of the artifact in it and "
+            "would be overwritten. Choose an empty or new folder."
+        )
+    known = earlier | set(names)
+    draft = _part_of(target / _REPLACING)
+    draft.write_text(json.dumps(sorted(known)), encoding="utf-8")
+    draft.replace(target / _REPLACING)
+    (target / FERRY_FILE).unlink(missing_ok=True)
     for name in names:
-        part = target / f"{name}.part"
-        part.unlink(missing_ok=True)
-        _link(source / name, part)
-        part.replace(target / name)
-    for name in known - set(names):
-        (target / name).unlink(missing_ok=True)
-    _link(source / FERRY_FILE, target / FERRY_FILE)
+        _put(source / name, target / name)
+    for name in known:
+        path = target / name
+        _part_of(path).unlink(missing_ok=True)
+        if name not in names:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # Not empty, or no folder of the artifact's own.
+                if path.parent != target:
+                    path.parent.rmdir()
+    _put(source / FERRY_FILE, target / FERRY_FILE)
+    (target / _REPLACING).unlink()
     return target
+
+
+def _files_of_artifact(target: Path) -> set[str] | None:
+    """Return which files of a folder are an artifact's; ``None`` where there is no artifact in it.
+
+    Raises:
+        InputError: If its ``ferry.json`` cannot be read.
+    """
+    try:
+        listed = json.loads((target / _REPLACING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = read_ferry_file(target) if target.is_dir() else None
+        if record is None:
+            return None
+        listed = record.get("files", {})
+    return {name for name in listed if isinstance(name, str) and _is_inside(name)}
 
 
 def _is_inside(name: str) -> bool:
     parts = PurePosixPath(name).parts
     return bool(parts) and not name.startswith("/") and ".." not in parts
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{_cut(path.name, 200)}.part")
+
+
+def _put(source: Path, target: Path) -> None:
+    """Link or copy one file over another, which is the old or the new one at any moment."""
+    part = _part_of(target)
+    part.unlink(missing_ok=True)
+    _link(source, part)
+    part.replace(target)
+    # Between two links to one file a rename does nothing.
+    part.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -123,7 +242,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EEXIST):
+        if error.errno in (*_FULL, errno.EEXIST):
             raise
         shutil.copyfile(source, target)
 
@@ -131,6 +250,8 @@ def _link(source: Path, target: Path) -> None:
 def _same(source: Path, target: Path, names: Sequence[str]) -> bool:
     """Return whether ``target`` holds this very artifact: the same ``ferry.json``, every file of its size."""
     try:
+        if (target / _REPLACING).exists():
+            return False
         if (target / FERRY_FILE).read_bytes() != (source / FERRY_FILE).read_bytes():
             return False
         return all((target / name).stat().st_size == (source / name).stat().st_size for name in names)
@@ -139,15 +260,20 @@ def _same(source: Path, target: Path, names: Sequence[str]) -> bool:
 
 
 def safe_name(model_id: str) -> str:
-    """Return a folder name for a model id: no separators, no leading dot, at most 120 characters.
+    """Return a folder name for a model id: no separators, no leading dot, at most 120 bytes.
 
     >>> safe_name("org/name"), safe_name("./models/mine")
     ('org__name', 'mine')
     """
     is_path = model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
-    text = Path(model_id).expanduser().absolute().name if is_path else model_id.replace("/", "__")
+    text = Path(model_id).absolute().name if is_path else model_id.replace("/", "__")
     kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in text).lstrip(".-")
-    return kept[:120] or "model"
+    return _cut(kept, _NAME_BYTES) or "model"
+
+
+def _cut(name: str, limit_bytes: int) -> str:
+    """Return the start of ``name`` that a file system takes, which counts bytes and not characters."""
+    return name.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
 
 
 @contextmanager
@@ -158,11 +284,11 @@ def disk_errors(what: str) -> Iterator[None]:
     except FerryError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise TransientError(
                 f"The disk is full while writing to {what}. Free some space and run again.", kind=ErrorKind.STORE
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _REFUSED:
             raise InputError(
                 f"{what[0].upper()}{what[1:]} cannot be written: {error}. Choose another folder."
             ) from error

@@ -29,7 +29,7 @@ MAY_IMPORT = {
 MUST_NOT_KNOW = {
     "onnx_config": {"prefect", "sqlalchemy", "alembic", "typer", "rich"},
     "db": {"prefect", "torch", "transformers", "onnx", "onnxruntime", "typer", "rich"},
-    "tasks": {"typer", "rich", "sqlalchemy", "alembic"},
+    "tasks": {"typer", "rich", "alembic"},
 }
 TOP_LEVEL = {
     ".ci",

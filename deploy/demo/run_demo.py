@@ -65,7 +65,7 @@ def main() -> int:
         problems.append("the second run should have reused every model but the broken one")
 
     title("Look further")
-    print(f"  FERRY_HOME={HOME} {os.path.relpath(FERRY)} catalog show ./models/{REAL}")
+    print(f"  FERRY_HOME={HOME} {os.path.relpath(FERRY)} catalog show {HOME / 'models' / REAL}")
     print(f"  The converted models are in {HOME / 'out'}, the reports in {HOME / 'first.json'} and second.json.")
     for problem in problems:
         print(f"\n  NOT AS EXPECTED: {problem}", file=sys.stderr)

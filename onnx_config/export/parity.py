@@ -7,9 +7,8 @@ alone exceeds what anyone would accept, the output is called unstable, never ver
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export.child import names_memory
 from onnx_config.export.shapes import CheckShape
 from onnx_config.module_state import preserved_state
 
@@ -25,12 +25,22 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-__all__ = ["Outcome", "OutputCheck", "ParityResult", "Reference", "check_parity", "choose_device", "open_session"]
+__all__ = [
+    "Outcome",
+    "OutputCheck",
+    "ParityResult",
+    "Reference",
+    "check_parity",
+    "choose_device",
+    "compute_references",
+    "max_difference",
+    "open_session",
+]
 
 Array = npt.NDArray[Any]
 
 BASE_TOLERANCE = 1e-5
-"""Difference that counts as equal, as a share of an output's largest magnitude (of 1 where it is smaller)."""
+"""Difference that counts as equal, as a share of an output's largest magnitude."""
 
 SPREAD_FACTOR = 10.0
 """How many times the model's own float32 error a graph may be off."""
@@ -39,7 +49,12 @@ MAX_TOLERANCE = 1e-3
 """Share beyond which nothing is called equal, however unsure the model is of itself."""
 
 FALLBACK_TOLERANCE = 1e-4
-"""Share allowed where the model cannot run in float64."""
+"""Share allowed where the model was not run in float64."""
+
+_SMALLEST_SCALE = 1e-2
+_SMALLEST_FALLBACK_SCALE = 1.0
+# Masks are often filled with the lowest number of the element type, which is another one in float64.
+_INFINITY = 1e30
 
 
 class Outcome(StrEnum):
@@ -86,7 +101,7 @@ class Reference:
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     precise: Mapping[str, Array] | None
-    """The same in float64; ``None`` where the model cannot run in it."""
+    """The same in float64; ``None`` where the model was not run in it."""
     device: str = "cpu"
 
 
@@ -166,11 +181,24 @@ def compute_references(
     *,
     flags: Mapping[str, Any],
     device: str = "cpu",
+    precise: bool = True,
 ) -> tuple[list[Reference], list[str]]:
     """Run the PyTorch model at each shape, in float32 and then in float64.
 
+    The model is moved to ``device`` and then turned into float64, since it may be too large to be held twice.
+
+    Args:
+        model: The model; not to be used afterwards.
+        shapes: Where to run it, with the inputs.
+        flags: Further keyword arguments of ``forward``.
+        device: ``cpu`` or ``cuda``.
+        precise: Whether to run it in float64 at all, which doubles the memory of its weights.
+
     Returns:
         The references, and what the model said to the shapes that it refused.
+
+    Raises:
+        MemoryError: If memory ran out; PyTorch's own errors that say so are raised as they are.
     """
     import torch
 
@@ -186,19 +214,13 @@ def compute_references(
             refused.append(f"{shape.label}: {outputs}")
             continue
         references.append(Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device))
-    precise = copy.deepcopy(model).double() if references else None
+    if not (precise and references):
+        return references, refused
+    model = model.double()
     finished = []
     for reference in references:
-        answer = _run_torch(precise, reference.inputs, flags, device, torch.float64) if precise is not None else ""
-        finished.append(
-            Reference(
-                shape=reference.shape,
-                inputs=reference.inputs,
-                outputs=reference.outputs,
-                precise=None if isinstance(answer, str) else answer,
-                device=device,
-            )
-        )
+        answer = _run_torch(model, reference.inputs, flags, device, torch.float64)
+        finished.append(replace(reference, precise=None if isinstance(answer, str) else answer))
     return finished, refused
 
 
@@ -219,20 +241,25 @@ def _run_torch(
         with torch.no_grad(), preserved_state(model):
             returned = model(**tensors, **flags)
     # The model's own code decides what it raises for a size that it does not take.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
+        if isinstance(error, MemoryError) or names_memory(str(error)):
+            raise
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return {
         name: value.detach().cpu().numpy() for name, value in flat_outputs(returned) if value.dtype != torch.bfloat16
     }
 
 
-def check_parity(session: Any, references: Sequence[Reference], *, refused: Sequence[str] = ()) -> ParityResult:
+def check_parity(
+    session: Any, references: Sequence[Reference], *, refused: Sequence[str] = (), expected: Iterable[str] = ()
+) -> ParityResult:
     """Compare a session with the references.
 
     Args:
         session: As `open_session` returns it.
         references: What PyTorch computed, at shapes other than the traced one.
         refused: Shapes that PyTorch refused, for the record.
+        expected: Outputs that the graph must have, where PyTorch returns them.
 
     Raises:
         ModelError: If there are fewer than four references: too little to call anything verified.
@@ -247,6 +274,9 @@ def check_parity(session: Any, references: Sequence[Reference], *, refused: Sequ
     tally = _Tally()
     names = [o.name for o in session.get_outputs()]
     wanted = {i.name for i in session.get_inputs()}
+    returned = references[0].outputs.keys()
+    if lost := sorted(returned & set(expected) - {name.removeprefix("output.") for name in names}):
+        tally.mismatch = f"the graph lacks the output {', '.join(lost)}"
     for reference in references:
         feed = {name: value for name, value in reference.inputs.items() if name in wanted}
         try:
@@ -290,6 +320,9 @@ def _compare(tally: _Tally, name: str, got: Array, reference: Reference) -> None
     if got.shape != want.shape:
         tally.mismatch = tally.mismatch or f"{name} has shape {got.shape} for {want.shape} at {_where(reference)}"
         return
+    if got.dtype != want.dtype:
+        tally.mismatch = tally.mismatch or f"{name} is {got.dtype} for {want.dtype} at {_where(reference)}"
+        return
     if not got.size:
         tally.note(name, 0.0, BASE_TOLERANCE)
         return
@@ -305,13 +338,25 @@ def _compare(tally: _Tally, name: str, got: Array, reference: Reference) -> None
         tally.mismatch = tally.mismatch or f"{name} {problem} at {_where(reference)}"
         tally.note(name, difference, 0.0)
         return
-    finite = np.abs(want[np.isfinite(want)])
-    scale = max(1.0, float(finite.max())) if finite.size else 1.0
-    allowed = FALLBACK_TOLERANCE * scale
+    finite = np.abs(want[_is_finite(want)])
+    if not finite.size:
+        tally.unstable = tally.unstable or (
+            f"{name} has no finite number in PyTorch at {_where(reference)}: there is nothing to compare"
+        )
+        return
+    largest = float(finite.max())
     own = None
-    if precise is not None:
-        own, _ = max_difference(want.astype(np.float64), precise)
+    if precise is None:
+        allowed = FALLBACK_TOLERANCE * max(largest, _SMALLEST_FALLBACK_SCALE)
+    else:
+        scale = max(largest, _SMALLEST_SCALE)
+        own, _ = max_difference(want, precise)
         allowed = min(max(BASE_TOLERANCE * scale, SPREAD_FACTOR * own), MAX_TOLERANCE * scale)
+        if own > MAX_TOLERANCE * scale:
+            # Agreement says nothing here: both may be off by the same rounding, and by another one elsewhere.
+            tally.unstable = tally.unstable or (
+                f"{name} differs from itself in float64 by {own:.3g} in PyTorch at {_where(reference)}"
+            )
     tally.note(name, difference, allowed)
     if difference <= allowed:
         return
@@ -324,6 +369,10 @@ def _compare(tally: _Tally, name: str, got: Array, reference: Reference) -> None
         tally.mismatch = tally.mismatch or (
             f"{name} differs by {difference:.3g} at {_where(reference)}, where {allowed:.3g} is allowed"
         )
+
+
+def _is_finite(values: Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.abs(values) < _INFINITY)  # NaN is not less either
 
 
 def _compare_exact(
@@ -342,6 +391,8 @@ def _compare_exact(
 def max_difference(got: Array, want: Array) -> tuple[float, str | None]:
     """Return the largest absolute difference, and what makes the two incomparable (NaN, infinity).
 
+    A number beyond 1e30 counts as infinite: masks are filled with the lowest number of their type.
+
     >>> max_difference(np.array([1.0, np.nan]), np.array([1.5, np.nan]))
     (0.5, None)
     >>> max_difference(np.array([np.nan]), np.array([1.0]))
@@ -353,8 +404,9 @@ def max_difference(got: Array, want: Array) -> tuple[float, str | None]:
         return float("inf"), f"has {int(extra.sum())} NaN where PyTorch has none"
     if (np.isnan(b) & ~np.isnan(a)).any():
         return float("inf"), "has numbers where PyTorch has NaN"
-    infinite = np.isinf(a) | np.isinf(b)
-    if (a[infinite] != b[infinite]).any():
+    infinite = (np.abs(a) >= _INFINITY) | (np.abs(b) >= _INFINITY)
+    both = (np.abs(a) >= _INFINITY) & (np.abs(b) >= _INFINITY) & (np.sign(a) == np.sign(b))
+    if (infinite & ~both).any():
         return float("inf"), "differs where one side is infinite"
     usable = ~(np.isnan(b) | infinite)
     return (float(np.abs(a[usable] - b[usable]).max()) if usable.any() else 0.0), None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import warnings
+from contextlib import suppress
 
 __all__ = ["import_quietly"]
 
@@ -16,6 +18,33 @@ _MODULES = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+)
+
+# What an export, or a comparison, imports only while it runs: two seconds of every child. Private names, so any that
+# a release no longer has is passed over.
+_IMPORTED_LATE = (
+    "networkx",
+    "onnx_config.export.parity",
+    "onnx_config.export.simplify",
+    "onnx_config.export.steps",
+    "onnx_config.export.trace",
+    "onnx_config.universal_config",
+    "onnxscript.evaluator",
+    "onnxscript.rewriter.onnx_fusions",
+    "torch._export.serde.serialize",
+    "torch._functorch.aot_autograd",
+    "torch._inductor.output_code",
+    "torch.export._trace",
+    "torch.export.pt2_archive._package",
+    "torch.fx.passes._tensorify_python_scalars",
+    "torch.onnx._internal.exporter._core",
+    "torch.onnx._internal.exporter._compat",
+    "torch.onnx._internal.exporter._torchlib.ops",
+    "torch.onnx._internal.fx.passes",
+    "torch.utils.flop_counter",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.processing_auto",
 )
 _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 _ORT_ERRORS = 3
@@ -31,6 +60,11 @@ def import_quietly() -> None:
     for module in _MODULES:
         importlib.import_module(module)
 
+    for module in _IMPORTED_LATE:
+        with suppress(ImportError):
+            importlib.import_module(module)
+    _import_patched_modules()
+
     import onnxruntime
     import transformers
 
@@ -40,3 +74,22 @@ def import_quietly() -> None:
     onnxruntime.set_default_logger_severity(_ORT_ERRORS)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A million objects that no collection in a child needs to look at, nor to touch the pages of.
+    gc.collect()
+    gc.freeze()
+
+
+def _import_patched_modules() -> None:
+    """Import the modules that the exporter patches while it traces; nothing is patched here."""
+    try:
+        # Private: where a release keeps the patches elsewhere, each child imports their targets itself.
+        from transformers.exporters.utils import _PATCHES
+    except ImportError:
+        return
+    paths = {target for patches in _PATCHES.values() for target, *_ in patches}
+    for path in sorted(paths):
+        # "package.module.Class": the longest part that is a module.
+        words = path.split(".")
+        module = ".".join(word for word in words if not word[:1].isupper())
+        with suppress(ImportError):
+            importlib.import_module(module)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 __all__ = ["CheckShape", "check_shapes"]
 
@@ -28,7 +28,10 @@ class CheckShape:
 def check_shapes(
     sizes: Mapping[str, int], ranges: Mapping[str, tuple[int, int | None]], *, masked: bool
 ) -> tuple[CheckShape, ...]:
-    """Return five shapes or more, each unlike the traced one, each axis at two sizes at least.
+    """Return five shapes or more, none of them the traced one, each axis at two sizes at least.
+
+    An axis whose range has one size only stays there. Without dynamic axes, or with none that can move, the
+    shapes differ in their values only, and four are enough.
 
     Args:
         sizes: Dynamic axis -> size at which the graph was traced.
@@ -38,48 +41,115 @@ def check_shapes(
     >>> [s.label for s in check_shapes({"batch_size": 2}, {"batch_size": (1, None)}, masked=False)]
     ['one row', 'odd sizes', 'smallest sizes', 'large sizes', 'another batch']
     """
+    limits = {axis: ranges.get(axis, (1, None)) for axis in sizes}
     shapes = [
-        CheckShape(label="one row", sizes=_with(sizes, ranges, batch=1, other=_medium), seed=1),
-        CheckShape(label="odd sizes", sizes=_with(sizes, ranges, batch=3, other=_odd), seed=2),
-        CheckShape(label="smallest sizes", sizes=_with(sizes, ranges, batch=1, other=_smallest), seed=3),
-        CheckShape(label="large sizes", sizes=_with(sizes, ranges, batch=5, other=_large), seed=4),
-        CheckShape(label="another batch", sizes=_with(sizes, ranges, batch=4, other=_traced), seed=5),
+        CheckShape(label="one row", sizes=_with(sizes, limits, batch=1, other=_medium), seed=1),
+        CheckShape(label="odd sizes", sizes=_with(sizes, limits, batch=3, other=_odd), seed=2),
+        CheckShape(label="smallest sizes", sizes=_with(sizes, limits, batch=1, other=_smallest), seed=3),
+        CheckShape(label="large sizes", sizes=_with(sizes, limits, batch=5, other=_large), seed=4),
+        CheckShape(label="another batch", sizes=_with(sizes, limits, batch=4, other=_traced), seed=5),
     ]
     if masked:
         shapes.append(
-            CheckShape(label="padded rows", sizes=_with(sizes, ranges, batch=3, other=_medium), padding=True, seed=6)
+            CheckShape(label="padded rows", sizes=_with(sizes, limits, batch=3, other=_medium), padding=True, seed=6)
         )
     # A graph without dynamic axes can only be compared on other values.
-    return tuple(shapes if sizes else shapes[:4])
+    if not sizes:
+        return tuple(shapes[:4] + shapes[5:])
+    return tuple(_unlike(_moved(shapes, limits), sizes, limits))
 
 
 def _with(
-    sizes: Mapping[str, int],
-    ranges: Mapping[str, tuple[int, int | None]],
-    *,
-    batch: int,
-    other: Sequence[float] | None,
+    sizes: Mapping[str, int], limits: Mapping[str, tuple[int, int | None]], *, batch: int, other: _Change
 ) -> dict[str, int]:
     chosen = {}
-    for number, (axis, traced) in enumerate(sorted(sizes.items())):
-        low, high = ranges.get(axis, (1, None))
-        if axis.endswith("batch_size"):
+    batches = 0
+    for axis, traced in sorted(sizes.items()):
+        low, high = limits[axis]
+        if _is_batch(axis):
             # Two batches in one model (texts and images) are never of one size, but for the single row.
-            size = batch if batch == 1 else batch + number
-        elif other is None:
-            size = low
+            size = batch if batch == 1 else batch + batches
+            batches += 1
+        elif axis in _IMAGE_AXES:
+            size = other.image(traced)
         else:
-            factor, offset, step = other
-            image = axis in ("height", "width")
-            size = int(traced * factor) // (32 if image else 1) * (32 if image else 1) + int(
-                offset if not image else step
-            )
-        chosen[axis] = max(low, min(size, high) if high is not None else size)
+            size = other.plain(traced)
+        chosen[axis] = max(low, size if high is None else min(size, high))
     return chosen
 
 
-_traced = (1.0, 0, 0)
-_medium = (0.75, 1, 0)
-_odd = (1.0, 7, 5)
-_large = (2.0, 9, 0)
-_smallest = None
+def _is_batch(axis: str) -> bool:
+    return axis.endswith("batch_size")
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """How the axes other than the batch differ from the traced ones; a factor of zero: as small as can be."""
+
+    factor: float
+    offset: int = 0
+    image_offset: int = 0
+
+    def plain(self, traced: int) -> int:
+        return int(traced * self.factor) + self.offset
+
+    def image(self, traced: int) -> int:
+        # Many image models take multiples of 32 only, or pad to them: one shape of all tries another size.
+        if not self.factor or traced < _IMAGE_STEP:
+            return self.plain(traced)
+        return max(_IMAGE_STEP, int(traced * self.factor) // _IMAGE_STEP * _IMAGE_STEP) + self.image_offset
+
+
+_IMAGE_AXES = ("height", "width")
+_IMAGE_STEP = 32
+_traced = _Change(1.0)
+_medium = _Change(0.75, 1)
+_odd = _Change(1.0, 7, 5)
+_large = _Change(2.0, 9)
+_smallest = _Change(0.0)
+
+
+def _candidates(axis: str, size: int, limits: Mapping[str, tuple[int, int | None]]) -> Iterator[int]:
+    """Yield sizes of ``axis`` other than ``size``, the most likely to be accepted first."""
+    low, high = limits[axis]
+    steps = (_IMAGE_STEP, -_IMAGE_STEP, 1, -1) if axis in _IMAGE_AXES else (1, -1)
+    yield from (size + step for step in steps if low <= size + step and (high is None or size + step <= high))
+
+
+def _moved(shapes: list[CheckShape], limits: Mapping[str, tuple[int, int | None]]) -> list[CheckShape]:
+    """Return ``shapes`` with each axis at two sizes at least, and images not only at multiples of 32."""
+    odd = shapes[1]
+    for axis, (low, high) in limits.items():
+        found = {shape.sizes[axis] for shape in shapes}
+        at = odd.sizes[axis]
+        if axis in _IMAGE_AXES and all(size % _IMAGE_STEP == 0 for size in found):
+            wanted = next((s for s in (at + 5, at + 1, at - 1) if low <= s and (high is None or s <= high)), at)
+        elif len(found) == 1:
+            wanted = next(_candidates(axis, at, limits), at)
+        else:
+            continue
+        odd = replace(odd, sizes={**odd.sizes, axis: wanted})
+    return [shapes[0], odd, *shapes[2:]]
+
+
+def _unlike(
+    shapes: list[CheckShape], traced: Mapping[str, int], limits: Mapping[str, tuple[int, int | None]]
+) -> list[CheckShape]:
+    """Return ``shapes`` with one axis moved in each that is the traced one, if any axis can move.
+
+    Moved is rather an axis that keeps two sizes over all shapes.
+    """
+    changed = list(shapes)
+    for number, shape in enumerate(shapes):
+        if dict(shape.sizes) != dict(traced):
+            continue
+        others = changed[:number] + changed[number + 1 :]
+        moves = [
+            (len({size, *(o.sizes[axis] for o in others)}) > 1, axis, size)
+            for axis in sorted(traced, key=lambda a: not _is_batch(a))
+            for size in _candidates(axis, traced[axis], limits)
+        ]
+        if moves:
+            _, axis, size = next((m for m in moves if m[0]), moves[0])
+            changed[number] = replace(shape, sizes={**shape.sizes, axis: size})
+    return changed

@@ -147,25 +147,26 @@ def parity(request: Json) -> Json:
     """Compare the stored ``graph`` with the PyTorch model in ``folder`` on ``device``.
 
     The spec's inputs are narrowed to those of the graph, and axes that the graph fixed stay at their size.
-    Returns the result as JSON.
+    With ``precise`` false the model is not run in float64, which spares the memory for it. Returns the
+    result as JSON.
 
     Raises:
         InputError: If the device is not there.
         ModelError: If ONNX Runtime refuses the graph.
     """
+    from onnx_config.export.graph_file import read_graph, summarize
     from onnx_config.export.parity import check_parity, choose_device, compute_references, open_session
     from onnx_config.export.shapes import check_shapes
     from onnx_config.input_generator import generate_inputs
 
     device = choose_device(request["device"])
     spec = ModelSpec.from_json(request["spec"])
-    universal, model = _loaded(request, spec)
-    session = open_session(Path(request["graph"]), device=device, threads=request["threads"])
-    inputs = _as_in_graph(spec, session)
+    path = Path(request["graph"])
+    inputs = _as_in_graph(spec, summarize(read_graph(path)).inputs)
     axes = {axis for tensor in inputs for axis in tensor.axes.values()}
     sizes = {axis: size for axis, size in spec.sizes.items() if axis in axes}
-    masked = any(t.name.endswith("attention_mask") for t in inputs)
-    shapes = check_shapes(sizes, spec.axis_ranges, masked=masked)
+    masked = any(tensor.name.endswith("mask") for tensor in inputs)
+    universal, model = _loaded(request, spec)
     feeds = [
         (
             shape,
@@ -173,16 +174,21 @@ def parity(request: Json) -> Json:
                 inputs, universal.config, universal.declaration, shape.sizes, seed=shape.seed, padding=shape.padding
             ),
         )
-        for shape in shapes
+        for shape in check_shapes(sizes, spec.axis_ranges, masked=masked)
     ]
-    references, refused = compute_references(model, feeds, flags=universal.forward_flags, device=device)
-    result = check_parity(session, references, refused=refused)
+    references, refused = compute_references(
+        model, feeds, flags=universal.forward_flags, device=device, precise=request.get("precise", True)
+    )
+    # ONNX Runtime needs the memory that the model holds.
+    del model
+    session = open_session(path, device=device, threads=request["threads"])
+    result = check_parity(session, references, refused=refused, expected=[t.name for t in spec.outputs])
     return {**asdict(result), "outcome": result.outcome.value}
 
 
-def _as_in_graph(spec: ModelSpec, session: Any) -> tuple[TensorSpec, ...]:
-    """Return the spec's inputs with the axes fixed that are fixed in the graph."""
-    shapes = {value.name: value.shape for value in session.get_inputs()}
+def _as_in_graph(spec: ModelSpec, graph: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return the spec's inputs with those axes fixed, or tied to one another, that are so in the graph."""
+    shapes = {tensor.name: tensor.shape for tensor in graph}
     narrowed = []
     for tensor in spec.inputs:
         shape = shapes.get(tensor.name)
@@ -190,7 +196,8 @@ def _as_in_graph(spec: ModelSpec, session: Any) -> tuple[TensorSpec, ...]:
             narrowed.append(tensor)
             continue
         sizes = tuple(
-            there if isinstance(there, int) else here for here, there in zip(tensor.shape, shape, strict=True)
+            there if isinstance(there, int) or (isinstance(here, str) and there in spec.sizes) else here
+            for here, there in zip(tensor.shape, shape, strict=True)
         )
         narrowed.append(TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=sizes))
     return tuple(narrowed)

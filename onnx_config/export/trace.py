@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.spec import TensorSpec
@@ -94,8 +95,9 @@ def trace_model(
             notes.append(
                 f"{', '.join(untraceable)} could not be traced as dynamic and is fixed: {_first_line(failures[-1][1])}"
             )
-        notes += _name_axes(program, tensors, attempt)
         _keep_outputs(program, kept)
+        _name_like_forward(program)
+        notes += _name_axes(program, tensors, attempt)
         return Trace(model=program, notes=tuple(notes))
     last = failures[-1][1]
     raise ModelError(
@@ -154,12 +156,12 @@ def _symbol(axis: str) -> str:
 
 
 def _name_axes(program: onnx_ir.Model, specs: tuple[TensorSpec, ...], attempt: _Attempt) -> list[str]:
-    """Give the graph's axes their names, on every value; return what turned out to be fixed."""
+    """Give the graph's axes their names, on every value; return what turned out to be fixed or tied."""
     names: dict[str, str] = {}
     notes: list[str] = []
     by_name = {spec.name: spec for spec in specs}
     for value in program.graph.inputs:
-        spec = by_name.get((value.name or "").removeprefix("input."))
+        spec = by_name.get(value.name or "")
         if spec is None or value.shape is None:
             continue
         for position, axis in spec.axes.items():
@@ -171,24 +173,21 @@ def _name_axes(program: onnx_ir.Model, specs: tuple[TensorSpec, ...], attempt: _
             elif size.value is not None and names.setdefault(str(size.value), axis) != axis:
                 notes.append(f"{axis} of {spec.name} is tied to {names[str(size.value)]} in the graph")
     for value in _values(program):
-        if value.shape is None:
-            continue
-        dims: list[int | str | None] = []
-        for size in value.shape:
-            text = size if isinstance(size, int) else size.value
-            dims.append(text if isinstance(text, int) or text is None else _rename(str(text), names))
-        if not value.shape.frozen:
-            value.shape = onnx_ir.Shape(dims)
-        else:
-            value.shape = onnx_ir.Shape(dims, frozen=True)
+        if value.shape is not None:
+            dims = [_renamed(size, names) for size in value.shape]
+            value.shape = onnx_ir.Shape(dims, frozen=value.shape.frozen)
     for value in program.graph.outputs:
         if value.shape is not None:
             value.shape = onnx_ir.Shape([_plain(size, f"{value.name}_dim_{i}") for i, size in enumerate(value.shape)])
     return list(dict.fromkeys(notes))
 
 
-def _rename(expression: str, names: Mapping[str, str]) -> str:
-    return _SYMBOL.sub(lambda found: names.get(found[0], found[0]), expression)
+def _renamed(size: int | onnx_ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
+    if isinstance(size, int) or size.value is None:
+        return size if isinstance(size, int) else None
+    text = str(size.value)
+    # An input's own size may be a formula, such as twice a symbol, and is then looked up as a whole.
+    return names.get(text) or _SYMBOL.sub(lambda found: names.get(found[0], found[0]), text)
 
 
 def _plain(size: Any, fallback: str) -> int | str:
@@ -222,9 +221,18 @@ def _keep_outputs(program: onnx_ir.Model, kept: tuple[str, ...]) -> None:
     if not wanted or len(wanted) == len(outputs):
         return
     outputs[:] = wanted
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
     RemoveUnusedNodesPass()(program)
+
+
+def _name_like_forward(program: onnx_ir.Model) -> None:
+    """Take back the prefixes that the exporter gives to a name shared by an input and an output, where it can."""
+    for value in program.graph.inputs:
+        value.name = (value.name or "").removeprefix("input.")
+    taken = {value.name for value in (*program.graph.inputs, *program.graph.outputs)}
+    for value in program.graph.outputs:
+        plain = (value.name or "").removeprefix("output.")
+        if plain not in taken:
+            value.name = plain
 
 
 def _first_line(error: BaseException) -> str:
