@@ -9,8 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,9 @@ import db
 from flows.prefect_environment import prepare_prefect
 from onnx_config.errors import ErrorKind, FerryError
 from onnx_config.export import isolate
+from onnx_config.export.scratch import remove_orphans
+from tasks.crew import Crew
+from tasks.job import raise_if_stopping
 from tasks.memory import MemoryGate
 from tasks.pipeline import PLAIN_STEPS, Lookup, Steps, convert_model, look_up, place_known, refused
 from tasks.register import catalog, catalog_errors
@@ -28,6 +30,11 @@ from tasks.request import ConversionRequest, Listener, Workspace
 from tasks.store import safe_name
 
 __all__ = ["BatchPlan", "convert_one", "run_batch", "run_locally"]
+
+TERMINATED = 143
+"""Exit status after SIGTERM, as shells have it: 128 and the signal's number."""
+
+_END_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,23 +86,26 @@ def run_batch(
 
     Raises:
         TransientError: If the catalog cannot be opened (``catalog``); nothing was started then.
-        KeyboardInterrupt: If the batch is interrupted or terminated; what was converted stays converted.
+        KeyboardInterrupt: If the batch is interrupted; what was converted stays converted, and of what was in
+            work nothing is left or recorded.
+        SystemExit: The same after SIGTERM, with the exit status 143.
     """
     started_at, start = datetime.now(UTC), time.monotonic()
     retried = retry_failed or frozenset()
     outputs = _outputs(requests, output)
     found = look_up(requests, workspace, retry_failed=retried)
+    remove_orphans(workspace.home)
+    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        batch_id = db.start_batch(session, engine=engine.value, started_at=started_at)
     entries: dict[ConversionRequest, ModelEntry] = {}
     todo: list[ConversionRequest] = []
     for request, lookup in found.items():
-        entry = _known(request, lookup, outputs[request], workspace)
+        entry = _known(request, lookup, outputs[request], workspace, batch_id)
         if entry is None:
             todo.append(request)
         else:
             entries[request] = entry
             listener.model_finished(entry)
-    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
-        batch_id = db.start_batch(session, engine=engine.value, started_at=started_at)
     if todo:
         isolate.warm_up()
         plan = BatchPlan(
@@ -106,29 +116,25 @@ def run_batch(
             listener=listener,
             batch_id=batch_id,
         )
-        with _terminated_as_interrupt():
+        with _terminated_by_exit():
             entries |= _run(todo, plan, workers=workers, engine=engine)
     report = Report.of(
         [entries[request] for request in requests], started_at=started_at, seconds=time.monotonic() - start
     )
     totals = db.BatchTotals(**report.totals.model_dump())
-    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+    # A catalog that is gone by now, or whose disk is full, must not cost the report as well.
+    with suppress(FerryError), catalog_errors(), db.session_scope(catalog(workspace)) as session:
         db.finish_batch(session, batch_id, totals, finished_at=datetime.now(UTC))
     return report
 
 
 def _known(
-    request: ConversionRequest, lookup: Lookup | FerryError, output: Path | None, workspace: Workspace
+    request: ConversionRequest, lookup: Lookup | FerryError, output: Path | None, workspace: Workspace, batch_id: int
 ) -> ModelEntry | None:
     """Return the entry of a model that needs no work: done before, or not to be found."""
     if isinstance(lookup, FerryError):
-        return refused(request, lookup, workspace)
-    if lookup.known is None:
-        return None
-    try:
-        return place_known(lookup.known, output)
-    except FerryError as error:
-        return refused(request, error, workspace)
+        return refused(request, lookup, workspace, batch_id=batch_id)
+    return None if lookup.known is None else place_known(lookup.known, request, output)
 
 
 def _run(
@@ -152,30 +158,25 @@ def run_locally(
 ) -> dict[ConversionRequest, ModelEntry]:
     """Convert ``todo`` on plain threads, ``workers`` at a time; return the entries.
 
-    An interruption kills the children in work and is raised again.
+    An interruption kills the children in work and is raised again, within seconds even where a download goes on.
     """
-    done: dict[ConversionRequest, ModelEntry] = {}
-    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="ferry") as pool:
-        futures = {pool.submit(convert_one, request, plan): request for request in todo}
-        try:
-            for future in as_completed(futures):
-                done[futures[future]] = future.result()
-        except BaseException:
-            plan.stopping.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            isolate.kill_all()
-            raise
-    return done
+    crew: Crew[ConversionRequest, ModelEntry] = Crew(lambda request: convert_one(request, plan), todo, workers=workers)
+    try:
+        return dict(crew.results())
+    except BaseException:
+        plan.stopping.set()
+        # Again and again, since a child may have been on its way when the others were killed.
+        crew.dismiss(seconds=_END_SECONDS, meanwhile=isolate.kill_all)
+        raise
 
 
 def convert_one(request: ConversionRequest, plan: BatchPlan, *, steps: Steps = PLAIN_STEPS) -> ModelEntry:
     """Convert one model of a batch.
 
     Raises:
-        KeyboardInterrupt: If the batch was interrupted before this model began.
+        KeyboardInterrupt: If the batch was interrupted.
     """
-    if plan.stopping.is_set():
-        raise KeyboardInterrupt
+    raise_if_stopping(plan.stopping)
     return convert_model(
         request,
         plan.workspace,
@@ -184,6 +185,7 @@ def convert_one(request: ConversionRequest, plan: BatchPlan, *, steps: Steps = P
         gate=plan.gate,
         retry_failed=plan.retry_failed,
         batch_id=plan.batch_id,
+        stopping=plan.stopping,
         steps=steps,
     )
 
@@ -203,16 +205,16 @@ def _outputs(requests: Sequence[ConversionRequest], output: Path | None) -> dict
 
 
 @contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that children are killed and nothing is left running."""
+def _terminated_by_exit() -> Iterator[None]:
+    """End by an exception on SIGTERM, as on Ctrl-C, so that children are killed and nothing is left running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

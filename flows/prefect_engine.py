@@ -12,11 +12,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from functools import wraps
 from itertools import count
 from pathlib import Path
-from threading import Event as Signal
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -24,7 +21,6 @@ from prefect import flow, get_client, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events.clients import PrefectEventsClient
-from prefect.events.schemas.events import Event
 from prefect.events.worker import EventsWorker, emit_events_to_cloud
 from prefect.futures import PrefectFuture, as_completed
 from prefect.settings import (
@@ -41,7 +37,6 @@ from flows.prefect_environment import embedded_server
 from flows.prefect_server import log_file
 from onnx_config.errors import ErrorKind, TransientError
 from onnx_config.export import isolate
-from tasks.pipeline import Steps
 from tasks.prefect_tasks import PREFECT_STEPS
 from tasks.report import ModelEntry, Status
 from tasks.request import ConversionRequest
@@ -69,7 +64,7 @@ class _Work:
         """Models whose steps are running."""
 
     def stop(self) -> None:
-        """Kill the children in work, and those that a step was about to start."""
+        """Kill the children in work, and those that were on their way when the others were killed."""
         self.plan.stopping.set()
         deadline = time.monotonic() + _STOP_SECONDS
         isolate.kill_all()
@@ -91,28 +86,13 @@ def convert_model(model: str, work: int, position: int) -> Any:
     request = batch.todo[position]
     batch.positions.add(position)
     try:
-        entry = convert_one(request, batch.plan, steps=_unless(batch.plan.stopping, PREFECT_STEPS))
+        entry = convert_one(request, batch.plan, steps=PREFECT_STEPS)
     finally:
         batch.positions.discard(position)
     batch.done[request] = entry
     if entry.error is not None:
         return Failed(message=f"{entry.error.kind}: {entry.error.message}"[:1000])
     return Completed(message=f"{entry.status}: {entry.artifact}")
-
-
-def _unless(stopping: Signal, steps: Steps) -> Steps:
-    """Return ``steps``, none of which begins once ``stopping`` is set: the children were killed before."""
-
-    def guarded(step: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(step)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if stopping.is_set():
-                raise KeyboardInterrupt
-            return step(*args, **kwargs)
-
-        return call
-
-    return Steps(**{field.name: guarded(getattr(steps, field.name)) for field in fields(steps)})
 
 
 @flow(name="convert_models", validate_parameters=False, persist_result=False, log_prints=False)
@@ -186,29 +166,6 @@ def _row(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
-class _PatientOnce(PrefectEventsClient):
-    """Sends events, and leaves a server alone for a while that did not take one.
-
-    Prefect's own client is patient for seven seconds with every event, of which a model has some twenty. A server
-    that went away would hold up the end of a large batch for hours.
-    """
-
-    _PAUSE_SECONDS = 30.0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._silent_until = 0.0
-
-    async def emit(self, event: Event) -> None:
-        if time.monotonic() < self._silent_until:
-            return
-        try:
-            await super().emit(event)
-        except Exception:
-            self._silent_until = time.monotonic() + self._PAUSE_SECONDS
-            raise
-
-
 def _log_to_file(path: Path) -> None:
     """Send what Prefect has to say to a file: a model that fails is an error to it, with a traceback.
 
@@ -268,7 +225,9 @@ def run_with_prefect(
     with temporary_settings({PREFECT_API_URL: current} if PREFECT_API_URL.value() != current else {}):
         _wait_for_server(url)
         if not emit_events_to_cloud():
-            EventsWorker.set_client_override(_PatientOnce)
+            # Prefect is patient for seven seconds with each event, of which a model has twenty: a server that went away
+            # would hold up the end of a batch for hours. An event that fails is sent again with the next one.
+            EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=1)
         return _run_flow(todo, plan, workers=workers, url=url, log=log)
 
 

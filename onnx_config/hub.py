@@ -171,7 +171,6 @@ def translate_hub_error(error: Exception, model_id: str, revision: str | None = 
     """Return the error of ours that says what the Hub, or the way to it, did not give."""
     import errno
 
-    import httpx
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -183,6 +182,8 @@ def translate_hub_error(error: Exception, model_id: str, revision: str | None = 
         RevisionNotFoundError,
     )
 
+    # huggingface_hub's HTTP client is httpx or httpx2 by release; its errors' root stands above the Hub's own.
+    client_errors = tuple(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     what = f"{model_id!r}" + (f" at revision {revision!r}" if revision else "")
     if isinstance(error, FerryError):
         return error
@@ -200,6 +201,9 @@ def translate_hub_error(error: Exception, model_id: str, revision: str | None = 
         )
     if isinstance(error, HFValidationError):
         return InputError(f"{model_id!r} is neither a folder nor a Hub id: {error}")
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        # The Hub did answer; that the file is not in the cache either is no news.
+        return translate_hub_error(error.__cause__, model_id, revision)
     if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
         return TransientError(
             f"{what} was to be read from the Hub, which could not be reached ({type(error).__name__}). "
@@ -216,15 +220,18 @@ def translate_hub_error(error: Exception, model_id: str, revision: str | None = 
         status = error.response.status_code if error.response is not None else None
         if status in {401, 403}:
             return InputError(f"The Hub refuses {what} (HTTP {status}). Set HF_TOKEN.", kind=ErrorKind.NOT_FOUND)
+        if status == 404:
+            return InputError(f"The Hub has no {what} (HTTP 404). Check the spelling.", kind=ErrorKind.NOT_FOUND)
         return TransientError(f"The Hub answered HTTP {status} for {what}. Run again later.", kind=ErrorKind.NETWORK)
-    if isinstance(error, (httpx.HTTPError, ConnectionError, TimeoutError, OSError)):
+    if isinstance(error, (*client_errors, OSError)):
         return TransientError(
             f"The Hub could not be reached for {what}: {type(error).__name__}: {error}. "
             "Check the network and run again.",
             kind=ErrorKind.NETWORK,
         )
     return TransientError(
-        f"Reading {what} from the Hub failed: {type(error).__name__}: {error}", kind=ErrorKind.NETWORK
+        f"Reading {what} from the Hub failed: {type(error).__name__}: {error}. Run again later.",
+        kind=ErrorKind.NETWORK,
     )
 
 

@@ -1,13 +1,16 @@
 """Undo what a forward pass leaves behind in a model's modules.
 
 Some models write into themselves while they run (Swin shrinks its windows to a small image and keeps
-them so), and would then answer the next call otherwise than a fresh model does.
+them so; models that record hidden states hang hooks on their layers), and would then answer the next
+call otherwise than a fresh model does.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,26 +18,36 @@ if TYPE_CHECKING:
 
 __all__ = ["preserved_state"]
 
-_CONTAINERS = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 @contextmanager
 def preserved_state(model: torch.nn.Module) -> Iterator[None]:
-    """Restore on exit which attributes, parameters, buffers and submodules each module has.
+    """Restore on exit which attributes, parameters, buffers, submodules and hooks each module has.
 
-    What a tensor holds is not copied: a buffer that is written in place keeps what was written.
+    Dictionaries, lists and sets among the attributes get back what they held, to a depth of one. What a
+    tensor holds is not copied: a buffer that is written in place keeps what was written.
     """
-    kept: list[tuple[torch.nn.Module, dict[str, Any], dict[str, dict[str, Any]]]] = []
+    kept: list[tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]] = []
     for module in model.modules():
         plain = dict(module.__dict__)
-        kept.append((module, plain, {name: dict(plain[name]) for name in _CONTAINERS}))
+        containers = [(value, copy(value)) for value in plain.values() if type(value) in _CONTAINERS]
+        kept.append((module.__dict__, plain, containers))
     try:
         yield
     finally:
-        for module, plain, containers in kept:
-            module.__dict__.clear()
-            module.__dict__.update(plain)
-            for name, content in containers.items():
-                container = module.__dict__[name]
-                container.clear()
-                container.update(content)
+        for attributes, plain, containers in kept:
+            attributes.clear()
+            attributes.update(plain)
+            for container, content in containers:
+                # Most of the thousands are empty, and were.
+                if container or content:
+                    _refill(container, content)
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,16 +59,21 @@ class Probe:
         config = copy.deepcopy(config)
         with torch.device("meta"):
             model = cls(config)
-        self.model = model.eval()
-        """The model, its parameters on the meta device."""
         self.parameters = sum(p.numel() for p in dict.fromkeys(model.parameters()))
         """Number of parameters, shared ones counted once."""
+        self.offset_position_tables = _offset_position_tables(model)
+        """Tables of learned positions that begin after the padding token's id: rows -> rows never used."""
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self._mode:
+            _make_fake(model)
+        self.model = model.eval()
+        """The model, its parameters fake tensors on the CPU."""
 
     def run(self, shapes: Mapping[str, tuple[tuple[int, ...], str]], **flags: Any) -> ProbeResult:
         """Call the model with inputs of ``shapes`` (name -> shape and NumPy dtype) and ``flags``."""
         # A refusal is an answer here, not an event to log with a traceback.
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _fake_parameters(self.model):
+        with self._mode, torch.no_grad(), preserved_state(self.model):
             inputs = {name: torch.ones(shape, dtype=_TORCH_DTYPES[dtype]) for name, (shape, dtype) in shapes.items()}
             try:
                 returned = self.model(**inputs, **flags)
@@ -102,18 +106,27 @@ def flat_outputs(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tens
             yield from flat_outputs(item, f"{prefix}.{index}" if prefix else str(index))
 
 
-@contextmanager
-def _fake_parameters(model: torch.nn.Module) -> Iterator[None]:
-    """Swap a model's meta parameters and buffers for fake ones on the CPU, and back."""
-    with preserved_state(model):
-        fakes: dict[int, Any] = {}
-        for module in model.modules():
-            for store, trained in ((module._parameters, True), (module._buffers, False)):
-                for name, value in store.items():
-                    if value is None or not value.is_meta:
-                        continue
-                    if id(value) not in fakes:
-                        fake = torch.empty(value.shape, dtype=value.dtype)
-                        fakes[id(value)] = torch.nn.Parameter(fake, requires_grad=False) if trained else fake
-                    store[name] = fakes[id(value)]
-        yield
+def _offset_position_tables(model: torch.nn.Module) -> dict[int, int]:
+    # Such a model numbers its tokens from the padding id on, and says so by the table's padding row.
+    return {
+        module.num_embeddings: module.padding_idx + 1
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and "position" in name and module.padding_idx is not None
+    }
+
+
+def _make_fake(model: torch.nn.Module) -> None:
+    """Swap a model's meta parameters and buffers for fake ones on the CPU; shared ones stay shared."""
+    fakes: dict[int, Any] = {}
+    # A freed tensor's id may come again, so all of them are kept until the end.
+    replaced: list[torch.Tensor] = []
+    for module in model.modules():
+        for store, trained in ((module._parameters, True), (module._buffers, False)):
+            for name, value in store.items():
+                if value is None or not value.is_meta:
+                    continue
+                if id(value) not in fakes:
+                    fake = torch.empty(value.shape, dtype=value.dtype)
+                    fakes[id(value)] = torch.nn.Parameter(fake, requires_grad=False) if trained else fake
+                    replaced.append(value)
+                store[name] = fakes[id(value)]

@@ -8,7 +8,7 @@ time is varied, and an output size that moves with an axis is tied to it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,10 +162,12 @@ def infer(
         flags: Further keyword arguments of ``forward``, such as ``use_cache=False``.
     """
     names = list(propose_inputs(declaration, config, preprocessors, task_family=task_family))
-    draft = _Draft(declaration, config, names)
+    draft = _Draft(declaration, config, names, probe)
     if probe is None:
         return draft.finish(_documented_outputs(declaration, config, names), ("nothing was run: shapes as documented",))
     result = draft.settle(probe, flags)
+    if result.undecidable:
+        result = draft.without_masks(probe, flags) or result
     if result.outputs is None:
         why = "depends on values" if result.undecidable else "was refused"
         note = f"a run on shapes alone {why}: {result.refusal}"[:400]
@@ -176,16 +178,19 @@ def infer(
 class _Draft:
     """Input shapes while they are being settled."""
 
-    def __init__(self, declaration: Declaration, config: Any, names: Iterable[str]) -> None:
+    def __init__(self, declaration: Declaration, config: Any, names: Iterable[str], probe: Probe | None) -> None:
         self.declaration = declaration
         self.config = config
+        self.unused_positions = probe.offset_position_tables if probe is not None else {}
         self.specs: dict[str, TensorSpec] = {}
         self.sizes: dict[str, int] = {}
         self.smallest: dict[str, int] = {}
         self.notes: list[str] = []
         self.split_batch = any("image_batch_size" in (f.shape or ()) for f in declaration.outputs)
+        self.text_shape, self.text_axis = _text_shape(declaration)
         for name in names:
             self.add(name)
+        self._place_images()
 
     def add(self, name: str) -> None:
         argument = self.declaration.argument(name)
@@ -196,17 +201,18 @@ class _Draft:
         order = [a.name for a in self.declaration.arguments]
         self.specs = dict(sorted(self.specs.items(), key=lambda item: order.index(item[0])))
         for axis in self.specs[name].axes.values():
-            self.sizes.setdefault(axis, self._start_size(name, axis))
+            largest = self._largest(axis, name)
+            start = self._start_size(name, axis)
+            self.sizes.setdefault(axis, start if largest is None else max(1, min(start, largest)))
 
     def _documented_shape(self, argument: Argument) -> tuple[int | str, ...]:
-        main = self.declaration.argument("input_ids")
         plain = ("batch_size", "sequence_length")
         # The tokenizer makes its outputs in one shape; the common docstring of masks knows only two axes.
         text = modality_of(argument.name) == "text" and not argument.name.startswith("decoder_")
-        if text and argument.shape in (None, plain) and main is not None and main.shape:
-            return main.shape
+        if text and self.text_shape and (argument.name == "input_ids" or argument.shape in (None, plain)):
+            return self.text_shape
         if argument.shape is not None:
-            return argument.shape
+            return tuple("sequence_length" if text and axis == self.text_axis else axis for axis in argument.shape)
         if argument.name.startswith("decoder_"):
             return ("batch_size", "decoder_sequence_length")
         match modality_of(argument.name):
@@ -240,16 +246,26 @@ class _Draft:
 
     def settle(self, probe: Probe, flags: Mapping[str, Any]) -> ProbeResult:
         """Propose, and change what the model says is wrong, until it accepts or says nothing new."""
-        self._place_images()
-        said: list[str] = []
         result = probe.run(self.shapes(), **flags)
         for _ in range(_MAX_ATTEMPTS):
             if result.outputs is not None or result.undecidable or result.refusal is None:
                 break
             if not self._learn(result.refusal):
                 break
-            said.append(result.refusal)
             result = probe.run(self.shapes(), **flags)
+        return result
+
+    def without_masks(self, probe: Probe, flags: Mapping[str, Any]) -> ProbeResult | None:
+        """Leave out the optional masks if sizes depend on values only through them; ``None``: they do not."""
+        optional = {a.name for a in self.declaration.arguments if not a.required} - {self.declaration.main_input}
+        masks = [name for name in self.specs if name.endswith("mask") and name in optional]
+        specs = self.specs
+        self.specs = {name: spec for name, spec in specs.items() if name not in masks}
+        result = self.settle(probe, flags) if masks else None
+        if result is None or result.outputs is None:
+            self.specs = specs
+            return None
+        self.notes += [f"{name} was left out since sizes would depend on its values" for name in masks]
         return result
 
     def _place_images(self) -> None:
@@ -274,6 +290,13 @@ class _Draft:
                 self.add(name)
                 self.notes.append(f"{name} was added since the model asks for it")
                 return True
+        if _ONE_ROW.search(refusal) and (batches := [a for a in self.sizes if a.endswith("batch_size")]):
+            for axis in batches:
+                self.sizes[axis] = 1
+                self._freeze(axis)
+                del self.sizes[axis]
+            self.notes.append(f"the batch is fixed at one row: {refusal}"[:300])
+            return True
         if _TOO_SMALL.search(refusal):
             return self._grow()
         return False
@@ -314,31 +337,46 @@ class _Draft:
             result = probe.run(self.shapes({**self.sizes, axis: size}), **flags) if size else None
             if result is not None and result.outputs is not None:
                 moved[axis] = (size or 0, result.outputs)
-                self.smallest[axis] = self._find_smallest(probe, axis, flags)
                 continue
             self._freeze(axis)
             if result is not None and not result.undecidable:
                 self.notes.append(f"{axis} is fixed at {self.sizes[axis]}: {result.refusal}"[:300])
+        self._find_smallest(probe, list(moved), flags)
+        taken: dict[str, tuple[int, ...]] = {}
         outputs = tuple(
-            TensorSpec(name=name, dtype=dtype, shape=_tie(name, shape, moved, self.sizes, self._symbols(name)))
+            TensorSpec(
+                name=name, dtype=dtype, shape=_tie(name, shape, moved, self.sizes, self._symbols(name), taken=taken)
+            )
             for name, (shape, dtype) in base.outputs.items()
             if _is_kept(name, self.declaration, self.config, self.specs)
         )
         return self.finish(outputs, ())
 
-    def _find_smallest(self, probe: Probe, axis: str, flags: Mapping[str, Any]) -> int:
-        """Return the smallest size at which the model accepts its inputs, by bisection."""
+    def _find_smallest(self, probe: Probe, axes: Sequence[str], flags: Mapping[str, Any]) -> None:
+        """Find the smallest size of each axis at which the model accepts its inputs."""
 
-        def accepts(size: int) -> bool:
-            result = probe.run(self.shapes({**self.sizes, axis: size}), **flags)
+        def accepts(**sizes: int) -> bool:
+            result = probe.run(self.shapes({**self.sizes, **sizes}), **flags)
             return result.outputs is not None or result.undecidable
 
-        if accepts(1):
+        if not axes or accepts(**dict.fromkeys(axes, 1)):
+            self.smallest.update(dict.fromkeys(axes, 1))
+            return
+        guess = 1
+        for axis in axes:
+            # Height and width, say, mostly have one limit.
+            if guess > 1 and accepts(**{axis: guess}) and not accepts(**{axis: guess - 1}):
+                self.smallest[axis] = guess
+                continue
+            self.smallest[axis] = guess = self._bisect(axis, accepts)
+
+    def _bisect(self, axis: str, accepts: Callable[..., bool]) -> int:
+        if accepts(**{axis: 1}):
             return 1
         refused, accepted = 1, self.sizes[axis]
         while accepted - refused > 1:
             middle = (refused + accepted) // 2
-            refused, accepted = (refused, middle) if accepts(middle) else (middle, accepted)
+            refused, accepted = (refused, middle) if accepts(**{axis: middle}) else (middle, accepted)
         return accepted
 
     def _symbols(self, name: str) -> tuple[int | str, ...] | None:
@@ -351,13 +389,16 @@ class _Draft:
 
     def ranges(self) -> dict[str, tuple[int, int | None]]:
         return {
-            axis: (self.smallest.get(axis, 1), _longest(self.config, axis, spec.name))
+            axis: (self.smallest.get(axis, 1), self._largest(axis, spec.name))
             for spec in self.specs.values()
             for axis in spec.axes.values()
         }
 
+    def _largest(self, axis: str, name: str) -> int | None:
+        declared = _longest(self.config, axis, name)
+        return None if declared is None else declared - self.unused_positions.get(declared, 0)
+
     def finish(self, outputs: tuple[TensorSpec, ...], notes: tuple[str, ...]) -> Inference:
-        self._place_images() if not outputs else None
         used = {a for spec in self.specs.values() for a in spec.axes.values()}
         return Inference(
             inputs=tuple(self.specs.values()),
@@ -379,11 +420,24 @@ _TOO_SMALL = re.compile(
     r"[Kk]ernel size can't be greater|[Oo]utput size is too small|too small|negative dimension|"
     r"must be (?:at least|greater|larger)|[Ii]nput.{0,40}too short|non-zero size|should be greater"
 )
+_ONE_ROW = re.compile(r"batch[ _]sizes? (?:> ?1|(?:greater|larger|bigger) than 1)\b", re.IGNORECASE)
 _ASKS_FOR = (
     re.compile(r"missing \d+ required positional arguments?: (?P<names>.*)"),
     re.compile(r"(?:specify|provide|pass(?:ed)?|given?|required|expects?)(?P<names>.*)", re.IGNORECASE),
     re.compile(r"(?P<names>.*)(?:cannot be None|is required|should be passed|must be (?:passed|provided|specified))"),
 )
+
+
+def _text_shape(declaration: Declaration) -> tuple[tuple[int | str, ...] | None, str | None]:
+    """Return the shape of a tokenizer's outputs, and the name that ``input_ids`` documents for its last axis."""
+    main = declaration.argument("input_ids")
+    if main is None or not main.shape or not isinstance(main.shape[-1], str):
+        return (main.shape if main is not None else None), None
+    shape = (*main.shape[:-1], "sequence_length")
+    # Some multiple-choice heads document their choices in the output only.
+    if len(shape) == 2 and any("num_choices" in (f.shape or ()) for f in declaration.outputs):
+        shape = (shape[0], "num_choices", shape[1])
+    return shape, main.shape[-1]
 
 
 def _named_arguments(refusal: str, declaration: Declaration) -> list[str]:
@@ -462,8 +516,14 @@ def _tie(
     moved: Mapping[str, tuple[int, Mapping[str, tuple[tuple[int, ...], str]]]],
     sizes: Mapping[str, int],
     symbols: tuple[int | str, ...] | None,
+    *,
+    taken: dict[str, tuple[int, ...]],
 ) -> tuple[int | str, ...]:
-    """Return ``shape`` with each size that moves named after what it moves with."""
+    """Return ``shape`` with each size that moves named after what it moves with.
+
+    ``taken`` holds the sizes that a documented name stood for in other outputs, and is added to: one name is
+    one size throughout.
+    """
     tied: list[int | str] = []
     for position, size in enumerate(shape):
         causes = []
@@ -477,8 +537,10 @@ def _tie(
             tied.append(causes[0][0])
         else:
             symbol = symbols[position] if symbols and len(symbols) == len(shape) else None
-            plain = symbol if isinstance(symbol, str) and symbol not in sizes else f"{name}_dim_{position}"
-            tied.append(plain.replace(".", "_"))
+            here = (size, *(o.get(name, (shape, ""))[0][position] for _, o in moved.values()))
+            if not isinstance(symbol, str) or symbol in sizes or taken.setdefault(symbol, here) != here:
+                symbol = f"{name}_dim_{position}".replace(".", "_")
+            tied.append(symbol)
     return tuple(tied)
 
 
@@ -495,13 +557,15 @@ def _is_kept(name: str, declaration: Declaration, config: Any, inputs: Mapping[s
 
 def _documented_outputs(declaration: Declaration, config: Any, names: Sequence[str]) -> tuple[TensorSpec, ...]:
     inputs = dict.fromkeys(names)
+    # Samples of sound and patches of an image are not the steps of an output that documents the same name.
+    is_text = modality_of(declaration.main_input) == "text"
     outputs = []
     for field in declaration.outputs:
         if not field.tensor or not _is_kept(field.name, declaration, config, inputs):
             continue
         shape: list[int | str] = []
         for position, axis in enumerate(field.shape or ()):
-            if isinstance(axis, int) or axis.endswith("batch_size") or "sequence_length" in axis:
+            if isinstance(axis, int) or axis.endswith("batch_size") or ("sequence_length" in axis and is_text):
                 shape.append(axis)
             else:
                 shape.append(_config_size(config, axis, "text") or f"{field.name}_dim_{position}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,7 @@ _ORDER = (
     "FOR_SPEECH_SEQ_2_SEQ",
     "FOR_CTC",
     "FOR_SEQ_TO_SEQ_CAUSAL_LM",
+    "FOR_DOCUMENT_QUESTION_ANSWERING",
     "FOR_IMAGE_CLASSIFICATION",
     "FOR_OBJECT_DETECTION",
     "FOR_SEMANTIC_SEGMENTATION",
@@ -262,9 +263,7 @@ def _declared(config: PreTrainedConfig, name: str, model_type: str) -> DetectedT
         return None
     mappings = _mappings_of(name)
     base = _base_class(model_type)
-    heads = [
-        m for m in mappings if m in _tasks_by_mapping() and m not in ("", "FOR_TEXT_ENCODING", *_PRETRAINING_MAPPINGS)
-    ]
+    heads = [m for m in mappings if m in _tasks_by_mapping() and m not in ("", *_PRETRAINING_MAPPINGS)]
     if heads and name != base:
         return _result(_tasks_by_mapping()[heads[0]], name, f"{name} is listed for {_tasks_by_mapping()[heads[0]]}")
     # Without its tied embedding the head of a saved backbone would be random.
@@ -347,8 +346,9 @@ def _default(config: PreTrainedConfig, model_type: str, architectures: tuple[str
             classes = _mapping(mapping).get(model_type, ())
             if classes and not _mapping("FOR_MASKED_LM").get(model_type):
                 return _result(_tasks_by_mapping()[mapping], classes[0], f"the default head of {model_type}")
-        if (base := _base_class(model_type)) is not None:
-            return _result("feature-extraction", base, f"{model_type} names no architecture: its backbone")
+        base = _base_class(model_type)
+        if base is not None and (found := _declared(config, base, model_type)) is not None:
+            return replace(found, reason=f"{model_type} names no architecture: {found.reason}")
         for task in TASKS:
             if classes := tuple(_classes_for(task, model_type)):
                 return _result(task, classes[0], f"{model_type} names no architecture: its only head")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnx_config.declarations import Declaration, declare
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.input_generator import generate_inputs
+from onnx_config.patterns import ALWAYS_GIVEN
 from onnx_config.preprocessors import Preprocessor, declared_preprocessors, given_preprocessors
-from onnx_config.shape_inference import DEFAULT_SIZES, Inference, infer
+from onnx_config.shape_inference import Inference, infer, modality_of
 from onnx_config.spec import ModelSpec
 from onnx_config.task_detector import DetectedTask, detect_task, normalize_task
 
@@ -224,7 +225,7 @@ class UniversalOnnxConfig:
     def generate_dummy_inputs(
         self,
         preprocessor: Any = None,
-        batch_size: int = DEFAULT_SIZES["batch_size"],
+        batch_size: int | None = None,
         seq_length: int | None = None,
         framework: Literal["pt", "np"] = "pt",
         *,
@@ -235,9 +236,10 @@ class UniversalOnnxConfig:
         """Return seeded inputs that the model accepts, in the order of `get_input_names`.
 
         Args:
-            preprocessor: A tokenizer or processor; only the inputs that it names, and those it
-                cannot make, are returned. ``None``: all inputs.
-            batch_size: Rows.
+            preprocessor: A tokenizer or processor. Of the kind of data that it makes, only the inputs
+                that it names are returned, and those that the model cannot do without. ``None``: all inputs.
+            batch_size: Rows, of texts and of images alike; ``None``: two, and three where a model scores
+                images against texts, so that the two are told apart.
             seq_length: Tokens of a text, or samples of a sound; ``None``: a size that the model accepts.
             framework: ``"pt"`` for torch tensors, ``"np"`` for NumPy arrays.
             seed: Equal seeds give equal values.
@@ -245,27 +247,34 @@ class UniversalOnnxConfig:
             **sizes: Further axes by name, e.g. ``height=224``.
 
         Raises:
-            InputError: If an axis in ``sizes`` is not one of this model's, or a size is below 1.
+            InputError: If an axis in ``sizes`` is not one of this model's, a size is below what the model
+                takes, or there is no such framework.
         """
+        if framework not in ("pt", "np"):
+            raise InputError(f"The framework {framework!r} was asked for; there are 'pt' and 'np'.")
         wanted = self._resolve_sizes(batch_size, seq_length, sizes)
         specs = self.inference.inputs
         if preprocessor is not None:
-            named = {name for part in given_preprocessors([preprocessor]) for name in part.input_names}
-            required = {a.name for a in self.declaration.arguments if a.required}
-            specs = tuple(s for s in specs if s.name in named | required or s.name.startswith("decoder_"))
+            parts = given_preprocessors([preprocessor])
+            kinds = {modality_of(part.input_names[0]) for part in parts}
+            kept = {name for part in parts for name in part.input_names} | ALWAYS_GIVEN.keys()
+            kept |= {a.name for a in self.declaration.arguments if a.required}
+            specs = tuple(
+                s for s in specs if s.name in kept or s.name.startswith("decoder_") or modality_of(s.name) not in kinds
+            )
         arrays = generate_inputs(specs, self.config, self.declaration, wanted, seed=seed, padding=padding)
         if framework == "np":
             return dict(arrays)
-        if framework != "pt":
-            raise InputError(f"The framework {framework!r} was asked for; there are 'pt' and 'np'.")
         import torch
 
         return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
-    def _resolve_sizes(self, batch_size: int, seq_length: int | None, sizes: Mapping[str, int]) -> dict[str, int]:
+    def _resolve_sizes(
+        self, batch_size: int | None, seq_length: int | None, sizes: Mapping[str, int]
+    ) -> dict[str, int]:
         resolved = self.sizes
         for axis in resolved:
-            if axis.endswith("batch_size"):
+            if axis.endswith("batch_size") and batch_size is not None:
                 resolved[axis] = batch_size
             elif axis == "sequence_length" and seq_length is not None:
                 resolved[axis] = seq_length
@@ -273,8 +282,12 @@ class UniversalOnnxConfig:
             if axis not in resolved:
                 raise InputError(f"{axis!r} is no dynamic axis of this model; it has {sorted(resolved)}.")
             resolved[axis] = size
-        if wrong := {axis: size for axis, size in resolved.items() if size < 1}:
-            raise InputError(f"Sizes are 1 at least; got {wrong}.")
+        for axis, size in resolved.items():
+            least = self.inference.axis_ranges[axis][0]
+            if not isinstance(size, int) or size < least:
+                raise InputError(
+                    f"The size {size!r} was asked for {axis}; this model takes whole numbers from {least}."
+                )
         return resolved
 
     @cached_property

@@ -80,8 +80,9 @@ def with_retries(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wait_seconds(state: tenacity.RetryCallState) -> float:
+    doubled: int = 2 ** (state.attempt_number - 1)
     # Up to a quarter more, so that models which failed together do not come again together.
-    return RETRY_WAIT_SECONDS * 2 ** (state.attempt_number - 1) * random.uniform(1, 1.25)
+    return RETRY_WAIT_SECONDS * doubled * random.uniform(1, 1.25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,12 +224,13 @@ def look_up(
 
 def _resolved(request: ConversionRequest) -> Lookup | FerryError:
     try:
-        return _resolve(request)
+        found: Lookup = _resolve(request)
     except FerryError as error:
         return error
     # One model that nobody foresaw must not end the look at all the others.
     except Exception as error:  # noqa: BLE001
         return _bug(error)
+    return found
 
 
 def _bug(error: Exception) -> InternalError:
@@ -409,7 +411,7 @@ def place_known(entry: ModelEntry, request: ConversionRequest, output: Path | No
     if output is None or entry.artifact is None or entry.status not in (Status.CONVERTED, Status.REUSED):
         return entry
     try:
-        return _placed(entry, output)
+        placed: ModelEntry = _placed(entry, output)
     except FerryError as error:
         failure = ErrorEntry(
             kind=error.kind,
@@ -419,6 +421,7 @@ def place_known(entry: ModelEntry, request: ConversionRequest, output: Path | No
         )
         note = f"the model is {entry.status.value} all the same; its files are in {entry.artifact}"
         return entry.model_copy(update={"status": Status.FAILED, "error": failure, "notes": (*entry.notes, note)})
+    return placed
 
 
 @with_retries

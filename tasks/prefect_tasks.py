@@ -13,6 +13,7 @@ from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
+from prefect.transactions import CommitMode, transaction
 from prefect.utilities.annotations import opaque
 
 from onnx_config.errors import FerryError
@@ -75,7 +76,9 @@ def _called(step: Task[..., Any]) -> Callable[..., Any]:
 
     def call(job: Any, *args: Any, **kwargs: Any) -> Any:
         named = step.with_options(task_run_name=f"{step.name} {job.request.model_id}"[:200])
-        return named(opaque(job), *(opaque(a) for a in args), **kwargs)
+        # In the model's own transaction, a step that is done would be shown as rolled back once a later one fails.
+        with transaction(commit_mode=CommitMode.EAGER):
+            return named(opaque(job), *(opaque(a) for a in args), **kwargs)
 
     return call
 

@@ -66,7 +66,7 @@ class ArtifactStore:
                     raise
                 # A rename does not cross disks, so a copy is made aside in the store first.
                 with scratch_folder(self.root, sha256[:16]) as near:
-                    copy = shutil.copytree(folder, near / folder.name)
+                    copy = _copy(folder, near / folder.name)
                     _flush(copy)
                     _move(copy, target)
             _flush_folder(target.parent)
@@ -89,6 +89,16 @@ def _move(folder: Path, target: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         _heal(folder, target)
+
+
+def _copy(folder: Path, target: Path) -> Path:
+    # Not shutil.copytree, which goes on where a disk is full and says so in a list of texts.
+    for path in folder.rglob("*"):
+        if path.is_file():
+            there = target / path.relative_to(folder)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, there)
+    return target
 
 
 def _heal(folder: Path, target: Path) -> None:

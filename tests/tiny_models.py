@@ -475,9 +475,9 @@ _SENTENCEPIECE_BERT: dict[str, Any] = {
     "pair": "[CLS] $A [SEP] $B:1 [SEP]:1", "pad_token": "<pad>", "cls_token": "[CLS]", "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-# Its tokenizer no longer makes token_type_ids, but the model was trained with them and tells pairs apart by them.
+# Its tokenizer no longer makes token_type_ids, and left out they are zeros.
 _add_heads(
-    "albert", "Albert", (*_ENCODER_HEADS, "ForPreTraining"), _TYPED_TEXT,
+    "albert", "Albert", (*_ENCODER_HEADS, "ForPreTraining"), _TEXT, optional=("token_type_ids",),
     settings={**_ENCODER, "embedding_size": 16, "bos_token_id": 2, "eos_token_id": 3},
     files=_unigram("AlbertTokenizer", **_SENTENCEPIECE_BERT),
 )

@@ -27,11 +27,12 @@ __all__ = [
 FERRY_FILE = "ferry.json"
 """What is known of the artifact: its report entry and the hash of every other file."""
 
+# Anywhere in a name, so that indexes of shards and graphs' data (model.safetensors.index.json, model.onnx.data) go too.
 _LEFT_BEHIND_SUFFIXES = {
-    ".bin", ".ckpt", ".gguf", ".h5", ".lock", ".md", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pt", ".pth",
-    ".pkl", ".safetensors", ".tflite", ".zip",
+    ".bin", ".ckpt", ".gguf", ".h5", ".joblib", ".lock", ".md", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pickle",
+    ".pkl", ".pt", ".pth", ".safetensors", ".tflite", ".zip",
 }  # fmt: skip
-_LEFT_BEHIND_NAMES = {FERRY_FILE, "model.safetensors.index.json", "pytorch_model.bin.index.json", "onnx_data"}
+_LEFT_BEHIND_NAMES = {FERRY_FILE, "onnx_data"}
 _LARGEST_SIDE_FILE_BYTES = 256 * 1024**2
 
 
@@ -60,7 +61,7 @@ def copy_side_files(source: Path, target: Path) -> tuple[str, ...]:
         relative = path.relative_to(source)
         if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
-        if path.name in _LEFT_BEHIND_NAMES or path.suffix.lower() in _LEFT_BEHIND_SUFFIXES:
+        if path.name in _LEFT_BEHIND_NAMES or _LEFT_BEHIND_SUFFIXES & {s.lower() for s in path.suffixes}:
             continue
         if path.stat().st_size > _LARGEST_SIDE_FILE_BYTES:
             continue
@@ -71,7 +72,7 @@ def copy_side_files(source: Path, target: Path) -> tuple[str, ...]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FERRY_FILE)
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / FERRY_FILE)
 
 
 def list_files(folder: Path) -> tuple[ArtifactFile, ...]:
@@ -115,8 +116,8 @@ def read_ferry_file(folder: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {error}. Convert the model again.") from error
-    if not isinstance(value, dict) or value.get("schema") != 1:
+    if not isinstance(value, dict) or value.get("schema") != 1 or not isinstance(value.get("model"), dict):
         raise InputError(f"{str(path)!r} is not of schema 1. Convert the model again, or upgrade onnx-ferry.")
     return value

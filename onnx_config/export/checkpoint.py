@@ -23,6 +23,8 @@ __all__ = ["check_weights", "load_model", "weight_files"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+# What the safetensors library reads at most.
+_LARGEST_HEADER_BYTES = 100_000_000
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -37,9 +39,14 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         return (folder / _SINGLE,)
     if index.is_file():
         try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{str(index)!r} is no index of shards: {error}. Restore it from its source.") from error
+            named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            shards = sorted({str(shard) for shard in named})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{str(index)!r} is no index of shards ({type(error).__name__}: {error}). Restore it from its source."
+            ) from error
+        if not shards:
+            raise InputError(f"{str(index)!r} names no shards. Restore it from its source.")
         wrong = [s for s in shards if Path(s).name != s]
         if wrong:
             raise InputError(f"{str(index)!r} names files outside its folder: {wrong}. This is not accepted.")
@@ -81,11 +88,13 @@ def _check_file(path: Path) -> int:
             raise InputError(f"{broken}it has {size} bytes.{advice}")
         (length,) = struct.unpack("<Q", start)
         if length > size - 8:
-            raise InputError(f"{broken}its header of {length} bytes does not fit into {size}.{advice}")
+            raise InputError(f"{broken}its header of {length:,} bytes does not fit into {size:,}.{advice}")
+        if length > _LARGEST_HEADER_BYTES:
+            raise InputError(f"{broken}its header of {length:,} bytes is longer than the format allows.{advice}")
         try:
             header = json.loads(file.read(length))
             ends = [int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise InputError(f"{broken}its header cannot be read ({type(error).__name__}).{advice}") from error
     wanted = 8 + length + max(ends, default=0)
     if size != wanted:
@@ -179,12 +188,14 @@ def _has_pooling_switch(cls: type) -> bool:
 def _not_finite(model: PreTrainedModel) -> list[str]:
     import torch
 
+    parameters = {name for name, _ in model.named_parameters()}
     wrong = []
-    for name, parameter in model.named_parameters():
+    for name, tensor in model.state_dict().items():
         # The sum of squares of finite weights may overflow; that of their extremes does not.
-        if parameter.is_floating_point() and parameter.numel():
-            low, high = torch.aminmax(parameter.detach())
-            if not (torch.isfinite(low) and torch.isfinite(high)):
+        if tensor.is_floating_point() and tensor.numel():
+            extremes = torch.stack(torch.aminmax(tensor))
+            # A buffer may hold the infinities of a mask.
+            if not (torch.isfinite(extremes) if name in parameters else ~torch.isnan(extremes)).all():
                 wrong.append(name)
     return wrong
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir
 
+from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.spec import TensorSpec
 
 __all__ = ["EMBED_LIMIT_BYTES", "GraphSummary", "read_graph", "summarize", "write_graph"]
@@ -29,8 +30,19 @@ class GraphSummary:
 
 
 def read_graph(path: Path) -> onnx_ir.Model:
-    """Return the graph of a file; weights beside it stay on disk until they are read."""
-    return onnx_ir.load(str(path))
+    """Return the graph of a file; weights beside it stay on disk until they are read.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ModelError: If it is no ONNX graph (``runtime_failed``).
+    """
+    try:
+        return onnx_ir.load(str(path))
+    except OSError:
+        raise
+    # protobuf and onnx_ir each raise their own.
+    except Exception as error:
+        raise ModelError(f"{str(path)!r} is no ONNX graph: {error}", kind=ErrorKind.RUNTIME_FAILED) from error
 
 
 def write_graph(model: onnx_ir.Model, path: Path, *, metadata: Mapping[str, str] | None = None) -> tuple[Path, ...]:
@@ -39,10 +51,11 @@ def write_graph(model: onnx_ir.Model, path: Path, *, metadata: Mapping[str, str]
     Args:
         model: The graph.
         path: The ``.onnx`` file; replaced if it exists, though not atomically.
-        metadata: The birth certificate: replaces all entries of the graph's ``metadata_props``.
+        metadata: The birth certificate: replaces all entries of the model's ``metadata_props``, and what the
+            exporter noted at nodes and values (paths of this machine among them) goes.
     """
     if metadata is not None:
-        model.metadata_props.clear()
+        _forget_origins(model)
         model.metadata_props.update(metadata)
     size = sum(
         value.const_value.nbytes
@@ -56,6 +69,18 @@ def write_graph(model: onnx_ir.Model, path: Path, *, metadata: Mapping[str, str]
     data = path.with_name(f"{path.name}_data")
     onnx_ir.save(model, str(path), external_data=data.name)
     return (path, data)
+
+
+def _forget_origins(model: onnx_ir.Model) -> None:
+    model.metadata_props.clear()
+    for graph in model.graphs():
+        graph.metadata_props.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            value.metadata_props.clear()
+        for node in graph:
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
 
 
 def summarize(model: onnx_ir.Model) -> GraphSummary:

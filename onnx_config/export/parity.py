@@ -127,7 +127,7 @@ def choose_device(asked: str) -> str:
     """Return ``"cpu"`` or ``"cuda"`` for ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        InputError: If ``cuda`` is asked for and PyTorch or ONNX Runtime cannot use it.
+        InputError: If ``cuda`` is asked for and PyTorch or ONNX Runtime cannot use it, or the name is another one.
     """
     import onnxruntime
     import torch
@@ -146,6 +146,8 @@ def choose_device(asked: str) -> str:
         )
     if asked == "auto":
         return "cuda" if usable else "cpu"
+    if asked not in ("cpu", "cuda"):
+        raise InputError(f"The device {asked!r} was asked for; the devices are 'auto', 'cpu' and 'cuda'.")
     return asked
 
 
@@ -153,6 +155,7 @@ def open_session(path: Path, *, device: str, threads: int = 1) -> Any:
     """Return an ONNX Runtime session at the optimisation level of production.
 
     Raises:
+        InputError: If the device is ``cuda`` and ONNX Runtime falls back to the CPU.
         ModelError: If ONNX Runtime refuses the graph (``runtime_failed``).
     """
     import onnxruntime
@@ -166,13 +169,23 @@ def open_session(path: Path, *, device: str, threads: int = 1) -> Any:
     if device == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     # ONNX Runtime's exceptions share no base class of their own.
     except Exception as error:
+        if names_memory(str(error)):
+            raise
         raise ModelError(
             f"ONNX Runtime {onnxruntime.__version__} refuses the graph {path.name}: {error}",
             kind=ErrorKind.RUNTIME_FAILED,
         ) from error
+    # Where CUDA cannot start, ONNX Runtime warns and goes on with the CPU.
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise InputError(
+            f"The device 'cuda' was asked for, but ONNX Runtime {onnxruntime.__version__} could not start its "
+            "CUDAExecutionProvider and fell back to the CPU. Install the CUDA libraries that it names in its log, "
+            "or ask for the device 'cpu'."
+        )
+    return session
 
 
 def compute_references(

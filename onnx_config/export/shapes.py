@@ -112,7 +112,7 @@ _smallest = _Change(0.0)
 def _candidates(axis: str, size: int, limits: Mapping[str, tuple[int, int | None]]) -> Iterator[int]:
     """Yield sizes of ``axis`` other than ``size``, the most likely to be accepted first."""
     low, high = limits[axis]
-    steps = (_IMAGE_STEP, -_IMAGE_STEP, 1, -1) if axis in _IMAGE_AXES else (1, -1)
+    steps = (*((_IMAGE_STEP, -_IMAGE_STEP) if axis in _IMAGE_AXES else ()), 1, -1, 2, -2)
     yield from (size + step for step in steps if low <= size + step and (high is None or size + step <= high))
 
 

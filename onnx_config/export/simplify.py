@@ -35,24 +35,31 @@ class Simplification:
 def simplify_file(path: Path) -> Simplification:
     """Run onnxsim over a file, which stays as it is.
 
+    onnxsim may crash the process, so call this in a child.
+
     Raises:
-        Exception: Whatever onnxsim raises; it may also crash the process, so call this in a child.
+        ModelError: If the file is no ONNX graph.
     """
     import onnxsim
 
     plain = read_graph(path)
     before = summarize(plain)
-    # onnxsim holds the graph in memory as one protobuf message.
-    simplified, _ = onnxsim.simplify(
-        str(path), check_n=0, tensor_size_threshold="10MB", skipped_optimizers=list(_SKIPPED_OPTIMIZERS)
-    )
-    model = onnx_ir.from_proto(simplified)
-    _restore_signature(model, plain)
-    after = summarize(model)
+    try:
+        # onnxsim holds the graph in memory as one protobuf message.
+        simplified, _ = onnxsim.simplify(
+            str(path), check_n=0, tensor_size_threshold="10MB", skipped_optimizers=list(_SKIPPED_OPTIMIZERS)
+        )
+        model = onnx_ir.from_proto(simplified)
+        _restore_signature(model, plain)
+        after = summarize(model)
+    # Neither onnxsim nor the C++ passes below it say what they raise.
+    except Exception as error:  # noqa: BLE001
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return Simplification(model=None, before=before, after=before, reason=f"onnxsim failed with {why}")
     reason = None
     if after.nodes > before.nodes:
         reason = f"onnxsim made {after.nodes} nodes of {before.nodes}"
-    elif [t.name for t in after.inputs] != [t.name for t in before.inputs]:
+    elif [(t.name, t.dtype) for t in after.inputs] != [(t.name, t.dtype) for t in before.inputs]:
         reason = "onnxsim changed the inputs"
     elif [(t.name, t.dtype) for t in after.outputs] != [(t.name, t.dtype) for t in before.outputs]:
         reason = "onnxsim changed the outputs"

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ __all__ = ["Trace", "trace_model"]
 
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 _IMAGE_AXES = ("height", "width")
+
+# Windows and patches of an image whose size is unknown can take torch's solver minutes.
+_IMAGE_AXES_CPU_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class _Attempt:
     """Axes that stay dynamic."""
     automatic: bool
     """Whether torch may find out how the axes relate, rather than being told that they do not."""
+    cpu_seconds: float | None = None
+    """Processor time after which it is given up; ``None``: none."""
 
 
 def trace_model(
@@ -83,10 +89,20 @@ def trace_model(
     notes: list[str] = []
     failures: list[tuple[_Attempt, Exception]] = []
     for attempt in _attempts(axes):
+        if failures and isinstance(failures[-1][1], OutOfTimeError) and failures[-1][0].axes == attempt.axes:
+            continue
         try:
-            program = _export(
-                model, inputs, tensors, attempt, axis_ranges=axis_ranges, opset=opset, flags=flags, optimize=optimize
-            )
+            with cpu_limit(attempt.cpu_seconds):
+                program = _export(
+                    model,
+                    inputs,
+                    tensors,
+                    attempt,
+                    axis_ranges=axis_ranges,
+                    opset=opset,
+                    flags=flags,
+                    optimize=optimize,
+                )
         # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
         except Exception as error:  # noqa: BLE001
             failures.append((attempt, error))
@@ -108,10 +124,12 @@ def trace_model(
 
 
 def _attempts(axes: frozenset[str]) -> list[_Attempt]:
-    attempts = [_Attempt(axes=axes, automatic=False), _Attempt(axes=axes, automatic=True)]
+    """Return what to try, in this order: with all axes, and, of images, with the size that preprocessors make."""
+    attempts = []
     if axes & set(_IMAGE_AXES):
-        attempts.append(_Attempt(axes=axes - set(_IMAGE_AXES), automatic=True))
-    return attempts
+        attempts = [_Attempt(axes=axes, automatic=a, cpu_seconds=_IMAGE_AXES_CPU_SECONDS) for a in (False, True)]
+        axes -= set(_IMAGE_AXES)
+    return [*attempts, _Attempt(axes=axes, automatic=False), _Attempt(axes=axes, automatic=True)]
 
 
 def _export(
@@ -228,11 +246,13 @@ def _name_like_forward(program: onnx_ir.Model) -> None:
     """Take back the prefixes that the exporter gives to a name shared by an input and an output, where it can."""
     for value in program.graph.inputs:
         value.name = (value.name or "").removeprefix("input.")
-    taken = {value.name for value in (*program.graph.inputs, *program.graph.outputs)}
+    taken = {value.name for value in program.graph.inputs}
     for value in program.graph.outputs:
         plain = (value.name or "").removeprefix("output.")
         if plain not in taken:
             value.name = plain
+    # Inputs and outputs keep their names; a value inside that has the same one gets another.
+    NameFixPass()(program)
 
 
 def _first_line(error: BaseException) -> str:

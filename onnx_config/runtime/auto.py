@@ -17,7 +17,8 @@ from onnx_config.export.artifact import read_ferry_file
 
 __all__ = ["AutoModelForONNX"]
 
-_GRAPH = "model.onnx"
+# Models published for transformers.js have their graphs in a folder of their own.
+_GRAPHS = ("model.onnx", "onnx/model.onnx")
 
 
 class AutoModelForONNX:
@@ -37,7 +38,7 @@ class AutoModelForONNX:
         """The artifact's folder."""
         self.device = choose_device(device)
         """``cpu`` or ``cuda``."""
-        self.session = open_session(folder / _GRAPH, device=self.device, threads=threads)
+        self.session = open_session(_graph_in(folder), device=self.device, threads=threads)
         """The ONNX Runtime session."""
         self.input_names = tuple(value.name for value in self.session.get_inputs())
         self.output_names = tuple(value.name for value in self.session.get_outputs())
@@ -54,7 +55,7 @@ class AutoModelForONNX:
         """Load an artifact.
 
         Args:
-            model: Folder of an artifact.
+            model: Folder of an artifact, or of another converter's files: ``model.onnx``, there or in ``onnx/``.
             device: ``cpu``, ``cuda`` or ``auto``.
             threads: Threads of ONNX Runtime in one operator; 0: as many as there are cores.
             allow_quarantined: Whether to load a graph that failed its comparison with PyTorch.
@@ -64,12 +65,7 @@ class AutoModelForONNX:
             ModelError: If the artifact is in quarantine, or ONNX Runtime refuses it.
         """
         folder = Path(model).expanduser()
-        if not (folder / _GRAPH).is_file():
-            raise InputError(
-                f"{str(folder)!r} holds no {_GRAPH}. Give the folder of a converted model; "
-                "`ferry catalog list` shows where they are.",
-                kind=ErrorKind.NOT_FOUND,
-            )
+        _graph_in(folder)
         known = read_ferry_file(folder)
         verdict = ((known or {}).get("model", {}).get("parity") or {}).get("verdict")
         if verdict not in (None, "verified") and not allow_quarantined:
@@ -94,14 +90,22 @@ class AutoModelForONNX:
         can be passed. A mask or segment ids that are missing are filled in as transformers does.
 
         Raises:
-            InputError: If an input that cannot be filled in is missing.
+            InputError: If an input that cannot be filled in is missing, or one has a shape that the graph
+                does not take.
         """
         from transformers.utils.generic import ModelOutput
 
         as_torch = any(_is_tensor(value) for value in inputs.values())
         feed = {name: _as_array(value) for name, value in inputs.items() if name in self.input_names}
         self._fill(feed)
-        values = self.session.run(self.output_names, feed)
+        try:
+            values = self.session.run(self.output_names, feed)
+        # ONNX Runtime's exceptions share no base class of their own.
+        except Exception as error:
+            raise InputError(
+                f"ONNX Runtime cannot run the graph on {', '.join(f'{n} {list(a.shape)}' for n, a in feed.items())}: "
+                f"{error}. Its inputs are {', '.join(f'{v.name} {v.shape}' for v in self.session.get_inputs())}."
+            ) from error
         if as_torch:
             import torch
 
@@ -115,13 +119,10 @@ class AutoModelForONNX:
                 if wanted is not None and feed[value.name].dtype != wanted:
                     feed[value.name] = feed[value.name].astype(wanted)
                 continue
-            ids = feed.get("input_ids")
-            if ids is not None and value.name == "attention_mask":
-                feed[value.name] = np.ones(ids.shape, np.int64)
-            elif ids is not None and value.name == "token_type_ids":
-                feed[value.name] = np.zeros(ids.shape, np.int64)
-            else:
+            filled = _filled(value.name, feed, _DTYPES.get(value.type, np.int64))
+            if filled is None:
                 raise InputError(f"The graph takes {list(self.input_names)}; {value.name!r} is missing.")
+            feed[value.name] = filled
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Not in this version: its graphs carry no cache.
@@ -146,9 +147,42 @@ _DTYPES: Mapping[str, Any] = {
 }
 
 
+def _graph_in(folder: Path) -> Path:
+    for name in _GRAPHS:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"{str(folder)!r} holds no {_GRAPHS[0]}. Give the folder of a converted model; "
+        "`ferry catalog list` shows where they are.",
+        kind=ErrorKind.NOT_FOUND,
+    )
+
+
+def _filled(name: str, feed: Mapping[str, Any], dtype: Any) -> Any | None:
+    """Return what transformers takes for a missing input; ``None`` where it would refuse."""
+    match name:
+        case "attention_mask" if "input_ids" in feed:
+            return np.ones(feed["input_ids"].shape, dtype)
+        case "attention_mask" if "input_values" in feed and feed["input_values"].ndim == 2:
+            return np.ones(feed["input_values"].shape, dtype)
+        case "decoder_attention_mask" if "decoder_input_ids" in feed:
+            return np.ones(feed["decoder_input_ids"].shape, dtype)
+        case "token_type_ids" if "input_ids" in feed:
+            return np.zeros(feed["input_ids"].shape, dtype)
+        case "pixel_mask" if "pixel_values" in feed and feed["pixel_values"].ndim == 4:
+            pixels = feed["pixel_values"].shape
+            return np.ones((pixels[0], *pixels[2:]), dtype)
+        case _:
+            return None
+
+
 def _is_tensor(value: Any) -> bool:
     return type(value).__module__.split(".")[0] == "torch"
 
 
 def _as_array(value: Any) -> Any:
-    return value.detach().cpu().numpy() if _is_tensor(value) else np.asarray(value)
+    if not _is_tensor(value):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    # NumPy has no bfloat16.
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()

@@ -1,0 +1,125 @@
+"""Running a class on shapes alone, and leaving no trace of it in the module tree."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+import torch
+import transformers
+
+from onnx_config.module_state import preserved_state
+from onnx_config.probe import Probe, flat_outputs
+
+IDS = ((2, 7), "int64")
+
+
+def probe_of(name: str) -> Probe:
+    return Probe(getattr(transformers, tiny_models.FAMILIES[name].architecture), tiny_models.config(name))
+
+
+def test_a_probe_says_what_the_model_returns():
+    result = probe_of("bert-sequence-classification").run({"input_ids": IDS})
+    assert result.outputs == {"logits": ((2, 5), "float32")}
+    assert (result.refusal, result.undecidable) == (None, False)
+
+
+def test_a_refusal_is_an_answer_in_the_models_words():
+    result = probe_of("vit-model").run({"pixel_values": ((2, 3, 64, 64), "float32")})
+    assert result.outputs is None
+    assert not result.undecidable
+    assert "doesn't match model" in result.refusal
+
+
+def test_what_depends_on_values_cannot_be_decided():
+    result = probe_of("bart-sequence-classification").run({"input_ids": IDS})
+    assert result.outputs is None
+    assert result.undecidable
+
+
+@pytest.mark.parametrize("name", ["bert-masked-lm", "gpt2-causal-lm", "t5-conditional-generation"])
+def test_shared_parameters_are_counted_once(name):
+    config = tiny_models.config(name)
+    model = getattr(transformers, tiny_models.FAMILIES[name].architecture)(config)
+    probe = probe_of(name)
+    assert probe.parameters == sum(p.numel() for p in model.parameters())
+    assert len(list(probe.model.parameters())) == len(list(model.parameters()))
+
+
+def test_a_config_stays_as_it_was():
+    config = tiny_models.config("bert-model")
+    before = config.to_json_string()
+    Probe(transformers.BertModel, config).run({"input_ids": IDS})
+    assert config.to_json_string() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        pytest.param("swin-model", {"pixel_values": ((1, 3, 32, 32), "float32")}, id="writes-attributes"),
+        pytest.param(
+            "segformer-semantic-segmentation", {"pixel_values": ((1, 3, 64, 64), "float32")}, id="hangs-up-hooks"
+        ),
+    ],
+)
+def test_a_run_changes_no_later_run(name, inputs):
+    probe, small = probe_of(name), {key: ((1, 3, 16, 16), dtype) for key, (_, dtype) in inputs.items()}
+    first = probe.run(inputs)
+    assert first.outputs is not None
+    for _ in range(3):
+        probe.run(small)
+    assert probe.run(inputs) == first
+
+
+class Careless(torch.nn.Module):
+    """Leaves behind whatever a forward pass can."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = [1]
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, value):
+        self.seen = True
+        self.sizes.append(2)
+        self.extra = torch.nn.Linear(2, 2)
+        self.register_buffer("cache", value)
+        self.layer.register_forward_hook(lambda *_: None)
+        del self.layer.bias
+        return value
+
+
+def test_everything_that_a_module_holds_is_restored():
+    module = Careless()
+    hooks = module.layer._forward_hooks
+    with preserved_state(module):
+        module(torch.ones(2))
+    assert module.sizes == [1]
+    assert dict(module.named_children()) == {"layer": module.layer}
+    assert [name for name, _ in module.named_parameters()] == ["layer.weight", "layer.bias"]
+    assert not hasattr(module, "seen")
+    assert dict(module.named_buffers()) == {}
+    assert module.layer._forward_hooks is hooks
+    assert not hooks
+
+
+def test_a_module_is_restored_after_an_error_too():
+    module = Careless()
+    with pytest.raises(RuntimeError), preserved_state(module):
+        module(torch.ones(2))
+        raise RuntimeError
+    assert module.sizes == [1]
+
+
+def test_only_tables_with_a_padding_row_lose_positions():
+    assert probe_of("roberta-model").offset_position_tables == {130: 2}
+    assert probe_of("bert-model").offset_position_tables == {}
+
+
+def test_outputs_have_dotted_names_without_caches():
+    value = {"logits": torch.zeros(1), "pair": (torch.zeros(2), {"inner": torch.zeros(3)}), "flag": True}
+    assert [(name, tuple(t.shape)) for name, t in flat_outputs(value)] == [
+        ("logits", (1,)),
+        ("pair.0", (2,)),
+        ("pair.1.inner", (3,)),
+    ]
+    assert [name for name, _ in flat_outputs(torch.zeros(1))] == ["output"]

@@ -1,0 +1,105 @@
+"""Laws of the shapes at which a graph is compared, whatever its axes and their ranges are."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_config.export.shapes import CheckShape, check_shapes
+
+AXES = (
+    "batch_size",
+    "image_batch_size",
+    "text_batch_size",
+    "sequence_length",
+    "decoder_sequence_length",
+    "num_choices",
+    "height",
+    "width",
+)
+IMAGE = ("height", "width")
+
+
+@st.composite
+def traced_axes(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, tuple[int, int | None]]]:
+    """Draw sizes of a traced graph and ranges that they lie in; an axis may have no range."""
+    sizes: dict[str, int] = {}
+    ranges: dict[str, tuple[int, int | None]] = {}
+    for axis in draw(st.lists(st.sampled_from(AXES), unique=True)):
+        low = draw(st.integers(1, 70))
+        high = draw(st.none() | st.integers(low, low + 200))
+        sizes[axis] = draw(st.integers(low, low + 200 if high is None else high))
+        if low > 1 or high is not None or draw(st.booleans()):
+            ranges[axis] = (low, high)
+    return sizes, ranges
+
+
+def can_move(limits: tuple[int, int | None], sizes: int = 2) -> bool:
+    """Return whether a range holds that many sizes."""
+    low, high = limits
+    return high is None or high - low + 1 >= sizes
+
+
+@given(traced_axes(), st.booleans())
+def test_the_laws(drawn: tuple[dict[str, int], dict[str, tuple[int, int | None]]], masked: bool) -> None:
+    sizes, ranges = drawn
+    shapes = check_shapes(sizes, ranges, masked=masked)
+    limits = {axis: ranges.get(axis, (1, None)) for axis in sizes}
+    movable = [axis for axis in sizes if can_move(limits[axis])]
+
+    assert len(shapes) >= (5 if sizes else 4)
+    assert len({shape.seed for shape in shapes}) == len(shapes)
+    assert len({shape.label for shape in shapes}) == len(shapes)
+    assert [shape.padding for shape in shapes].count(True) == masked
+    for shape in shapes:
+        assert shape.sizes.keys() == sizes.keys()
+        for axis, size in shape.sizes.items():
+            low, high = limits[axis]
+            assert low <= size
+            assert high is None or size <= high
+        if movable:
+            assert dict(shape.sizes) != sizes
+    for axis in sizes:
+        found = {shape.sizes[axis] for shape in shapes}
+        # With two sizes and no other axis to move, one of the two is the traced shape itself.
+        if can_move(limits[axis], 3) or (can_move(limits[axis]) and len(movable) > 1):
+            assert len(found) >= 2, axis
+        if axis in IMAGE and (can_move(limits[axis], 3) or limits[axis][0] % 32):
+            assert any(size % 32 for size in found), axis
+
+
+def sizes_of(shapes: tuple[CheckShape, ...], label: str) -> dict[str, int]:
+    return next(dict(shape.sizes) for shape in shapes if shape.label == label)
+
+
+def test_text_is_checked_at_one_row_odd_small_long_and_padded() -> None:
+    shapes = check_shapes(
+        {"batch_size": 2, "sequence_length": 16}, {"batch_size": (1, None), "sequence_length": (1, 128)}, masked=True
+    )
+    assert sizes_of(shapes, "one row") == {"batch_size": 1, "sequence_length": 13}
+    assert sizes_of(shapes, "smallest sizes") == {"batch_size": 1, "sequence_length": 1}
+    assert sizes_of(shapes, "large sizes")["sequence_length"] > 2 * 16
+    padded = next(shape for shape in shapes if shape.padding)
+    assert padded.sizes["batch_size"] > 1
+    assert padded.sizes["sequence_length"] >= 3  # shorter rows are not padded
+
+
+@pytest.mark.parametrize(
+    "traced", [{"height": 224, "width": 224}, {"height": 96, "width": 128}, {"height": 32, "width": 32}]
+)
+def test_an_image_model_that_takes_multiples_of_32_only_still_has_four_shapes(traced: dict[str, int]) -> None:
+    shapes = check_shapes({"batch_size": 2, **traced}, {"height": (32, None), "width": (32, None)}, masked=False)
+    whole = [s for s in shapes if s.sizes["height"] % 32 == s.sizes["width"] % 32 == 0]
+    assert len(whole) == 4
+    assert len({s.sizes["height"] for s in whole}) >= 2
+
+
+def test_two_batches_of_one_model_differ() -> None:
+    shapes = check_shapes({"image_batch_size": 3, "text_batch_size": 2}, {}, masked=False)
+    assert any(shape.sizes["image_batch_size"] != shape.sizes["text_batch_size"] for shape in shapes)
+
+
+def test_without_dynamic_axes_only_values_differ() -> None:
+    assert [dict(shape.sizes) for shape in check_shapes({}, {}, masked=False)] == [{}] * 4
+    assert [shape.padding for shape in check_shapes({}, {}, masked=True)] == [False] * 4 + [True]
