@@ -49,6 +49,7 @@ __all__ = ["convert_model", "convert_models", "run_with_prefect"]
 _logger = logging.getLogger("prefect.onnx_ferry")
 
 _ANSWER_SECONDS = 10.0
+_PAUSE_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _TICK_SECONDS = 0.2
 
@@ -117,12 +118,12 @@ def convert_models(models: list[str], work: int) -> Any:
 
 
 class _Artifacts:
-    """Progress and summary of a batch on the server, as long as it answers: no model waits or fails for them."""
+    """Progress and summary of a batch on the server, while it answers: no model waits or fails for them."""
 
     def __init__(self, batch_id: int) -> None:
         self._batch_id = batch_id
         self._progress: UUID | None = None
-        self._answers = True
+        self._silent_until = 0.0
 
     def start(self) -> None:
         created = self._call(
@@ -144,14 +145,14 @@ class _Artifacts:
         )
 
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._answers:
+        if time.monotonic() < self._silent_until:
             return None
         try:
             return function(*args, **kwargs)
-        # Whatever the server or the way to it has: it is asked no more, since each answer may take long to fail.
+        # Whatever the server or the way to it has: it is left alone for a while, since each call takes long to fail.
         except Exception as error:  # noqa: BLE001
-            self._answers = False
-            _logger.error("No more artifacts: %s failed with %r", function.__name__, error)
+            self._silent_until = time.monotonic() + _PAUSE_SECONDS
+            _logger.error("No artifacts for a while: %s failed with %r", function.__name__, error)
             return None
 
 

@@ -20,8 +20,10 @@ _ALWAYS = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     # What a failure's log line says is in the run's state too, and a server that is away would have each line wait.
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
-    # With the 5 of the default, each call to a server that went away takes a minute to give up; with 3, 14 seconds.
-    "PREFECT_CLIENT_MAX_RETRIES": "3",
+    # Below that, each event that a server did not take is written to the log in full, of which a model has twenty.
+    "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",
+    # With the 5 of the default, each call to a server that went away gives up after a minute; with 2, after 6 seconds.
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
     # A second server of Prefect's own making would take the history of this one.
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
 }

@@ -239,6 +239,8 @@ def _index_limit(text: str) -> int | str | None:
 def _role(name: str, annotation: str, head: str, text: str) -> Role:
     if _LABEL_NAME.search(name) or _LABEL_TEXT.search(text):
         return Role.LABEL
+    if re.search(r"\bbool\b", annotation) and "Tensor" not in annotation:
+        return Role.OPTION
     if _STATE_NAME.search(name) or "Cache" in annotation or "ModelOutput" in annotation:
         return Role.STATE
     if _ALTERNATIVE_TEXT.search(text) or re.search(r"inputs_embeds$", name):

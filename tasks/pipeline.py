@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -243,7 +243,8 @@ def _bug(error: Exception) -> InternalError:
 def _resolve(request: ConversionRequest) -> Lookup:
     try:
         source = hub.resolve(request.model_id, revision=request.revision)
-    except OSError as error:
+    # The second is what pathlib raises where nobody has the home folder that a "~" stands for.
+    except (OSError, RuntimeError) as error:
         raise InputError(
             f"The model {request.model_id!r} cannot be read: {error}. Check the name and the permissions."
         ) from error
@@ -321,9 +322,12 @@ def convert_model(
     try:
         entry = _convert(progress, means)
     except FerryError as error:
+        # What an interruption broke says nothing about the model.
+        raise_if_stopping(means.stopping)
         entry = _failed(progress, workspace, error, batch_id)
     # A bug of ours in one model must not end the batch of a thousand.
     except Exception as error:  # noqa: BLE001
+        raise_if_stopping(means.stopping)
         entry = _failed(progress, workspace, _bug(error), batch_id)
     listener.model_finished(entry)
     return entry
@@ -382,13 +386,11 @@ def _convert(progress: _Progress, means: _Means) -> ModelEntry:
 @contextmanager
 def _lock(path: Path, stopping: threading.Event) -> Iterator[None]:
     lock = FileLock(path)
-    while True:
-        try:
-            with disk_errors(f"the folder {str(path.parent)!r}"):
-                lock.acquire(timeout=_LOCK_SECONDS)
-            break
-        except Timeout:
-            raise_if_stopping(stopping)
+    while not lock.is_locked:
+        raise_if_stopping(stopping)
+        # The time-out is an OSError too, and no trouble with the disk.
+        with disk_errors(f"the folder {str(path.parent)!r}"), suppress(Timeout):
+            lock.acquire(timeout=_LOCK_SECONDS)
     try:
         yield
     finally:
@@ -464,9 +466,18 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         with progress.during(Step.EXPORT):
             exported = steps.export(job, spec)
         progress.saw(exported.cost)
-        progress.notes += exported.notes
         progress.template = "direct"
         stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
+        if checked.entry.verdict is not Verdict.VERIFIED and (doubtful := _doubtful_axes(spec, stored)):
+            # The size of an image is the one axis that a model may take and yet bake into its graph.
+            with progress.during(Step.EXPORT):
+                exported = steps.export(job, spec, fixed=doubtful)
+            progress.saw(exported.cost)
+            progress.notes.append(
+                f"{', '.join(doubtful)} is fixed: as a dynamic axis the graph did not hold ({checked.entry.detail})"
+            )
+            stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
+        progress.notes += exported.notes
         progress.simplified = stored.simplified
         progress.parity = checked.entry
         progress.notes += checked.notes
@@ -479,6 +490,12 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
             registered: ModelEntry = steps.register(job, draft, started_at=progress.started_at, batch_id=means.batch_id)
             registered = place_known(registered, progress.request, means.output)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
+
+
+def _doubtful_axes(spec: ModelSpec, stored: Simplified) -> list[str]:
+    """Return the image axes that are dynamic in the graph."""
+    dynamic = {axis for tensor in stored.graph.inputs for axis in tensor.shape if isinstance(axis, str)}
+    return sorted(dynamic & {"height", "width"} & spec.axis_ranges.keys())
 
 
 def _simplify_and_check(
@@ -509,6 +526,8 @@ def _simplify_and_check(
     with progress.during(Step.PARITY):
         again = steps.parity(job, spec, plain.path)
     progress.saw(again.cost)
+    if again.entry.verdict is not Verdict.VERIFIED:
+        return plain, again
     why = failure.message if failure is not None else checked.entry.detail if checked is not None else None
     progress.notes.append(f"the plain graph is kept: the simplified one does not hold ({why})")
     return plain, again
@@ -531,8 +550,8 @@ def _mismatch(parity: ParityEntry) -> FerryError:
 def _birth_certificate(job: Job, spec: ModelSpec) -> dict[str, str]:
     """Return what a graph says of its origin in ``metadata_props``.
 
-    The verdict stands there as ``verified``: a graph whose check fails goes to the quarantine, whose
-    ``ferry.json`` says so, and is never served.
+    The verdict stands there as ``verified`` while the file is still in the scratch folder, so that the file compared
+    is the file stored; one that fails is stamped anew on its way to the quarantine.
     """
     certificate = {
         "onnx_ferry.source": job.request.model_id if not hub.is_folder(job.request.model_id) else "local folder",

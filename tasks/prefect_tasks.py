@@ -1,4 +1,4 @@
-"""Prefect policy for the steps: names, retries, tags. No logic; the only module here that knows Prefect.
+"""Prefect policy for the steps: names, retries. No logic; the only module here that knows Prefect.
 
 Results are kept in the store and the catalog, which are looked up before a task is started; so Prefect caches
 nothing. A step's time limit is its child's: Prefect's own cannot stop native code.
@@ -50,7 +50,9 @@ def may_pass(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
     return False
 
 
-def _step(function: Callable[..., Any], name: str, *tags: str) -> Task[..., Any]:
+def _step(function: Callable[..., Any], name: str) -> Task[..., Any]:
+    # No tags: for a task that has some, Prefect asks the server for a slot before each run, and the step fails where
+    # the server is away.
     return Task(
         fn=function,
         name=name,
@@ -60,12 +62,11 @@ def _step(function: Callable[..., Any], name: str, *tags: str) -> Task[..., Any]
         retry_condition_fn=may_pass,
         cache_policy=NO_CACHE,
         persist_result=False,
-        tags={"onnx-ferry", *tags},
     )
 
 
 detect_task = _step(detect, "detect")
-export_task = _step(export, "export", "expensive")
+export_task = _step(export, "export")
 simplify_task = _step(simplify, "simplify")
 parity_task = _step(check, "parity")
 register_task = _step(register, "register")

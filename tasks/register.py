@@ -15,7 +15,7 @@ import db
 from onnx_config.errors import ErrorKind, TransientError
 from onnx_config.export.artifact import ArtifactFile, content_address, copy_side_files, list_files, write_ferry_file
 from onnx_config.hub import is_folder
-from tasks.job import Job
+from tasks.job import Job, run_child
 from tasks.report import (
     ErrorEntry,
     GraphEntry,
@@ -73,6 +73,10 @@ def register(job: Job, entry: ModelEntry, *, started_at: datetime, batch_id: int
     quarantined = entry.status is not Status.CONVERTED
     store = ArtifactStore(job.workspace.store)
     if folder.is_dir():
+        if quarantined and entry.parity is not None:
+            verdict = {"onnx_ferry.verdict": entry.parity.verdict.value}
+            for graph in entry.graphs:
+                run_child(job, Step.REGISTER, "stamp", {"graph": str(folder / graph.path), "metadata": verdict})
         with disk_errors(f"the temporary folder {str(folder)!r}"):
             copy_side_files(job.source, folder)
             files = list_files(folder)

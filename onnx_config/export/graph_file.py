@@ -64,6 +64,8 @@ def write_graph(model: onnx_ir.Model, path: Path, *, metadata: Mapping[str, str]
         if value.const_value is not None
     )
     if size <= EMBED_LIMIT_BYTES:
+        # Weights that were read lazily from another file would be looked for beside this one.
+        onnx_ir.external_data.load_to_model(model)
         onnx_ir.save(model, str(path))
         return (path,)
     data = path.with_name(f"{path.name}_data")

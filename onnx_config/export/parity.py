@@ -226,6 +226,10 @@ def compute_references(
         if isinstance(outputs, str):
             refused.append(f"{shape.label}: {outputs}")
             continue
+        if empty := _without_numbers(outputs):
+            # A deviation over one frame, say: such a size has no answer that could be right or wrong.
+            refused.append(f"{shape.label}: {empty} holds no finite number")
+            continue
         references.append(Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device))
     if not (precise and references):
         return references, refused
@@ -261,6 +265,13 @@ def _run_torch(
     return {
         name: value.detach().cpu().numpy() for name, value in flat_outputs(returned) if value.dtype != torch.bfloat16
     }
+
+
+def _without_numbers(outputs: Mapping[str, Array]) -> str | None:
+    """Return the first output that is not empty and has no finite number, if there is one."""
+    return next(
+        (name for name, v in outputs.items() if v.dtype.kind == "f" and v.size and not np.isfinite(v).any()), None
+    )
 
 
 def check_parity(

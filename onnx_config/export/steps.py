@@ -12,7 +12,7 @@ from typing import Any
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.spec import ModelSpec, TensorSpec
 
-__all__ = ["detect", "export", "parity", "simplify"]
+__all__ = ["detect", "export", "parity", "simplify", "stamp"]
 
 Json = dict[str, Any]
 
@@ -141,6 +141,16 @@ def simplify(request: Json) -> Json:
         "simplified": result.model is not None,
         "reason": result.reason,
     }
+
+
+def stamp(request: Json) -> Json:
+    """Change entries of the birth certificate of ``graph`` to those in ``metadata``."""
+    from onnx_config.export.graph_file import read_graph, write_graph
+
+    path = Path(request["graph"])
+    model = read_graph(path)
+    write_graph(model, path, metadata={**model.metadata_props, **request["metadata"]})
+    return {}
 
 
 def parity(request: Json) -> Json:

@@ -118,7 +118,7 @@ def trace_model(
     last = failures[-1][1]
     raise ModelError(
         f"{type(model).__name__} could not be traced in {len(failures)} attempts. "
-        f"The last one ended with {type(last).__name__}: {_first_line(last)}",
+        f"The last one ended with {_first_line(last)}",
         kind=ErrorKind.EXPORT_FAILED,
     ) from last
 
@@ -185,11 +185,11 @@ def _name_axes(program: onnx_ir.Model, specs: tuple[TensorSpec, ...], attempt: _
         for position, axis in spec.axes.items():
             if axis not in attempt.axes:
                 continue
-            size = value.shape[position]
+            size = _size(value.shape[position])
             if isinstance(size, int):
                 notes.append(f"{axis} of {spec.name} is fixed at {size} in the graph")
-            elif size.value is not None and names.setdefault(str(size.value), axis) != axis:
-                notes.append(f"{axis} of {spec.name} is tied to {names[str(size.value)]} in the graph")
+            elif size is not None and names.setdefault(size, axis) != axis:
+                notes.append(f"{axis} of {spec.name} is tied to {names[size]} in the graph")
     for value in _values(program):
         if value.shape is not None:
             dims = [_renamed(size, names) for size in value.shape]
@@ -200,22 +200,29 @@ def _name_axes(program: onnx_ir.Model, specs: tuple[TensorSpec, ...], attempt: _
     return list(dict.fromkeys(notes))
 
 
-def _renamed(size: int | onnx_ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
-    if isinstance(size, int) or size.value is None:
-        return size if isinstance(size, int) else None
-    text = str(size.value)
-    # An input's own size may be a formula, such as twice a symbol, and is then looked up as a whole.
-    return names.get(text) or _SYMBOL.sub(lambda found: names.get(found[0], found[0]), text)
+def _size(dim: int | onnx_ir.SymbolicDim) -> int | str | None:
+    """Return a number, a symbol or formula, or ``None`` for an unknown size."""
+    if isinstance(dim, int) or dim.value is None:
+        return dim if isinstance(dim, int) else None
+    text = str(dim.value)
+    # The exporter writes the one size that an axis was narrowed down to as a symbol called "2".
+    return int(text) if text.isdecimal() else text
 
 
-def _plain(size: Any, fallback: str) -> int | str:
-    """Return a size of an output as a reader wants it: a number, a name, or a formula over names."""
-    if isinstance(size, int):
+def _renamed(dim: int | onnx_ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
+    size = _size(dim)
+    if not isinstance(size, str):
         return size
-    text = size.value
-    if text is None or _SYMBOL.search(str(text)):
+    # An input's own size may be a formula, such as twice a symbol, and is then looked up as a whole.
+    return names.get(size) or _SYMBOL.sub(lambda found: names.get(found[0], found[0]), size)
+
+
+def _plain(dim: int | onnx_ir.SymbolicDim, fallback: str) -> int | str:
+    """Return a size of an output as a reader wants it: a number, a name, or a formula over names."""
+    size = _size(dim)
+    if size is None or (isinstance(size, str) and _SYMBOL.search(size)):
         return fallback.replace(".", "_")
-    return str(text)
+    return size
 
 
 def _values(program: onnx_ir.Model) -> Iterable[onnx_ir.Value]:
@@ -256,9 +263,11 @@ def _name_like_forward(program: onnx_ir.Model) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # torch.onnx wraps the cause in a banner; the cause stands last.
-    if error.__cause__ is not None and "torch.onnx" in text[:400]:
-        return _first_line(error.__cause__)
-    return f"{type(error).__name__}: {' '.join(lines)[:400]}"
+    """Return in one line what ended an attempt, and what lay at the bottom of it."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    # torch.onnx wraps what went wrong in an error that only says at which of its steps.
+    telling = [e for e in chain if "of exporting the model to ONNX" not in str(e)] or chain
+    said = dict.fromkeys(f"{type(e).__name__}: {' '.join(str(e).split())[:300]}" for e in (telling[0], telling[-1]))
+    return ", caused by ".join(said)

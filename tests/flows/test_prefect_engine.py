@@ -63,6 +63,8 @@ def test_a_step_is_tried_again_by_the_kind_of_its_error_and_never_timed_or_cache
     # The store and the catalog are looked up before; a cached record may name files that are gone.
     assert task.cache_policy == NO_CACHE
     assert task.persist_result is False
+    # For each tag the server would be asked before each run, and a server that is away would fail the model.
+    assert not task.tags
 
 
 @pytest.mark.parametrize(
@@ -525,10 +527,10 @@ def test_a_server_that_dies_in_mid_batch_costs_its_record_alone(models: Path, tm
     assert place.statuses() == ["converted", "failed"]
     assert place.report()["models"][1]["error"]["kind"] == "bad_input"
     assert "2 models in" in out
-    assert re.search(r"^Note: Prefect's embedded server went away .* prefect\.log\.$", err, re.MULTILINE), err
+    assert re.search(r"^Note: Prefect's embedded server went away .*prefect\.log\.$", err, re.MULTILINE), err
     assert_no_noise(out + err.replace("prefect.log", ""))
     # The export and the parity that were left take some seconds of it, Prefect's patience the rest.
-    assert time.monotonic() - killed < 90
+    assert time.monotonic() - killed < 60
     assert left_running(place) == []
 
 

@@ -203,8 +203,8 @@ def test_a_loaded_model_evaluates_in_the_type_asked_for(whole: Path) -> None:
         pytest.param(
             lambda folder: None,
             "BertForSequenceClassification",
-            r"no weights for classifier\.bias, classifier\.weight, which BertForSequenceClassification needs; they would "
-            "be random. Ask for the task that it was trained for",
+            r"no weights for classifier\.bias, classifier\.weight, which BertForSequenceClassification needs; they "
+            "would be random. Ask for the task that it was trained for",
             id="head-missing",
         ),
         pytest.param(drop("pooler"), "BertForSequenceClassification", "no weights for", id="pooler-and-head-missing"),

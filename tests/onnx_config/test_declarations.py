@@ -1,4 +1,4 @@
-"""What a class declares: shapes out of docstrings, the role of each argument, output fields, and the debt of patterns."""
+"""What a class declares: documented shapes, the role of each argument, output fields, and the debt of patterns."""
 
 from __future__ import annotations
 

@@ -33,7 +33,6 @@ def test_what_transformers_declares_for_a_model_type(model_type, main, first_inp
         pytest.param("bert", True, id="bert"),
         pytest.param("roberta", False, id="roberta"),
         pytest.param("albert", False, id="albert"),
-        pytest.param("distilbert", False, id="distilbert"),
     ],
 )
 def test_whether_a_tokenizer_makes_segment_ids(model_type, expected):

@@ -140,7 +140,7 @@ def test_a_task_is_its_own_name(name):
 
 @given(st.text(max_size=30).filter(lambda name: name.strip().lower() not in {*TASKS, *TASK_SYNONYMS}))
 def test_any_other_text_is_refused_with_the_list(name):
-    with pytest.raises(InputError, match="The tasks are: .*feature-extraction"):
+    with pytest.raises(InputError, match=r"The tasks are: .*feature-extraction"):
         normalize_task(name)
 
 

@@ -1,0 +1,132 @@
+"""The steps as a child runs them: JSON in, JSON out, and what each refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from safetensors.torch import load_file, save_file
+
+from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export import steps
+from onnx_config.export.graph_file import read_graph, summarize
+from onnx_config.spec import ModelSpec, TensorSpec
+from tests.onnx_config.converted import Converted, edited
+
+
+def export_request(converted: Converted, output: Path, **changes: Any) -> dict[str, Any]:
+    request = {"folder": str(converted.source), "spec": converted.spec.to_json(), "dtype": "float32", "opset": None}
+    return {**request, "output": str(output), **changes}
+
+
+def test_answers_are_json(bert: Converted) -> None:
+    for answer in (bert.spec.to_json(), bert.exported, bert.simplified, bert.parity()):
+        assert json.loads(json.dumps(answer)) == json.loads(json.dumps(answer, default=str))
+    assert ModelSpec.from_json(json.loads(json.dumps(bert.spec.to_json()))) == bert.spec
+
+
+def test_code_of_models_is_not_run_even_where_it_is_allowed(bert: Converted, tmp_path: Path) -> None:
+    config = json.loads((bert.source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "modeling_x.X"}}))
+    with pytest.raises(ModelError, match="This version of onnx-ferry runs no code of models") as caught:
+        steps.detect({"folder": str(tmp_path), "trust_remote_code": True})
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        pytest.param({"dtype": "float16"}, ModelError, "'float16' was asked for; .* float32 only", id="dtype"),
+        pytest.param(
+            {"opset": 17}, InputError, "The opset 17 was asked for; the exporter writes opsets 18 to", id="old"
+        ),
+        pytest.param({"opset": 999}, InputError, "The opset 999 was asked for", id="opset-of-the-future"),
+    ],
+)
+def test_options_that_are_refused(
+    bert: Converted, tmp_path: Path, changes: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        steps.export(export_request(bert, tmp_path / "model.onnx", **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_that_the_model_refuses_are_named(bert: Converted, tmp_path: Path) -> None:
+    spec = replace(bert.spec, sizes={"batch_size": 2, "sequence_length": 500})
+    with pytest.raises(ModelError, match=r"BertModel refuses .*input_ids \[2, 500\]") as caught:
+        steps.export(export_request(bert, tmp_path / "model.onnx", spec=spec.to_json()))
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+
+def test_an_output_that_the_checkpoint_lacks_is_left_out_and_said_so(bert: Converted, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(bert.source, tmp_path / "source"))
+    weights = load_file(source / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("pooler")}
+    save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
+    graph = tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answer = steps.export(export_request(bert, graph, folder=str(source)))
+    assert [output["name"] for output in answer["graph"]["outputs"]] == ["last_hidden_state"]
+    assert answer["notes"] == ["pooler_output is declared, yet this checkpoint does not return it"]
+    assert bert.parity(graph, folder=str(source))["outcome"] == "verified"
+
+
+def fix_the_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+
+
+def test_an_axis_that_is_fixed_in_the_graph_is_not_varied(vit: Converted, tmp_path: Path) -> None:
+    result = vit.parity(edited(vit.stored, fix_the_batch, tmp_path / "model.onnx"))
+    assert (result["outcome"], result["shapes"], result["axes_proven"]) == ("verified", 4, ())
+
+
+def test_inputs_are_narrowed_to_what_the_graph_takes(bert: Converted) -> None:
+    spec = replace(
+        bert.spec,
+        inputs=(
+            TensorSpec(name="pixel_values", dtype="float32", shape=("batch_size", 3, "height", "width")),
+            TensorSpec(name="pixel_mask", dtype="int64", shape=("batch_size", "height", "width")),
+            TensorSpec(name="pruned", dtype="int64", shape=("batch_size",)),
+        ),
+        sizes={"batch_size": 2, "height": 64, "width": 96},
+    )
+    graph = (
+        TensorSpec(name="pixel_values", dtype="float32", shape=("batch_size", 3, 64, "height")),
+        TensorSpec(name="pixel_mask", dtype="int64", shape=("batch_size", 64, "unknown")),
+    )
+    assert [tensor.shape for tensor in steps._as_in_graph(spec, graph)] == [
+        ("batch_size", 3, 64, "height"),
+        ("batch_size", 64, "width"),
+        ("batch_size",),
+    ]
+
+
+@pytest.mark.parametrize(("name", "padded"), [("bert", True), ("vit", False)])
+def test_a_mask_among_the_inputs_is_tried_with_padding(
+    name: str, padded: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnx_config.export import shapes
+
+    asked = []
+    original = shapes.check_shapes
+
+    def seen(*args: Any, masked: bool) -> Any:
+        asked.append(masked)
+        return original(*args, masked=masked)
+
+    monkeypatch.setattr(shapes, "check_shapes", seen)
+    request.getfixturevalue(name).parity()
+    assert asked == [padded]
+
+
+def test_nothing_is_written_but_what_is_named(bert: Converted) -> None:
+    assert {path.name for path in bert.traced.parent.iterdir()} == {"source", "stored", "traced.onnx"}
+    assert summarize(read_graph(bert.traced)).nodes == bert.exported["graph"]["nodes"]

