@@ -118,8 +118,6 @@ def _offset_position_tables(model: torch.nn.Module) -> dict[int, int]:
 def _make_fake(model: torch.nn.Module) -> None:
     """Swap a model's meta parameters and buffers for fake ones on the CPU; shared ones stay shared."""
     fakes: dict[int, Any] = {}
-    # A freed tensor's id may come again, so all of them are kept until the end.
-    replaced: list[torch.Tensor] = []
     for module in model.modules():
         for store, trained in ((module._parameters, True), (module._buffers, False)):
             for name, value in store.items():
@@ -128,5 +126,4 @@ def _make_fake(model: torch.nn.Module) -> None:
                 if id(value) not in fakes:
                     fake = torch.empty(value.shape, dtype=value.dtype)
                     fakes[id(value)] = torch.nn.Parameter(fake, requires_grad=False) if trained else fake
-                    replaced.append(value)
                 store[name] = fakes[id(value)]

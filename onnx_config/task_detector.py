@@ -262,17 +262,15 @@ def _declared(config: PreTrainedConfig, name: str, model_type: str) -> DetectedT
     if not _has_class(name):
         return None
     mappings = _mappings_of(name)
-    base = _base_class(model_type)
     heads = [m for m in mappings if m in _tasks_by_mapping() and m not in ("", *_PRETRAINING_MAPPINGS)]
-    if heads and name != base:
+    if heads:
         return _result(_tasks_by_mapping()[heads[0]], name, f"{name} is listed for {_tasks_by_mapping()[heads[0]]}")
     # Without its tied embedding the head of a saved backbone would be random.
     tied = _is_encoder_decoder(config) and getattr(config, "tie_word_embeddings", True)
     if tied and (generation := _generation_class(model_type)) is not None:
         return _result(*generation, f"{name} is an encoder-decoder, which means generation")
-    if heads:
-        return _result(_tasks_by_mapping()[heads[0]], name, f"{name} is listed for {_tasks_by_mapping()[heads[0]]}")
     pretraining = any(m in _PRETRAINING_MAPPINGS for m in mappings) or "ForPreTraining" in name
+    base = _base_class(model_type)
     if pretraining and base is not None:
         return _result("feature-extraction", base, f"{name} is a pretraining head: the features below it")
     if guessed := _by_class_name(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -92,17 +93,28 @@ def content_address(files: Iterable[ArtifactFile]) -> str:
 
 
 def write_ferry_file(folder: Path, entry: dict[str, Any], files: Iterable[ArtifactFile]) -> Path:
-    """Write ``ferry.json`` atomically: ``entry`` and the hashes of ``files``."""
+    """Write ``ferry.json`` atomically: ``entry`` and the hashes of ``files``.
+
+    A number that is not finite (a difference from NaN, say) becomes ``null``, since JSON has none.
+    """
     value = {
         "schema": 1,
-        "model": entry,
+        "model": _finite(entry),
         "files": {file.path: {"sha256": file.sha256, "size_bytes": file.size_bytes} for file in files},
     }
     path = folder / FERRY_FILE
     aside = path.with_name(f".{FERRY_FILE}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(path)
     return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_ferry_file(folder: Path) -> dict[str, Any] | None:

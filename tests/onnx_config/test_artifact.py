@@ -176,6 +176,16 @@ def test_a_ferry_file_comes_back_as_it_was(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"ferry.json", "model.onnx", "1_Pooling"}
 
 
+def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
+    outputs = ({"max_abs_diff": float("inf"), "tolerance": 0.5}, {"max_abs_diff": float("nan")})
+    text = write_ferry_file(tmp_path, {"parity": {"outputs": outputs}}, []).read_text()
+    assert "Infinity" not in text
+    assert "NaN" not in text
+    value = read_ferry_file(tmp_path)
+    assert value is not None
+    assert value["model"] == {"parity": {"outputs": [{"max_abs_diff": None, "tolerance": 0.5}, {"max_abs_diff": None}]}}
+
+
 def test_no_ferry_file_is_none(tmp_path: Path) -> None:
     assert read_ferry_file(tmp_path) is None
 

@@ -27,7 +27,7 @@ def export_request(converted: Converted, output: Path, **changes: Any) -> dict[s
 
 def test_answers_are_json(bert: Converted) -> None:
     for answer in (bert.spec.to_json(), bert.exported, bert.simplified, bert.parity()):
-        assert json.loads(json.dumps(answer)) == json.loads(json.dumps(answer, default=str))
+        json.dumps(answer, allow_nan=False)
     assert ModelSpec.from_json(json.loads(json.dumps(bert.spec.to_json()))) == bert.spec
 
 

@@ -214,6 +214,15 @@ def test_a_known_model_is_placed_without_work(done, tmp_path):
         assert_whole(tmp_path / "out" / "model")
 
 
+def test_a_run_without_work_removes_what_a_killed_one_left(done):
+    left = done.places.home / "tmp" / "export-of-a-killed-run"
+    left.mkdir(parents=True)
+    (left / "traced.onnx").write_text("half")
+    left.with_name(f"{left.name}.lock").touch()
+    assert run([done.request], done.places).totals.reused == 1
+    assert_nothing_half_done(done.places.home)
+
+
 # What runs out
 
 

@@ -83,6 +83,16 @@ def test_the_same_content_again_heals_a_damaged_artifact(store, tmp_path, damage
     assert_clean(tmp_path)
 
 
+def test_healing_replaces_a_file_and_never_writes_into_it(store, tmp_path):
+    """Whoever reads the old one meanwhile, or has it as a link in an output folder, sees no half of the new."""
+    there = published(store, tmp_path / "new")
+    (there / "model.onnx").write_text("GRAPH")
+    (tmp_path / "link").hardlink_to(there / "model.onnx")
+    published(store, tmp_path / "again")
+    assert (tmp_path / "link").read_text() == "GRAPH"
+    assert (there / "model.onnx").read_text() == "graph"
+
+
 def test_the_temporary_folder_may_be_on_another_disk(store, tmp_path):
     with tmpfs(tmp_path / "elsewhere", "1m") as elsewhere:
         there = published(store, elsewhere / "new")
