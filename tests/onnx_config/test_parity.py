@@ -351,7 +351,7 @@ def doubles(*values: float) -> Any:
         pytest.param(floats(1, 2 + 3e-5), floats(1, 2), doubles(1, 2 + 4e-6), "verified", id="within-its-own-spread"),
         pytest.param(floats(1000, 1.005), floats(1000, 1), doubles(1000, 1), "verified", id="relative-to-the-largest"),
         # Normalised embeddings and probabilities are small, and so is what may differ.
-        pytest.param(floats(0.05, 0.02001), floats(0.05, 0.02), doubles(0.05, 0.02), "mismatch", id="small-outputs"),
+        pytest.param(floats(0.05, 0.020005), floats(0.05, 0.02), doubles(0.05, 0.02), "mismatch", id="small-outputs"),
         pytest.param(floats(1e-9, 0), floats(0, 0), doubles(0, 0), "verified", id="next-to-nothing"),
         pytest.param(floats(1, 2), floats(1, 2), doubles(1, 3), "unstable", id="equal-by-luck"),
         pytest.param(floats(1, 2.9), floats(1, 2), doubles(1, 3), "unstable", id="off-as-pytorch-is-itself"),
@@ -474,6 +474,19 @@ def test_shapes_that_the_model_refuses_are_reported_in_one_line() -> None:
     references, refused = compute_references(Choosy(), feeds(2, 3, 4), flags={})  # type: ignore[arg-type]
     assert [r.shape.label for r in references] == ["length 2", "length 4"]
     assert refused == ["length 3: ValueError: odd lengths are not taken"]
+
+
+class Spreading(torch.nn.Module):
+    """Has no answer for a single number: a deviation needs two."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": x.flatten().std(correction=int(x.numel() > 1), keepdim=True) / (x.numel() - 1)}
+
+
+def test_a_shape_without_a_finite_answer_is_not_compared_and_said_so() -> None:
+    references, refused = compute_references(Spreading(), feeds(1, 2, 3), flags={})  # type: ignore[arg-type]
+    assert [r.shape.label for r in references] == ["length 2", "length 3"]
+    assert refused == ["length 1: y holds no finite number"]
 
 
 def test_the_model_is_held_once_and_float64_comes_last() -> None:
