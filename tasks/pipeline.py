@@ -468,13 +468,13 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         progress.saw(exported.cost)
         progress.template = "direct"
         stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
-        if checked.entry.verdict is not Verdict.VERIFIED and (doubtful := _doubtful_axes(spec, stored)):
-            # The size of an image is the one axis that a model may take and yet bake into its graph.
+        if doubtful := _doubtful_axes(spec, stored, checked.entry):
             with progress.during(Step.EXPORT):
                 exported = steps.export(job, spec, fixed=doubtful)
             progress.saw(exported.cost)
             progress.notes.append(
-                f"{', '.join(doubtful)} is fixed: as a dynamic axis the graph did not hold ({checked.entry.detail})"
+                f"{', '.join(doubtful)} is fixed, since as a dynamic axis it did not hold: "
+                f"{checked.entry.detail or 'the model takes no second size to compare at'}"
             )
             stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
         progress.notes += exported.notes
@@ -492,10 +492,17 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
 
 
-def _doubtful_axes(spec: ModelSpec, stored: Simplified) -> list[str]:
-    """Return the image axes that are dynamic in the graph."""
+def _doubtful_axes(spec: ModelSpec, stored: Simplified, parity: ParityEntry) -> list[str]:
+    """Return the dynamic axes that the graph should rather not have.
+
+    Of a verified graph, those that were not compared at two sizes. Of any other, the size of an image: the one axis
+    that a model may take and yet bake into its graph.
+    """
     dynamic = {axis for tensor in stored.graph.inputs for axis in tensor.shape if isinstance(axis, str)}
-    return sorted(dynamic & {"height", "width"} & spec.axis_ranges.keys())
+    dynamic &= spec.axis_ranges.keys()
+    if parity.verdict is Verdict.VERIFIED:
+        return sorted(dynamic - set(parity.axes_proven))
+    return sorted(dynamic & {"height", "width"})
 
 
 def _simplify_and_check(

@@ -88,7 +88,8 @@ def content_address(files: Iterable[ArtifactFile]) -> str:
     """Return the SHA-256 over names and hashes of the files: equal content, equal address."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.path):
-        digest.update(f"{file.path}\0{file.sha256}\n".encode())
+        # A file name need not be UTF-8; Python holds the bytes of such a one as surrogates.
+        digest.update(f"{file.path}\0{file.sha256}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
@@ -104,7 +105,7 @@ def write_ferry_file(folder: Path, entry: dict[str, Any], files: Iterable[Artifa
     }
     path = folder / FERRY_FILE
     aside = path.with_name(f".{FERRY_FILE}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(path)
     return path
 

@@ -133,6 +133,17 @@ def test_every_byte_counts(tmp_path: Path, name: str, position: int) -> None:
     assert address(tmp_path) != before
 
 
+def test_a_name_that_is_no_utf_8_is_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"vocab-\xff.txt")
+    (tmp_path / name).write_bytes(b"words")
+    files = list_files(tmp_path)
+    write_ferry_file(tmp_path, {}, files)
+    value = read_ferry_file(tmp_path)
+    assert value is not None
+    assert list(value["files"]) == [name]
+    assert len(content_address(files)) == 64
+
+
 def test_its_own_ferry_file_does_not_count(tmp_path: Path) -> None:
     write(tmp_path, "model.onnx")
     before = address(tmp_path)
