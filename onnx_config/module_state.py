@@ -7,16 +7,19 @@ call otherwise than a fresh model does.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from inspect import isclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["preserved_state"]
+__all__ = ["forgotten_caches", "preserved_state"]
 
 _CONTAINERS = (dict, OrderedDict, list, set)
 
@@ -51,3 +54,45 @@ def _refill(container: Any, content: Any) -> None:
         container.extend(content)
     else:
         container.update(content)
+
+
+@contextmanager
+def forgotten_caches(model: torch.nn.Module) -> Iterator[None]:
+    """Empty, before and after, what the modelling code keeps from call to call in caches of functions.
+
+    Such a cache belongs to the process (BEiT's relative positions by window, say), so that what one model left
+    there, fake tensors or those of another device, would be handed to the next.
+    """
+    caches = [cache for module in {type(m).__module__ for m in model.modules()} for cache in _caches_of(module)]
+
+    def empty() -> None:
+        for cache in caches:
+            cache.cache_clear()
+
+    empty()
+    try:
+        yield
+    finally:
+        empty()
+
+
+def _caches_of(module: str) -> Iterator[Any]:
+    """Yield the ``lru_cache`` functions of a module of transformers: its own, its methods', and those wrapped."""
+    if not module.startswith("transformers.models."):
+        return
+    for value in list(vars(sys.modules[module]).values()):
+        members = list(vars(value).values()) if isclass(value) and value.__module__ == module else [value]
+        for member in members:
+            function = getattr(member, "__func__", member)
+            if hasattr(function, "cache_clear"):
+                yield function
+            elif isinstance(function, FunctionType):
+                yield from (c.cell_contents for c in function.__closure__ or () if _is_cache(c))
+
+
+def _is_cache(cell: Any) -> bool:
+    try:
+        return hasattr(cell.cell_contents, "cache_clear")
+    except ValueError:
+        # A name that its function has not bound yet.
+        return False

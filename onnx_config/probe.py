@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
 )
 
-from onnx_config.module_state import preserved_state
+from onnx_config.module_state import forgotten_caches, preserved_state
 
 __all__ = ["Probe", "ProbeResult", "flat_outputs"]
 
@@ -73,7 +73,7 @@ class Probe:
         """Call the model with inputs of ``shapes`` (name -> shape and NumPy dtype) and ``flags``."""
         # A refusal is an answer here, not an event to log with a traceback.
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-        with self._mode, torch.no_grad(), preserved_state(self.model):
+        with self._mode, torch.no_grad(), preserved_state(self.model), forgotten_caches(self.model):
             inputs = {name: torch.ones(shape, dtype=_TORCH_DTYPES[dtype]) for name, (shape, dtype) in shapes.items()}
             try:
                 returned = self.model(**inputs, **flags)
