@@ -264,7 +264,7 @@ def _page_table(records: Iterable[ConversionRecord]) -> Table:
         status = record.status if record.error is None else f"{record.status} ({record.error.kind})"
         table.add_row(
             str(record.id),
-            _text(record.model_id),
+            _text(_near(record.model_id)),
             _text(record.task or "-"),
             Text(status, _STYLES[record.status]),
             _text(_difference(record.parity[-1]) if record.parity else "-"),
@@ -272,6 +272,14 @@ def _page_table(records: Iterable[ConversionRecord]) -> Table:
             _time(record.finished_at),
         )
     return table
+
+
+def _near(model_id: str) -> str:
+    """Return a folder below the current one as a user types it; any other id as it is."""
+    try:
+        return f"./{Path(model_id).relative_to(Path.cwd()).as_posix()}"
+    except ValueError:
+        return model_id
 
 
 def _print_conversion(console: Console, record: ConversionRecord) -> None:

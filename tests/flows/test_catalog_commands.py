@@ -472,3 +472,12 @@ def test_nothing_heavy_is_imported(catalog, tmp_path):
     )
     assert done.stderr.strip() == "[]"
     assert json.loads(done.stdout)["total"] == 1
+
+
+def test_a_folder_is_listed_as_it_is_typed_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.catalog_commands import _near
+
+    monkeypatch.chdir(tmp_path)
+    assert _near(str(tmp_path / "models" / "a")) == "./models/a"
+    assert _near(str(tmp_path.parent / "a")) == str(tmp_path.parent / "a")
+    assert _near("org/name") == "org/name"

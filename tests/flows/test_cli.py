@@ -496,7 +496,7 @@ def test_the_catalog_lists_without_torch(tmp_path: Path) -> None:
 
 def test_the_entry_imports_nothing_by_itself(tmp_path: Path) -> None:
     # An editable install may have imported __future__ before.
-    code = "import sys, __future__; before = set(sys.modules); import flows.entry; print(sorted(set(sys.modules) - before))"
+    code = "import sys, __future__; old = set(sys.modules); import flows.entry; print(sorted(set(sys.modules) - old))"
     assert run_python(code, tmp_path).stdout.strip() == "['flows', 'flows.entry']"
 
 
