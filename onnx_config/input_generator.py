@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_config.shape_inference import config_for, modality_of
+from onnx_config.config_sizes import config_for, modality_of
 from onnx_config.spec import TensorSpec
 
 if TYPE_CHECKING:

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from onnx_config.declarations import Argument, Declaration, Role
-from onnx_config.patterns import ALWAYS_GIVEN, CONFIG_SIZES
+from onnx_config.config_sizes import config_size, image_size, longest, modality_of
+from onnx_config.declarations import Argument, Declaration
 from onnx_config.preprocessors import Preprocessor
+from onnx_config.proposal import propose_inputs
+from onnx_config.refusals import asked_for, is_one_row_only, is_too_small, wrong_sizes
 from onnx_config.spec import TensorSpec
 
 if TYPE_CHECKING:
     from onnx_config.probe import Probe, ProbeResult
 
-__all__ = ["DEFAULT_SIZES", "Inference", "config_for", "infer", "modality_of", "propose_inputs"]
+__all__ = ["DEFAULT_SIZES", "Inference", "infer"]
 
 DEFAULT_SIZES: Mapping[str, int] = {
     "batch_size": 2,
@@ -37,23 +39,9 @@ DEFAULT_SIZES: Mapping[str, int] = {
 a size that a trace could confuse, and none is 1."""
 
 _OTHER_SIZE = 6
-_SELF_FED = ("text-classification", "token-classification", "question-answering")
 _RAW_AUDIO_LENGTH = 4000
 _MAX_ATTEMPTS = 12
 _MAX_GROWTH = 1 << 17
-
-_MODALITIES = (
-    (re.compile(r"^pixel_|_pixel_|image|video|bool_masked_pos|pixel_mask"), "image"),
-    (re.compile(r"input_features|input_values|audio|speech"), "audio"),
-    (re.compile(r"^past_|^future_|static_|time"), "time"),
-)
-_SUBCONFIGS = {
-    "image": ("vision_config", "vision", "encoder", "backbone_config"),
-    "audio": ("audio_config", "audio_encoder", "encoder"),
-    "text": ("text_config", "decoder"),
-    "time": (),
-}
-_IMAGE_SIZE_NAMES = ("image_size", "image_height", "image_width")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,72 +62,6 @@ class Inference:
 
     notes: tuple[str, ...]
     """What was learned or could not be settled."""
-
-
-def modality_of(name: str) -> str:
-    """Return ``text``, ``image``, ``audio`` or ``time``: what kind of data an argument carries.
-
-    >>> modality_of("pixel_values"), modality_of("input_ids")
-    ('image', 'text')
-    """
-    return next((kind for pattern, kind in _MODALITIES if pattern.search(name)), "text")
-
-
-def config_for(config: Any, modality: str) -> Any:
-    """Return the part of a composite config that describes ``modality``; the config itself where it is plain."""
-    for name in _SUBCONFIGS[modality]:
-        sub = getattr(config, name, None)
-        if sub is not None and hasattr(sub, "to_dict"):
-            return sub
-    return config
-
-
-def propose_inputs(
-    declaration: Declaration, config: Any, preprocessors: Sequence[Preprocessor], *, task_family: str
-) -> tuple[str, ...]:
-    """Return the names of the arguments that a user of the model feeds, in ``forward``'s order."""
-    accepted = {a.name for a in declaration.arguments}
-    made: set[str] = set()
-    for part in preprocessors:
-        # A tokenizer says nothing about the encoder of a model that takes no ids.
-        if part.input_names[0] in accepted:
-            made.update(part.input_names)
-    if "input_ids" in accepted:
-        made.add("attention_mask")
-    if task_family in _SELF_FED:
-        # Such a head makes its decoder's ids from its encoder's.
-        made.discard("decoder_input_ids")
-    elif getattr(config, "is_encoder_decoder", False):
-        made.add("decoder_input_ids")
-    if getattr(config_for(config, "text"), "type_vocab_size", None) == 0:
-        made.discard("token_type_ids")
-    chosen = [a for a in declaration.arguments if _is_fed(a, declaration, made)]
-    axes = {
-        axis
-        for a in chosen
-        if a.required or a.preprocessed or a.name == declaration.main_input
-        for axis in a.shape or ()
-    }
-    return tuple(
-        a.name
-        for a in chosen
-        # A mask over an axis that no other input has does not fit them.
-        if not (a.name.endswith("mask") and not a.required and modality_of(declaration.main_input) == "audio")
-        or a.shape is None
-        or set(a.shape) <= axes
-    )
-
-
-def _is_fed(argument: Argument, declaration: Declaration, made: set[str]) -> bool:
-    name = argument.name
-    if argument.required:
-        return argument.role in (Role.DATA, Role.ALTERNATIVE)
-    if argument.role is not Role.DATA:
-        return name == declaration.main_input
-    if name in ALWAYS_GIVEN or name == declaration.main_input or name in made:
-        return True
-    # Videos take the place of images where a model reads both.
-    return argument.preprocessed and name in ("input_ids", "pixel_values", "input_features", "input_values")
 
 
 def infer(
@@ -229,11 +151,11 @@ class _Draft:
         modality = modality_of(name)
         if axis.endswith("batch_size") or axis in ("sequence_length", "decoder_sequence_length", "num_choices"):
             if modality == "time" and axis == "sequence_length":
-                return _config_size(self.config, "context_length", modality) or axis
+                return config_size(self.config, "context_length", modality) or axis
             return axis
         if axis in ("image_size", "height", "width", "patch_size"):
             return axis
-        return _config_size(self.config, axis, modality) or axis
+        return config_size(self.config, axis, modality) or axis
 
     def _start_size(self, name: str, axis: str) -> int:
         if axis == "sequence_length" and name == "input_values" and len(self.specs[name].shape) == 2:
@@ -277,27 +199,26 @@ class _Draft:
             shape = list(spec.shape)
             shape[sides[0]], shape[sides[1]] = "height", "width"
             self.specs[name] = replace(spec, shape=tuple(shape))
-            declared = _image_size(self.config)
+            declared = image_size(self.config)
             self.sizes["height"], self.sizes["width"] = declared or (DEFAULT_SIZES["height"], DEFAULT_SIZES["width"])
 
     def _learn(self, refusal: str) -> bool:
         """Change the draft by what ``refusal`` says; return whether anything was changed."""
-        for pattern in _SIZE_REFUSALS:
-            if (found := pattern.search(refusal)) and self._fix_size(int(found["got"]), int(found["want"])):
-                return True
-        for name in _named_arguments(refusal, self.declaration):
+        if any(self._fix_size(got, want) for got, want in wrong_sizes(refusal)):
+            return True
+        for name in asked_for(refusal, self.declaration):
             if name not in self.specs:
                 self.add(name)
                 self.notes.append(f"{name} was added since the model asks for it")
                 return True
-        if _ONE_ROW.search(refusal) and (batches := [a for a in self.sizes if a.endswith("batch_size")]):
+        if is_one_row_only(refusal) and (batches := [a for a in self.sizes if a.endswith("batch_size")]):
             for axis in batches:
                 self.sizes[axis] = 1
                 self._freeze(axis)
                 del self.sizes[axis]
             self.notes.append(f"the batch is fixed at one row: {refusal}"[:300])
             return True
-        if _TOO_SMALL.search(refusal):
+        if is_too_small(refusal):
             return self._grow()
         return False
 
@@ -395,7 +316,7 @@ class _Draft:
         }
 
     def _largest(self, axis: str, name: str) -> int | None:
-        declared = _longest(self.config, axis, name)
+        declared = longest(self.config, axis, name)
         return None if declared is None else declared - self.unused_positions.get(declared, 0)
 
     def finish(self, outputs: tuple[TensorSpec, ...], notes: tuple[str, ...]) -> Inference:
@@ -409,25 +330,6 @@ class _Draft:
         )
 
 
-_SIZE_REFUSALS = (
-    re.compile(r"length (?P<want>\d+), but (?:found|got) (?P<got>\d+)"),
-    re.compile(r"to have (?P<want>\d+) channels, but got (?P<got>\d+)"),
-    re.compile(r"\((?P<got>\d+)\) doesn't match (?:the )?model[^(]*\((?P<want>\d+)\)"),
-    re.compile(r"[Ee]xpected .{0,80}?(?P<want>\d+)\D{1,40}(?:got|found|but is)\D{1,20}(?P<got>\d+)"),
-    re.compile(r"\(\d+x(?P<got>\d+) and (?P<want>\d+)x\d+\)"),
-)
-_TOO_SMALL = re.compile(
-    r"[Kk]ernel size can't be greater|[Oo]utput size is too small|too small|negative dimension|"
-    r"must be (?:at least|greater|larger)|[Ii]nput.{0,40}too short|non-zero size|should be greater"
-)
-_ONE_ROW = re.compile(r"batch[ _]sizes? (?:> ?1|(?:greater|larger|bigger) than 1)\b", re.IGNORECASE)
-_ASKS_FOR = (
-    re.compile(r"missing \d+ required positional arguments?: (?P<names>.*)"),
-    re.compile(r"(?:specify|provide|pass(?:ed)?|given?|required|expects?)(?P<names>.*)", re.IGNORECASE),
-    re.compile(r"(?P<names>.*)(?:cannot be None|is required|should be passed|must be (?:passed|provided|specified))"),
-)
-
-
 def _text_shape(declaration: Declaration) -> tuple[tuple[int | str, ...] | None, str | None]:
     """Return the shape of a tokenizer's outputs, and the name that ``input_ids`` documents for its last axis."""
     main = declaration.argument("input_ids")
@@ -438,52 +340,6 @@ def _text_shape(declaration: Declaration) -> tuple[tuple[int | str, ...] | None,
     if len(shape) == 2 and any("num_choices" in (f.shape or ()) for f in declaration.outputs):
         shape = (shape[0], "num_choices", shape[1])
     return shape, main.shape[-1]
-
-
-def _named_arguments(refusal: str, declaration: Declaration) -> list[str]:
-    """Return the data arguments that ``refusal`` asks for."""
-    words: list[str] = []
-    for pattern in _ASKS_FOR:
-        if found := pattern.search(refusal):
-            words += re.findall(r"[a-z]\w+", found["names"])
-    data = {a.name for a in declaration.arguments if a.role is Role.DATA}
-    return [word for word in dict.fromkeys(words) if word in data]
-
-
-def _config_size(config: Any, axis: str, modality: str) -> int | None:
-    part = config_for(config, modality)
-    for holder in (part, config):
-        for name in (axis, *CONFIG_SIZES.get(axis, ())):
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-    return None
-
-
-def _image_size(config: Any) -> tuple[int, int] | None:
-    """Return (height, width) in pixels where the config declares them."""
-    for holder in (config_for(config, "image"), config):
-        for name in ("image_size", "input_size"):
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and value > 0:
-                return value, value
-            if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
-                return value[0], value[1]
-    return None
-
-
-def _longest(config: Any, axis: str, name: str) -> int | None:
-    """Return the largest size that the config allows for an axis of tokens; ``None``: no limit declared."""
-    if axis not in ("sequence_length", "decoder_sequence_length") or modality_of(name) != "text":
-        return None
-    part = config_for(config, "text")
-    names = ("max_target_positions",) if axis.startswith("decoder") else ("max_source_positions",)
-    for holder in (part, config):
-        for attribute in ("max_position_embeddings", *names):
-            value = getattr(holder, attribute, None)
-            if isinstance(value, int) and value > 0:
-                return value
-    return None
 
 
 def _dtype_of(argument: Argument) -> str:
@@ -568,6 +424,6 @@ def _documented_outputs(declaration: Declaration, config: Any, names: Sequence[s
             if isinstance(axis, int) or axis.endswith("batch_size") or ("sequence_length" in axis and is_text):
                 shape.append(axis)
             else:
-                shape.append(_config_size(config, axis, "text") or f"{field.name}_dim_{position}")
+                shape.append(config_size(config, axis, "text") or f"{field.name}_dim_{position}")
         outputs.append(TensorSpec(name=field.name, dtype="float32", shape=tuple(shape)))
     return tuple(outputs)

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnx_config.config_sizes import modality_of
 from onnx_config.declarations import Declaration, declare
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.input_generator import generate_inputs
 from onnx_config.patterns import ALWAYS_GIVEN
 from onnx_config.preprocessors import Preprocessor, declared_preprocessors, given_preprocessors
-from onnx_config.shape_inference import Inference, infer, modality_of
+from onnx_config.shape_inference import Inference, infer
 from onnx_config.spec import ModelSpec
 from onnx_config.task_detector import DetectedTask, detect_task, normalize_task
 

@@ -11,12 +11,13 @@ import transformers
 from tiny_models import FAMILIES
 
 from onnx_config import UniversalOnnxConfig
+from onnx_config.config_sizes import modality_of
 from onnx_config.declarations import declare
 from onnx_config.errors import InputError
 from onnx_config.input_generator import generate_inputs
 from onnx_config.preprocessors import declared_preprocessors
 from onnx_config.probe import flat_outputs
-from onnx_config.shape_inference import infer, modality_of
+from onnx_config.shape_inference import infer
 
 EVERY_MODEL = [pytest.param(model, id=name) for name, model in FAMILIES.items()]
 

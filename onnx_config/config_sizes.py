@@ -1,0 +1,80 @@
+"""What sizes a config declares, for text, images, sounds and series.
+
+A composite config holds one config per kind of data; what is asked of it is asked of the part that the argument
+in question belongs to, then of the whole.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from onnx_config.patterns import CONFIG_SIZES
+
+__all__ = ["config_for", "config_size", "image_size", "longest", "modality_of"]
+
+_MODALITIES = (
+    (re.compile(r"^pixel_|_pixel_|image|video|bool_masked_pos|pixel_mask"), "image"),
+    (re.compile(r"input_features|input_values|audio|speech"), "audio"),
+    (re.compile(r"^past_|^future_|static_|time"), "time"),
+)
+_SUBCONFIGS = {
+    "image": ("vision_config", "vision", "encoder", "backbone_config"),
+    "audio": ("audio_config", "audio_encoder", "encoder"),
+    "text": ("text_config", "decoder"),
+    "time": (),
+}
+
+
+def modality_of(name: str) -> str:
+    """Return ``text``, ``image``, ``audio`` or ``time``: what kind of data an argument carries.
+
+    >>> modality_of("pixel_values"), modality_of("input_ids")
+    ('image', 'text')
+    """
+    return next((kind for pattern, kind in _MODALITIES if pattern.search(name)), "text")
+
+
+def config_for(config: Any, modality: str) -> Any:
+    """Return the part of a composite config that describes ``modality``; the config itself where it is plain."""
+    for name in _SUBCONFIGS[modality]:
+        sub = getattr(config, name, None)
+        if sub is not None and hasattr(sub, "to_dict"):
+            return sub
+    return config
+
+
+def config_size(config: Any, axis: str, modality: str) -> int | None:
+    part = config_for(config, modality)
+    for holder in (part, config):
+        for name in (axis, *CONFIG_SIZES.get(axis, ())):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def image_size(config: Any) -> tuple[int, int] | None:
+    """Return (height, width) in pixels where the config declares them."""
+    for holder in (config_for(config, "image"), config):
+        for name in ("image_size", "input_size"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and value > 0:
+                return value, value
+            if isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, int) for v in value):
+                return value[0], value[1]
+    return None
+
+
+def longest(config: Any, axis: str, name: str) -> int | None:
+    """Return the largest size that the config allows for an axis of tokens; ``None``: no limit declared."""
+    if axis not in ("sequence_length", "decoder_sequence_length") or modality_of(name) != "text":
+        return None
+    part = config_for(config, "text")
+    names = ("max_target_positions",) if axis.startswith("decoder") else ("max_source_positions",)
+    for holder in (part, config):
+        for attribute in ("max_position_embeddings", *names):
+            value = getattr(holder, attribute, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
