@@ -22,8 +22,9 @@ from onnx_config.export import isolate
 from onnx_config.export.scratch import remove_orphans
 from tasks.crew import Crew
 from tasks.job import raise_if_stopping
+from tasks.lookup import Lookup, look_up
 from tasks.memory import MemoryGate
-from tasks.pipeline import PLAIN_STEPS, Lookup, Steps, convert_model, look_up, place_known, refused
+from tasks.pipeline import PLAIN_STEPS, Steps, convert_model, place_known, refused
 from tasks.register import catalog, catalog_errors
 from tasks.report import Engine, ModelEntry, Report
 from tasks.request import ConversionRequest, Listener, Workspace

@@ -6,83 +6,46 @@ Who runs the steps is a value (`Steps`): plain functions with retries here, Pref
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import tenacity
 from filelock import FileLock, Timeout
 
-import db
 from onnx_config import hub
-from onnx_config.errors import ErrorKind, FerryError, InputError, InternalError, ModelError
+from onnx_config.errors import ErrorKind, FerryError, ModelError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.spec import ModelSpec
-from tasks.crew import Crew
 from tasks.detect import detect
 from tasks.export import Exported, export
 from tasks.job import Job, StepCost, raise_if_stopping, reproduce_command
-from tasks.key import action_key
+from tasks.lookup import resolve, unforeseen, usable
 from tasks.memory import MemoryGate, estimate_bytes
 from tasks.parity import Checked, check
-from tasks.register import catalog, known_results, record_entry, register, to_entry
+from tasks.register import catalog, known_results, record_entry, register
 from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, Verdict
 from tasks.request import ConversionRequest, Listener, SilentListener, Workspace
+from tasks.retry import with_retries
 from tasks.simplify import Simplified, simplify
-from tasks.store import ArtifactStore, disk_errors, place
+from tasks.store import disk_errors, place
 from tasks.versions import package_versions
 
 __all__ = [
     "PLAIN_STEPS",
-    "Lookup",
     "Steps",
     "convert_model",
-    "is_transient",
-    "look_up",
     "place_known",
     "refused",
-    "with_retries",
 ]
 
-RETRIES = 2
-"""How often a step is tried again after an error that may pass."""
-
-RETRY_WAIT_SECONDS = 2.0
-"""Wait before the first retry; it doubles."""
-
-_LOOKUPS = 8
 _LOCK_SECONDS = 0.5
-# Steps that read nothing but the model: only there bad input says something of it, and not of a disk or a device.
-_ABOUT_THE_MODEL = (Step.DETECT, Step.EXPORT)
-
-
-def is_transient(error: BaseException) -> bool:
-    """Return whether the same step may succeed if it is simply tried again."""
-    return isinstance(error, FerryError) and error.kind.transient
-
-
-def with_retries(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``function`` with retries after errors that may pass."""
-    return tenacity.retry(
-        retry=tenacity.retry_if_exception(is_transient),
-        stop=tenacity.stop_after_attempt(1 + RETRIES),
-        wait=_wait_seconds,
-        reraise=True,
-    )(function)
-
-
-def _wait_seconds(state: tenacity.RetryCallState) -> float:
-    doubled: int = 2 ** (state.attempt_number - 1)
-    # Up to a quarter more, so that models which failed together do not come again together.
-    return RETRY_WAIT_SECONDS * doubled * random.uniform(1, 1.25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,17 +67,6 @@ PLAIN_STEPS = Steps(
     register=with_retries(register),
 )
 """The steps without Prefect."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lookup:
-    """A model found, and what an earlier run made of it."""
-
-    request: ConversionRequest
-    source: hub.Source
-    key: str
-    known: ModelEntry | None
-    """The result to report again; ``None``: there is work to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,90 +143,6 @@ class _Progress:
         )
 
 
-def look_up(
-    requests: Iterable[ConversionRequest], workspace: Workspace, *, retry_failed: frozenset[ErrorKind] | None = None
-) -> dict[ConversionRequest, Lookup | FerryError]:
-    """Resolve every model and find out what is done already; starts and downloads nothing.
-
-    Args:
-        requests: The models.
-        workspace: Where things are kept.
-        retry_failed: Kinds of remembered failures that are to be tried again.
-
-    Returns:
-        Per request what was found, or why the model cannot be looked up.
-
-    Raises:
-        TransientError: If the catalog cannot be read (``catalog``).
-    """
-    found: dict[ConversionRequest, Lookup | FerryError] = {}
-    wanted = list(dict.fromkeys(requests))
-    # The Hub takes its time to answer, and hashing a folder waits for the disk.
-    answers = dict(Crew(_resolved, wanted, workers=_LOOKUPS).results())
-    for request in wanted:
-        found[request] = answers[request]
-    keys = {lookup.key for lookup in found.values() if isinstance(lookup, Lookup)}
-    records = known_results(workspace, keys)
-    for request, lookup in found.items():
-        if isinstance(lookup, Lookup) and (record := records.get(lookup.key)) is not None:
-            known = _usable(record, request, workspace, retry_failed or frozenset())
-            found[request] = replace(lookup, known=known)
-    return found
-
-
-def _resolved(request: ConversionRequest) -> Lookup | FerryError:
-    try:
-        found: Lookup = _resolve(request)
-    except FerryError as error:
-        return error
-    # One model that nobody foresaw must not end the look at all the others.
-    except Exception as error:  # noqa: BLE001
-        return _bug(error)
-    return found
-
-
-def _bug(error: Exception) -> InternalError:
-    wrapped = InternalError(f"onnx-ferry failed with {type(error).__name__}: {error}. Please report this.")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-@with_retries
-def _resolve(request: ConversionRequest) -> Lookup:
-    try:
-        source = hub.resolve(request.model_id, revision=request.revision)
-    # The second is what pathlib raises where nobody has the home folder that a "~" stands for.
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"The model {request.model_id!r} cannot be read: {error}. Check the name and the permissions."
-        ) from error
-    model = "" if source.folder is not None else source.model_id
-    return Lookup(request=request, source=source, key=action_key(model, source.revision, request.options), known=None)
-
-
-def _usable(
-    record: db.ConversionRecord, request: ConversionRequest, workspace: Workspace, retry_failed: frozenset[ErrorKind]
-) -> ModelEntry | None:
-    """Return the entry that an earlier result is worth; ``None`` if the model is to be converted."""
-    if record.error is not None:
-        kind = ErrorKind(record.error.kind)
-        if not kind.remembered or kind in retry_failed:
-            return None
-        if kind is ErrorKind.BAD_INPUT and record.error.step not in _ABOUT_THE_MODEL:
-            return None
-        entry = to_entry(record, model_id=request.model_id, status=Status(record.status))
-        note = "known from an earlier run with the same versions; --retry-failed tries again"
-        return entry.model_copy(update={"notes": tuple(dict.fromkeys((*entry.notes, note)))})
-    artifact = record.artifact
-    if artifact is None or artifact.quarantined:
-        return None
-    folder = Path(artifact.path)
-    whole = ArtifactStore(workspace.store).is_whole(folder, [(f.path, f.size_bytes) for f in artifact.files])
-    if not whole or not (folder / FERRY_FILE).is_file():
-        return None
-    return to_entry(record, model_id=request.model_id, status=Status.REUSED)
-
-
 def convert_model(
     request: ConversionRequest,
     workspace: Workspace,
@@ -328,7 +196,7 @@ def convert_model(
     # A bug of ours in one model must not end the batch of a thousand.
     except Exception as error:  # noqa: BLE001
         raise_if_stopping(means.stopping)
-        entry = _failed(progress, workspace, _bug(error), batch_id)
+        entry = _failed(progress, workspace, unforeseen(error), batch_id)
     listener.model_finished(entry)
     return entry
 
@@ -346,7 +214,7 @@ def _failed(progress: _Progress, workspace: Workspace, error: FerryError, batch_
         entry = progress.entry(Status.FAILED, error=error)
     # What cannot be recorded is reported all the same.
     except Exception as second:  # noqa: BLE001
-        progress.notes.append(f"not in the catalog: {_bug(second).message}")
+        progress.notes.append(f"not in the catalog: {unforeseen(second).message}")
         entry = progress.entry(Status.FAILED, error=error)
     return entry
 
@@ -357,13 +225,13 @@ def _convert(progress: _Progress, means: _Means) -> ModelEntry:
         with disk_errors(f"the folder {str(workspace.home)!r}"):
             (workspace.home / "locks").mkdir(parents=True, exist_ok=True)
         catalog(workspace)
-        lookup = _resolve(request)
+        lookup = resolve(request)
     progress.revision, progress.key = lookup.source.revision, lookup.key
     # One model, one converter: whoever waits here finds the result of the other.
     with _lock(workspace.home / "locks" / f"{lookup.key}.lock", means.stopping):
         with progress.during(Step.FETCH):
             record = known_results(workspace, [lookup.key]).get(lookup.key)
-            known = _usable(record, request, workspace, means.retried) if record is not None else None
+            known = usable(record, request, workspace, means.retried) if record is not None else None
             if known is not None:
                 return place_known(known, request, means.output)
             # The server's imports take seconds; they go on beside the download.

@@ -20,8 +20,9 @@ from onnx_config.errors import FerryError
 from tasks.detect import detect
 from tasks.export import export
 from tasks.parity import check
-from tasks.pipeline import RETRIES, RETRY_WAIT_SECONDS, Steps, is_transient
+from tasks.pipeline import Steps
 from tasks.register import register
+from tasks.retry import RETRIES, RETRY_WAIT_SECONDS, is_transient
 from tasks.simplify import simplify
 
 __all__ = [

@@ -29,7 +29,7 @@ GIB = 1024**3
 LEFTOVERS = (".part", ".old", ".tmp", ".draft", ".healing", ".replacing")
 
 # The command itself, with waits before a retry that a test can afford.
-_IMPATIENT = "import tasks.pipeline as p; p.RETRY_WAIT_SECONDS = 0.05; from flows.entry import main; main()"
+_IMPATIENT = "import tasks.retry as r; r.RETRY_WAIT_SECONDS = 0.05; from flows.entry import main; main()"
 
 
 @cache

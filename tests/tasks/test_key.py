@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import key as key_module
-from tasks import pipeline
+from tasks import lookup as lookups
 from tasks.key import action_key
-from tasks.pipeline import Lookup
+from tasks.lookup import Lookup
 from tasks.request import ConversionOptions, ConversionRequest, Device
 
 COMMIT = "c" * 40
@@ -111,7 +111,7 @@ def test_a_folder_is_known_by_its_content_alone(tmp_path, monkeypatch):
     wanted = [ConversionRequest(model_id=model) for model in ("./one", str(tmp_path / "two"), "other")]
     keys = []
     for request in wanted:
-        lookup = pipeline._resolved(request)
+        lookup = lookups._resolve_or_error(request)
         assert isinstance(lookup, Lookup)
         keys.append(lookup.key)
     assert keys[0] == keys[1] != keys[2]

@@ -33,22 +33,14 @@ from onnx_config.errors import (
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.spec import ModelSpec
-from tasks import pipeline
+from tasks import pipeline, retry
 from tasks.crew import Crew
 from tasks.export import Exported
 from tasks.job import Job, StepCost
+from tasks.lookup import Lookup, look_up
 from tasks.memory import MemoryGate
 from tasks.parity import Checked
-from tasks.pipeline import (
-    RETRIES,
-    Lookup,
-    Steps,
-    convert_model,
-    is_transient,
-    look_up,
-    place_known,
-    with_retries,
-)
+from tasks.pipeline import Steps, convert_model, place_known
 from tasks.register import record_entry, register
 from tasks.report import (
     Engine,
@@ -63,6 +55,7 @@ from tasks.report import (
     Verdict,
 )
 from tasks.request import ConversionRequest, SilentListener, Workspace
+from tasks.retry import RETRIES, is_transient, with_retries
 from tasks.simplify import Simplified
 from tests.faults.harness import (
     artifact_folders,
@@ -314,7 +307,7 @@ class Files:
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "RETRY_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "RETRY_WAIT_SECONDS", 0.001)
     # Steps made of files need no server; those of real conversions start it when they are called.
     monkeypatch.setattr(isolate, "warm_up", lambda: None)
 
