@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_models
+import transformers
 
 FERRY = Path(sys.executable).with_name("ferry")
 
@@ -35,6 +36,8 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.workdir or Path(tempfile.mkdtemp(prefix="families-"))
     names = [name for name in tiny_models.FAMILIES if re.search(arguments.only, name)]
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     for name in names:
         if not (work / "models" / name / "config.json").is_file():
             tiny_models.build(name, work / "models" / name)
@@ -79,7 +82,8 @@ def print_table(names: list[str], entries: dict[str, dict[str, Any]]) -> None:
 def is_detected(tiny: tiny_models.TinyModel, entry: dict[str, Any]) -> bool:
     if entry["task"] != tiny.task:
         return False
-    return not entry["graphs"] or tuple(t["name"] for t in entry["graphs"][0]["inputs"]) == tuple(tiny.inputs)
+    found = [tensor["name"] for tensor in entry["graphs"][0]["inputs"]] if entry["graphs"] else tiny.inputs
+    return [name for name in found if name not in tiny.optional] == list(tiny.inputs)
 
 
 if __name__ == "__main__":
