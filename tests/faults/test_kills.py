@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,12 @@ def exporting(place: Place) -> Iterator[Running]:
             # The log is begun by the child itself, once it has its job.
             if not list((place.home / "tmp").glob("victim*/export/export-of*.log")):
                 return None
+            # A child of the step before may still be on its way out.
             for server in family.children():
                 for inner in server.children():
-                    return server, inner
+                    with suppress(psutil.Error):
+                        if Path(inner.cwd()).name == "export":
+                            return server, inner
             return None
 
         server, inner = wait_until(child, 120)
