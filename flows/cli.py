@@ -448,7 +448,9 @@ def _print_spec(console: Console, model: str, spec: ModelSpec) -> None:
     ):
         facts.add_row(Text(name, "bold"), Text(clean(value)))
     console.print(facts)
-    for title, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+    for title, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs), ("cache", spec.cache)):
+        if not tensors and title == "cache":
+            continue
         console.print()
         console.print(_tensor_table(title, tensors))
     if spec.axis_ranges:
@@ -457,8 +459,9 @@ def _print_spec(console: Console, model: str, spec: ModelSpec) -> None:
             table.add_row(Text(clean(axis)), str(smallest), "no limit known" if largest is None else str(largest))
         console.print()
         console.print(table)
-    for note in spec.notes:
-        console.print(Text(f"note: {clean(note)}"), soft_wrap=True)
+    for kind, phrases in (("declared", spec.declared), ("proven", spec.proven), ("assumed", spec.assumed)):
+        for phrase in phrases:
+            console.print(Text(f"{kind}: {clean(phrase)}"), soft_wrap=True)
 
 
 def _tensor_table(title: str, tensors: Sequence[TensorSpec] | Sequence[TensorEntry]) -> Table:

@@ -60,8 +60,11 @@ class Inference:
     sizes: Mapping[str, int]
     """Dynamic axis -> the size at which the model accepts its inputs."""
 
-    notes: tuple[str, ...]
-    """What was learned or could not be settled."""
+    learned: tuple[str, ...] = ()
+    """What the class said when it was run."""
+
+    assumed: tuple[str, ...] = ()
+    """What could not be settled by running it."""
 
 
 def infer(
@@ -319,14 +322,15 @@ class _Draft:
         declared = longest(self.config, axis, name)
         return None if declared is None else declared - self.unused_positions.get(declared, 0)
 
-    def finish(self, outputs: tuple[TensorSpec, ...], notes: tuple[str, ...]) -> Inference:
+    def finish(self, outputs: tuple[TensorSpec, ...], assumed: tuple[str, ...]) -> Inference:
         used = {a for spec in self.specs.values() for a in spec.axes.values()}
         return Inference(
             inputs=tuple(self.specs.values()),
             outputs=outputs,
             axis_ranges={a: r for a, r in self.ranges().items() if a in used},
             sizes={a: s for a, s in self.sizes.items() if a in used},
-            notes=(*self.notes, *notes),
+            learned=tuple(self.notes),
+            assumed=assumed,
         )
 
 

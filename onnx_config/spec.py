@@ -82,8 +82,23 @@ class ModelSpec:
     parameters: int | None
     """Number of parameters by the config, counted on the meta device; ``None`` if not counted."""
 
-    notes: tuple[str, ...] = ()
-    """What could not be read, or was assumed."""
+    cache: tuple[TensorSpec, ...] = ()
+    """What the model keeps from step to step when its cache is on, as inputs of a graph that continues
+    (``past_key_values.0.key``, …); empty where it keeps nothing, or was not asked."""
+
+    declared: tuple[str, ...] = ()
+    """How task and class were found, and what their declarations say; a phrase each."""
+
+    proven: tuple[str, ...] = ()
+    """What a run of the class showed."""
+
+    assumed: tuple[str, ...] = ()
+    """What could neither be read nor be shown."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of a report should know: what runs showed, and what was assumed."""
+        return (*self.proven, *self.assumed)
 
     @property
     def size_bytes(self) -> int | None:
@@ -92,23 +107,23 @@ class ModelSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as JSON types; `from_json` reads it back."""
-        return {
-            **asdict(self),
-            "inputs": [asdict(t) | {"shape": list(t.shape)} for t in self.inputs],
-            "outputs": [asdict(t) | {"shape": list(t.shape)} for t in self.outputs],
-            "axis_ranges": {k: list(v) for k, v in self.axis_ranges.items()},
-            "sizes": dict(self.sizes),
-            "notes": list(self.notes),
+        tensors = {
+            side: [asdict(t) | {"shape": list(t.shape)} for t in getattr(self, side)]
+            for side in ("inputs", "outputs", "cache")
         }
+        phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed")}
+        ranges = {k: list(v) for k, v in self.axis_ranges.items()}
+        return {**asdict(self), **tensors, **phrases, "axis_ranges": ranges, "sizes": dict(self.sizes)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
         """Read what `to_json` wrote."""
         fields = dict(value)
-        for side in ("inputs", "outputs"):
+        for side in ("inputs", "outputs", "cache"):
             fields[side] = tuple(
                 TensorSpec(name=t["name"], dtype=t["dtype"], shape=tuple(t["shape"])) for t in fields[side]
             )
         fields["axis_ranges"] = {k: (v[0], v[1]) for k, v in fields["axis_ranges"].items()}
-        fields["notes"] = tuple(fields["notes"])
+        for name in ("declared", "proven", "assumed"):
+            fields[name] = tuple(fields[name])
         return cls(**fields)

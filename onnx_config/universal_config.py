@@ -305,7 +305,9 @@ class UniversalOnnxConfig:
             sizes=self.inference.sizes,
             preprocessor=declared_preprocessors(self.model_type)[0],
             parameters=self.probe.parameters,
-            notes=(self.detected.reason, *self.inference.notes),
+            declared=(self.detected.reason, *self.declaration.unread),
+            proven=self.inference.learned,
+            assumed=self.inference.assumed,
         )
 
     def __repr__(self) -> str:

@@ -330,7 +330,7 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
             spec, cost = steps.detect(job)
         progress.spec = spec
         progress.saw(cost)
-        progress.notes += spec.notes[1:]
+        progress.notes += spec.notes
         with progress.during(Step.EXPORT):
             exported = steps.export(job, spec)
         progress.saw(exported.cost)

@@ -40,7 +40,7 @@ SPEC = ModelSpec(
     axis_ranges={"batch_size": (1, None), "sequence_length": (1, 512)},
     preprocessor="BertTokenizer",
     parameters=110_000_000,
-    notes=("[red]a note\x1b[2J",),
+    assumed=("[red]a note\x1b[2J",),
 )
 GRAPH = GraphEntry(role="model", path="/m", opset=20, nodes=2, nodes_before_simplify=3, inputs=(), outputs=())
 
@@ -301,7 +301,7 @@ def test_detect_as_text(work: Work) -> None:
         "logits float32 (batch_size, sequence_length, 30522)",
         "batch_size 1 no limit known",
         "sequence_length 1 512",
-        "note: [red]a note[2J",
+        "assumed: [red]a note[2J",
     ):
         assert line in lines
 

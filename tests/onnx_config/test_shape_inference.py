@@ -246,7 +246,7 @@ def test_without_a_probe_shapes_are_as_documented():
         ("input_ids", "attention_mask", "token_type_ids"), TEXT
     )
     assert {t.name: t.shape for t in found.outputs} == {"logits": ("batch_size", 5)}
-    assert found.notes == ("nothing was run: shapes as documented",)
+    assert found.assumed == ("nothing was run: shapes as documented",)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,10 @@ specs = st.builds(
     sizes=st.dictionaries(names, st.integers(1, 99), max_size=3),
     preprocessor=st.none() | names,
     parameters=st.none() | st.integers(0, 10**12),
-    notes=st.lists(st.text(max_size=9), max_size=2).map(tuple),
+    cache=st.lists(tensors, max_size=2).map(tuple),
+    declared=st.lists(st.text(max_size=9), max_size=2).map(tuple),
+    proven=st.lists(st.text(max_size=9), max_size=2).map(tuple),
+    assumed=st.lists(st.text(max_size=9), max_size=2).map(tuple),
 )
 
 
@@ -57,7 +60,8 @@ def test_the_size_of_the_weights(parameters, expected):
     spec = ModelSpec.from_json(
         {
             "model_type": "bert", "task": "t", "task_family": "t", "architecture": "A", "inputs": [], "outputs": [],
-            "axis_ranges": {}, "sizes": {}, "preprocessor": None, "parameters": parameters, "notes": [],
+            "axis_ranges": {}, "sizes": {}, "preprocessor": None, "parameters": parameters, "cache": [],
+            "declared": [], "proven": [], "assumed": [],
         }
     )  # fmt: skip
     assert spec.size_bytes == expected
