@@ -6,14 +6,11 @@ Exit codes: 0 all verified, 1 something was not, 2 the call or the manifest is w
 
 from __future__ import annotations
 
-import io
 import json as jsonlib
 import os
 import re
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -28,8 +25,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from flows.catalog_commands import catalog_app
 from flows.manifest import OLDEST_OPSET, Dtype, read_manifest, read_model, select_options
+from flows.plan_command import plan
 from flows.progress import clean, duration, progress_for, summary
 from flows.settings import Settings, load_settings, why_not_writable
+from flows.terminal import complain, cores, only_a_document, plain_console, size_text, write_document
 from onnx_config.errors import ErrorKind, FerryError, InputError
 from tasks.report import Engine, ModelEntry, Report, Status, TensorEntry
 from tasks.request import Device
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "batch", "convert", "detect", "doctor", "write_report"]
 
 _ALL_KINDS = "all"
-_PLAIN_WIDTH = 160
 _MOST_WORKERS = 8
 
 
@@ -51,7 +49,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except FerryError as error:
-            _complain(error)
+            complain(error)
             raise typer.Exit(2 if isinstance(error, InputError) else 1) from error
         except KeyboardInterrupt as error:
             typer.echo("Interrupted.", err=True)
@@ -168,20 +166,23 @@ def detect(
         home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
     )
     request = read_model(model, options=select_options(task=task))
-    workspace = settings.workspace(threads=_cores())
+    workspace = settings.workspace(threads=cores())
     from tasks.detect import detect_model
 
     try:
-        with _only_a_document(json):
+        with only_a_document(json):
             spec = detect_model(request, workspace)
     except FerryError as error:
         # The call was right, the model is not: 1, also where the error is about the model's id.
-        _complain(error)
+        complain(error)
         raise typer.Exit(1) from error
     if json:
-        _write_document(jsonlib.dumps(spec.to_json(), indent=2))
+        write_document(jsonlib.dumps(spec.to_json(), indent=2))
     else:
-        _print_spec(_console(), model, spec)
+        _print_spec(plain_console(), model, spec)
+
+
+app.command()(plan)
 
 
 @app.command()
@@ -225,17 +226,17 @@ def convert(
         trust_remote_code=trust_remote_code,
     )
     request = read_model(model, revision=revision, options=options)
-    workspace = settings.workspace(threads=_cores())
+    workspace = settings.workspace(threads=cores())
     _check_places(settings, output=output, report=None)
     from tasks.pipeline import convert_model
 
     started_at, start = datetime.now(UTC), time.monotonic()
-    console = _console()
-    with _only_a_document(json), progress_for(console, 1, json=json, verbose=True) as listener:
+    console = plain_console()
+    with only_a_document(json), progress_for(console, 1, json=json, verbose=True) as listener:
         entry = convert_model(request, workspace, output=output, listener=listener)
     report = Report.of([entry], started_at=started_at, seconds=time.monotonic() - start)
     if json:
-        _write_document(report.to_json())
+        write_document(report.to_json())
     else:
         _print_entry(console, entry)
     if entry.error:
@@ -297,13 +298,13 @@ def batch(
         home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
     )
     requests = read_manifest(manifest)
-    cores = _cores()
-    workers = workers or min(cores, _MOST_WORKERS)
-    workspace = settings.workspace(threads=max(1, cores // workers))
+    usable = cores()
+    workers = workers or min(usable, _MOST_WORKERS)
+    workspace = settings.workspace(threads=max(1, usable // workers))
     _check_places(settings, output=output, report=report)
     from flows.convert_models import run_batch
 
-    console = _console()
+    console = plain_console()
     with progress_for(console, len(requests)) as listener:
         done = run_batch(
             requests,
@@ -320,7 +321,7 @@ def batch(
             write_report(report, done)
         except InputError as error:
             # The work is done, so this is not the 2 that says that nothing was started.
-            _complain(error)
+            complain(error)
             raise typer.Exit(1) from error
         console.print(Text(f"report: {clean(report)}"), soft_wrap=True)
     raise typer.Exit(0 if done.all_verified else 1)
@@ -342,12 +343,12 @@ def doctor(
     settings = load_settings(
         home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
     )
-    with _only_a_document(json):
+    with only_a_document(json):
         findings = examine(settings)
     if json:
-        _write_document(jsonlib.dumps(findings.to_json(), indent=2))
+        write_document(jsonlib.dumps(findings.to_json(), indent=2))
     else:
-        print_findings(_console(), findings)
+        print_findings(plain_console(), findings)
     raise typer.Exit(0 if findings.healthy else 1)
 
 
@@ -387,56 +388,11 @@ def _check_places(settings: Settings, *, output: Path | None, report: Path | Non
             raise InputError(f"{flag}: nothing can be written to {str(folder)!r}: {reason}. Choose another folder.")
 
 
-def _complain(error: FerryError) -> None:
-    typer.echo(f"Error: {clean(error.message)}", err=True)
-
-
-def _cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _console() -> Console:
-    """Return the console for standard output; a pipe has no width, so that nothing is cut there."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=_PLAIN_WIDTH)
-    return console
-
-
-@contextmanager
-def _only_a_document(json: bool) -> Iterator[None]:
-    """With ``json``, turn what the block and its children print on standard output to standard error."""
-    if not json:
-        yield
-        return
-    sys.stdout.flush()
-    try:
-        number, instead = sys.stdout.fileno(), sys.stderr.fileno()
-        kept = os.dup(number)
-    except (io.UnsupportedOperation, OSError):
-        number = instead = kept = -1  # Standard output is no file, as under a test: nobody inherits it.
-    try:
-        if kept >= 0:
-            os.dup2(instead, number)
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if kept >= 0:
-            os.dup2(kept, number)
-            os.close(kept)
-
-
-def _write_document(text: str) -> None:
-    """Write JSON to standard output as UTF-8, whatever the terminal's encoding is."""
-    typer.echo((text + "\n").encode(), nl=False)
-
-
 def _print_spec(console: Console, model: str, spec: ModelSpec) -> None:
     facts = Table.grid(padding=(0, 2))
-    size = "not counted" if spec.size_bytes is None else f"{spec.parameters:,} ({_size(spec.size_bytes)} as float32)"
+    size = (
+        "not counted" if spec.size_bytes is None else f"{spec.parameters:,} ({size_text(spec.size_bytes)} as float32)"
+    )
     family = "" if spec.task_family == spec.task else f" (family {clean(spec.task_family)})"
     for name, value in (
         ("model", model),
@@ -503,12 +459,3 @@ def _print_entry(console: Console, entry: ModelEntry) -> None:
         if value:
             facts.add_row(Text(name, "bold"), Text(clean(value)))
     console.print(facts)
-
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -11,11 +11,11 @@ from typing import Any
 
 from onnx_config.patterns import CONFIG_SIZES
 
-__all__ = ["config_for", "config_size", "image_size", "longest", "modality_of"]
+__all__ = ["config_for", "config_size", "image_size", "longest", "modality_of", "sub_configs"]
 
 _MODALITIES = (
     (re.compile(r"^pixel_|_pixel_|image|video|bool_masked_pos|pixel_mask"), "image"),
-    (re.compile(r"input_features|input_values|audio|speech"), "audio"),
+    (re.compile(r"input_features|input_values|audio|speech|^padding_mask$"), "audio"),
     (re.compile(r"^past_|^future_|static_|time"), "time"),
 )
 _SUBCONFIGS = {
@@ -38,16 +38,26 @@ def modality_of(name: str) -> str:
 def config_for(config: Any, modality: str) -> Any:
     """Return the part of a composite config that describes ``modality``; the config itself where it is plain."""
     for name in _SUBCONFIGS[modality]:
-        sub = getattr(config, name, None)
-        if sub is not None and hasattr(sub, "to_dict"):
-            return sub
+        for holder in sub_configs(config):
+            sub = getattr(holder, name, None)
+            if sub is not None and hasattr(sub, "to_dict"):
+                return sub
     return config
 
 
+def sub_configs(config: Any) -> list[Any]:
+    """Return a config and all configs that it holds, outermost first."""
+    found = [config]
+    for part in found:
+        values = vars(part).values() if hasattr(part, "to_dict") else ()
+        found += [v for v in values if hasattr(v, "to_dict") and all(v is not f for f in found)]
+    return found
+
+
 def config_size(config: Any, axis: str, modality: str) -> int | None:
-    part = config_for(config, modality)
-    for holder in (part, config):
-        for name in (axis, *CONFIG_SIZES.get(axis, ())):
+    """Return the size that a config declares for an axis; what describes ``modality`` is asked first."""
+    for holder in (config_for(config, modality), *sub_configs(config)):
+        for name in (axis, axis.replace("number_of_", "num_"), *CONFIG_SIZES.get(axis, ())):
             value = getattr(holder, name, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
@@ -56,7 +66,7 @@ def config_size(config: Any, axis: str, modality: str) -> int | None:
 
 def image_size(config: Any) -> tuple[int, int] | None:
     """Return (height, width) in pixels where the config declares them."""
-    for holder in (config_for(config, "image"), config):
+    for holder in (config_for(config, "image"), *sub_configs(config)):
         for name in ("image_size", "input_size"):
             value = getattr(holder, name, None)
             if isinstance(value, int) and value > 0:

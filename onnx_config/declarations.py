@@ -58,6 +58,9 @@ class Argument:
     preprocessed: bool
     """Whether its documentation says that a preprocessor makes it."""
 
+    documentation: str = ""
+    """What its documentation says of it, on one line."""
+
     index_limit: int | str | None = None
     """Exclusive upper bound of its values where they are documented as indices: a number, or the
     config attribute that holds it."""
@@ -108,7 +111,7 @@ class Declaration:
 
 
 _ARGUMENT_LINE = re.compile(r"^(?P<indent> *)(?P<name>[A-Za-z_]\w*):? \((?P<type>.*`.*)\)?:?\s*$")
-_SHAPE = re.compile(r"(?:of shape|shape:?)\s*[`*]*\(([^`]*?)\)?[`*]")
+_SHAPE = re.compile(r"(?:of shape|shape:?)\s*[`*]*\(((?: \* |[^`*])*)")
 _RETURNED_WHEN = re.compile(r"returned (?:when|if)\s+(?:either\s+)?`(?:config\.)?(\w+)(?:=True)?`")
 _LABEL_TEXT = re.compile(r"^(labels? |future values|mask labels|class labels)", re.IGNORECASE)
 _LABEL_NAME = re.compile(r"(^|_)labels?$|^(start|end)_positions$|^future_values$|^is_impossible$")
@@ -134,6 +137,8 @@ def read_shape(text: str) -> tuple[int | str, ...] | None:
 
     >>> read_shape("`torch.LongTensor` of shape `(batch_size, seq_len, 4)`, *optional*")
     ('batch_size', 'sequence_length', 4)
+    >>> read_shape("`torch.LongTensor` of shape `(batch_size * num_codebooks, sequence_length)`")
+    ('batch_size*num_codebooks', 'sequence_length')
     >>> read_shape("`bool`, *optional*") is None
     True
     """
@@ -141,15 +146,15 @@ def read_shape(text: str) -> tuple[int | str, ...] | None:
     if found is None:
         return None
     axes: list[int | str] = []
-    for part in found[1].split(","):
+    for part in found[1].partition(")")[0].split(","):
         axis = part.strip().strip("`*").removeprefix("config.").replace("self.", "")
         if not axis:
             continue
         if axis.lstrip("-").isdigit() and int(axis) > 0:
             axes.append(int(axis))
         else:
-            name = re.sub(r"\W+", "_", axis.lower()).strip("_")
-            axes.append(AXIS_SYNONYMS.get(name, name))
+            factors = [re.sub(r"\W+", "_", factor.lower()).strip("_") for factor in axis.split(" * ")]
+            axes.append("*".join(AXIS_SYNONYMS.get(name, name) for name in factors))
     return tuple(axes)
 
 
@@ -177,6 +182,7 @@ def declare(cls: type) -> Declaration:
                 dtype=_dtype(annotation) or _dtype(head),
                 shape=read_shape(head),
                 preprocessed=bool(_PREPROCESSED.search(text)),
+                documentation=text,
                 index_limit=_index_limit(text),
             )
         )
@@ -247,7 +253,7 @@ def _role(name: str, annotation: str, head: str, text: str) -> Role:
         return Role.ALTERNATIVE
     if "Tensor" in annotation and not re.match(r"^(tuple|list|dict)\b", annotation, re.IGNORECASE):
         return Role.DATA
-    if not annotation and "Tensor" in head:
+    if not annotation and ("Tensor" in head or read_shape(head) is not None):
         return Role.DATA
     return Role.OPTION
 

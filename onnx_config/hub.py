@@ -15,6 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError, TransientError
+from onnx_config.sentence_modules import (
+    MODULES_FILE,
+    config_folder,
+    module_files,
+    module_folders,
+    transformer_settings,
+)
+from onnx_config.timm_models import as_wrapper_config, is_timm_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -25,6 +33,7 @@ __all__ = [
     "download",
     "fetch_config",
     "is_folder",
+    "list_files",
     "read_config",
     "read_config_dict",
     "resolve",
@@ -33,6 +42,7 @@ __all__ = [
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -76,7 +86,7 @@ def resolve(model_id: str, *, revision: str | None = None) -> Source:
             f"The folder {str(folder)!r} does not exist. Give an existing folder, or a Hub id such as org/name.",
             kind=ErrorKind.NOT_FOUND,
         )
-    if not (folder / "config.json").is_file():
+    if not (config_folder(folder) / "config.json").is_file():
         raise InputError(
             f"The folder {str(folder)!r} has no config.json, so it is no transformers model. "
             "Save the model with save_pretrained, or name the folder that holds the file."
@@ -96,10 +106,11 @@ def _model_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):
             yield path
+    yield from module_files(folder)
 
 
 def _content_hash(folder: Path) -> str:
-    """Return the SHA-256 over names and contents of the folder's files.
+    """Return the SHA-256 over names and contents of the folder's files, and of its modules' where it has such.
 
     Files are read once; their hashes are remembered by size, modification time and inode, so that an
     unchanged folder costs no reading of its weights.
@@ -107,7 +118,7 @@ def _content_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     try:
         for path in _model_files(folder):
-            digest.update(f"{path.name}\0{_file_hash(path)}\n".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{_file_hash(path)}\n".encode())
     except PermissionError as error:
         raise InputError(f"The folder {str(folder)!r} cannot be read: {error}.") from error
     return digest.hexdigest()
@@ -142,15 +153,19 @@ def download(source: Source) -> Path:
         return source.folder
     from huggingface_hub import snapshot_download
 
-    with _HubErrors(source.model_id, source.revision):
-        return Path(
-            snapshot_download(
-                source.model_id,
-                revision=source.revision,
-                allow_patterns=[*_WEIGHTS, *_SIDE_FILES],
-                ignore_patterns=["*/*"],
+    def fetch(allowed: list[str], ignored: list[str]) -> Path:
+        with _HubErrors(source.model_id, source.revision):
+            found = snapshot_download(
+                source.model_id, revision=source.revision, allow_patterns=allowed, ignore_patterns=ignored
             )
-        )
+        return Path(found)
+
+    patterns = [*_WEIGHTS, *_SIDE_FILES]
+    folder = fetch(patterns, ["*/*"])
+    # What a module's folder holds in folders of its own are other formats of the same weights.
+    if names := module_folders(folder):
+        fetch([f"{name}/{pattern}" for name in names for pattern in patterns], [f"{name}/*/*" for name in names])
+    return folder
 
 
 class _HubErrors:
@@ -235,13 +250,36 @@ def translate_hub_error(error: Exception, model_id: str, revision: str | None = 
     )
 
 
+def list_files(model_id: str, *, revision: str | None = None) -> dict[str, int]:
+    """Return the files of a model and their bytes, by path relative to its folder; downloads nothing.
+
+    Of a folder, those that belong to its model; of a repository, all.
+
+    Raises:
+        InputError: If there is no such repository, or the folder cannot be read.
+        TransientError: If the Hub does not answer.
+    """
+    name, revision = _split_revision(model_id, revision)
+    if is_folder(name):
+        folder = Path(name).expanduser().absolute()
+        try:
+            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in _model_files(folder)}
+        except OSError as error:
+            raise InputError(f"The folder {str(folder)!r} cannot be read: {error}.") from error
+    from huggingface_hub import HfApi
+
+    with _HubErrors(name, revision):
+        found = HfApi().model_info(name, revision=revision, timeout=30, files_metadata=True).siblings
+    return {file.rfilename: file.size or 0 for file in found or ()}
+
+
 def read_config_dict(folder: Path) -> dict[str, Any]:
-    """Return ``config.json`` of a folder.
+    """Return ``config.json`` of a folder; that of its transformer where sentence-transformers wrote the folder.
 
     Raises:
         InputError: If it is not there, no JSON, or no object.
     """
-    path = folder / "config.json"
+    path = config_folder(folder) / "config.json"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -256,6 +294,8 @@ def read_config_dict(folder: Path) -> dict[str, Any]:
 def config_from_dict(value: Mapping[str, Any], *, origin: str = "The config") -> PreTrainedConfig:
     """Return the config that the dict describes, by its ``model_type``.
 
+    ``{"__float__": "Infinity"}``, as transformers writes a number that JSON has no word for, is read as that number.
+
     Raises:
         InputError: If it names no model type, or its values are contradictory.
         ModelError: If the installed transformers has no such model type.
@@ -265,6 +305,8 @@ def config_from_dict(value: Mapping[str, Any], *, origin: str = "The config") ->
 
     from onnx_config.task_detector import newer_release
 
+    if is_timm_config(value):
+        value = as_wrapper_config(value, origin=origin)
     model_type = value.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise InputError(f"{origin} names no model_type, so transformers cannot tell what it configures.")
@@ -283,14 +325,59 @@ def config_from_dict(value: Mapping[str, Any], *, origin: str = "The config") ->
             kind=ErrorKind.UNSUPPORTED,
         )
     try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(value))
+        return CONFIG_MAPPING[model_type].from_dict(_with_special_floats(dict(value)))
     # A config class checks its values in its own way and raises what it likes.
     except Exception as error:
         raise InputError(f"{origin} is not valid for {model_type!r}: {type(error).__name__}: {error}") from error
 
 
+def _fetch_modules(model_id: str, revision: str | None) -> Path | None:
+    """Fetch the small files that sentence-transformers keeps of its modules; ``None`` where there are none."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(name: str) -> Path | None:
+        with _HubErrors(model_id, revision):
+            try:
+                return Path(hf_hub_download(model_id, name, revision=revision))
+            except LocalEntryNotFoundError:
+                # Offline, what is not in the cache counts as not there; else nobody could be asked.
+                if not constants.HF_HUB_OFFLINE:
+                    raise
+                return None
+            except EntryNotFoundError:
+                return None
+            except HfHubHTTPError as error:
+                # A mirror may leave out which of the things that it was asked for is not there.
+                if error.response is None or error.response.status_code != 404 or type(error) is not HfHubHTTPError:
+                    raise
+                return None
+
+    listed = fetch(MODULES_FILE)
+    if listed is None:
+        return None
+    folder = listed.parent
+    for name in ("", *module_folders(folder)):
+        prefix = f"{name}/" if name else ""
+        fetch(f"{prefix}config.json")
+    for name in transformer_settings(folder):
+        if fetch(name) is not None:
+            break
+    return folder
+
+
+def _with_special_floats(value: Any) -> Any:
+    """Return JSON values with transformers' objects for infinities and NaN as the floats that they stand for."""
+    if isinstance(value, Mapping):
+        tag = value.get("__float__") if len(value) == 1 else None
+        if isinstance(tag, str) and tag in _SPECIAL_FLOATS:
+            return _SPECIAL_FLOATS[tag]
+        return {key: _with_special_floats(item) for key, item in value.items()}
+    return [_with_special_floats(item) for item in value] if isinstance(value, list) else value
+
+
 def fetch_config(model_id: str, *, revision: str | None = None) -> Path:
-    """Return a folder with the ``config.json`` of a model; of a repository only that file is fetched.
+    """Return a folder with the ``config.json`` of a model; of a repository only that and its modules' are fetched.
 
     Raises:
         InputError: If there is no such folder or repository.
@@ -300,6 +387,9 @@ def fetch_config(model_id: str, *, revision: str | None = None) -> Path:
     if not is_folder(name):
         from huggingface_hub import hf_hub_download
 
+        modules = _fetch_modules(name, revision)
+        if modules is not None and (config_folder(modules) / "config.json").is_file():
+            return modules
         with _HubErrors(name, revision):
             return Path(hf_hub_download(name, "config.json", revision=revision)).parent
     folder = Path(name).expanduser().absolute()

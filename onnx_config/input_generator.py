@@ -7,13 +7,14 @@ special tokens, sequences end as the model expects, boxes have their corners in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnx_config.config_sizes import config_for, modality_of
-from onnx_config.spec import TensorSpec
+from onnx_config.spec import TensorSpec, ValueRule, size_of
 
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
@@ -29,8 +30,11 @@ def generate_inputs(
     declaration: Declaration,
     sizes: Mapping[str, int],
     *,
+    rules: Mapping[str, ValueRule] = MappingProxyType({}),
     seed: int = 0,
     padding: bool = False,
+    padding_side: str = "right",
+    pad_token_id: int | None = None,
 ) -> dict[str, Array]:
     """Return one NumPy array per input, in their order.
 
@@ -39,10 +43,13 @@ def generate_inputs(
         config: The model's config, for vocabularies and special tokens.
         declaration: What the class declares about its arguments.
         sizes: Dynamic axis -> size in elements.
+        rules: Input name -> what its values must be, where that had to be found out.
         seed: Equal seeds give equal values.
-        padding: Whether the later rows of a batch are shorter and padded on the right, as a
-            tokenizer pads: the mask is 0 there, and ids are the padding token. Rows keep two
-            thirds of their length.
+        padding: Whether the later rows of a batch are shorter and padded, as a tokenizer pads:
+            the mask is 0 there, and ids are the padding token. Rows keep two thirds of their
+            length. Where a mask also covers steps before the ids, it is these that are padded.
+        padding_side: ``"right"`` or ``"left"``: where texts are padded.
+        pad_token_id: What fills them; ``None``: the config's padding token.
 
     Raises:
         ModelError: If ``sizes`` lacks an axis.
@@ -50,10 +57,30 @@ def generate_inputs(
     generator = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
     for spec in inputs:
-        arrays[spec.name] = _values(spec, spec.resolve(sizes), config, declaration, generator)
+        values = _values(spec, spec.resolve(sizes), config, declaration, generator)
+        rule = rules.get(spec.name)
+        arrays[spec.name] = values if rule is None else _obey(rule, values, sizes)
     if padding:
-        _pad(arrays, config)
+        placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
+        _pad(arrays, config, least=placeholders + 2, side=padding_side, token=pad_token_id)
     return arrays
+
+
+def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int]) -> Array:
+    """Change ``values`` as ``rule`` says."""
+    if rule.below is not None:
+        values = values % max(1, rule.below)
+    if rule.ones is not None:
+        values = np.zeros_like(values)
+        values[..., 1 : 1 + rule.ones] = 1
+    if rule.sizes:
+        row = [size_of(size, sizes) for size in rule.sizes]
+        values = np.broadcast_to(np.array(row, values.dtype), values.shape).copy()
+    position = 1
+    for token, count in rule.placeholders(sizes):
+        values[..., position : position + count] = token
+        position += count
+    return values
 
 
 def _values(
@@ -146,25 +173,40 @@ def _boxes(shape: tuple[int, ...], limit: int, generator: np.random.Generator) -
     return np.sort(corners, axis=-2).reshape(shape)
 
 
-def _pad(arrays: dict[str, Array], config: Any) -> None:
-    """Shorten all rows but the first of each masked batch, in place."""
+def _pad(arrays: dict[str, Array], config: Any, *, least: int, side: str, token: int | None) -> None:
+    """Shorten all rows but the first of each masked batch to ``least`` tokens or more, in place."""
+    ids = arrays.get("input_ids")
     for name, mask in arrays.items():
         if not name.endswith("mask") or mask.ndim < 2 or mask.shape[0] < 2 or mask.shape[-1] < 3:
             continue
         if name.startswith("decoder") or modality_of(name) == "time":
             continue
-        keep = max(2, mask.shape[-1] * 2 // 3)
-        mask[1:, ..., keep:] = 0
-        ids = arrays.get("input_ids")
-        if ids is not None and ids.shape == mask.shape and modality_of(name) == "text":
-            _pad_ids(ids, keep, config)
+        keep = max(least, mask.shape[-1] * 2 // 3)
+        of_text = ids is not None and modality_of(name) == "text"
+        if of_text and ids is not None and ids.shape[-1] < mask.shape[-1] and ids.shape[:-1] == mask.shape[:-1]:
+            # The new tokens come last: what is missing is missing in the past.
+            mask[1:, ..., : mask.shape[-1] - max(keep, ids.shape[-1])] = 0
+        elif of_text and ids is not None and ids.shape == mask.shape:
+            mask[1:] = _shifted(mask[1:], keep, side, fill=0)
+            _pad_ids(ids, keep, config, side=side, token=token)
+        else:
+            mask[1:, ..., keep:] = 0
 
 
-def _pad_ids(ids: Array, keep: int, config: Any) -> None:
+def _shifted(rows: Array, keep: int, side: str, *, fill: int | None) -> Array:
+    """Return rows of which the first ``keep`` elements remain, beside what fills them; ``None`` leaves that as is."""
+    if keep >= rows.shape[-1]:
+        return rows
+    shifted = np.roll(rows, rows.shape[-1] - keep, axis=-1) if side == "left" else rows.copy()
+    if fill is not None:
+        shifted[..., slice(None, rows.shape[-1] - keep) if side == "left" else slice(keep, None)] = fill
+    return shifted
+
+
+def _pad_ids(ids: Array, keep: int, config: Any, *, side: str, token: int | None) -> None:
     text = config_for(config, "text")
-    pad = _token(config, text, "pad_token_id")
+    pad = _token(config, text, "pad_token_id") if token is None else token
     end = _token(config, text, "eos_token_id")
     if end is not None and end >= 0:
         ids[1:, ..., keep - 1] = ids[1:, ..., -1]
-    if pad is not None and pad >= 0:
-        ids[1:, ..., keep:] = pad
+    ids[1:] = _shifted(ids[1:], keep, side, fill=pad if pad is not None and pad >= 0 else None)

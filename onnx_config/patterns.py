@@ -43,6 +43,7 @@ CONFIG_SIZES: dict[str, tuple[str, ...]] = {
     "feature_size": ("num_mel_bins", "feature_size", "input_feat_per_channel", "feature_dim"),
     "num_frames": ("num_frames", "frames"),
     "num_classes": ("num_labels",),
+    "num_features": ("num_time_features",),
 }
 
 ALWAYS_GIVEN: dict[str, str] = {

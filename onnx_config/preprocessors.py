@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Preprocessor", "declared_preprocessors", "given_preprocessors"]
+__all__ = ["Habits", "Preprocessor", "declared_preprocessors", "given_preprocessors", "habits_of"]
 
 _MAPPINGS = (
     ("transformers.models.auto.tokenization_auto", "TOKENIZER_MAPPING_NAMES"),
@@ -15,6 +15,12 @@ _MAPPINGS = (
     ("transformers.models.auto.feature_extraction_auto", "FEATURE_EXTRACTOR_MAPPING_NAMES"),
     ("transformers.models.auto.video_processing_auto", "VIDEO_PROCESSOR_MAPPING_NAMES"),
 )
+_NO_LIMIT = 10**6
+"""A tokenizer without a limit says so with a number beyond all texts."""
+
+_FRAMES_PER_SECOND = 100
+"""Of features of sound, where the extractor names no hop: 10 ms each, as is the custom."""
+
 _PROCESSORS = ("transformers.models.auto.processing_auto", "PROCESSOR_MAPPING_NAMES")
 
 
@@ -27,6 +33,24 @@ class Preprocessor:
 
     input_names: tuple[str, ...]
     """What it makes, its main output first (``model_input_names``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """The sizes of what a preprocessor makes, and how it pads."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """``height`` and ``width`` of images in pixels, ``samples`` and ``frames`` of a sound; one that the settings
+    leave open is not in it."""
+
+    longest_text: int | None = None
+    """Tokens at which a tokenizer cuts a text; ``None``: no limit."""
+
+    pad_token_id: int | None = None
+    """Token that fills short texts; ``None``: the model's own."""
+
+    padding_side: str | None = None
+    """``"left"`` or ``"right"``; ``None``: there is no tokenizer."""
 
 
 @lru_cache(maxsize=1024)
@@ -50,11 +74,74 @@ def given_preprocessors(preprocessors: Iterable[Any]) -> tuple[Preprocessor, ...
     """Describe preprocessor objects that a caller holds, the parts of a processor each on its own."""
     parts: list[Preprocessor] = []
     for one in preprocessors:
-        inner = [getattr(one, name, None) for name in getattr(one, "attributes", ())]
-        for part in [p for p in inner if p is not None] or [one]:
+        for part in _parts_of(one):
             if (found := _describe(part, type(part).__name__)) is not None:
                 parts.append(found)
     return tuple(parts)
+
+
+def habits_of(preprocessor: Any) -> Habits:
+    """Return what a tokenizer, image processor, feature extractor or processor makes by its settings."""
+    sizes: dict[str, int] = {}
+    longest = pad = side = None
+    for part in _parts_of(preprocessor):
+        sizes |= _image_sizes(part) | _sound_sizes(part)
+        limit = getattr(part, "model_max_length", None)
+        longest = limit if isinstance(limit, int) and 0 < limit < _NO_LIMIT else longest
+        if getattr(part, "padding_side", None) in ("left", "right") and hasattr(part, "pad_token_id"):
+            pad, side = part.pad_token_id, part.padding_side
+    return Habits(sizes=sizes, longest_text=longest, pad_token_id=pad, padding_side=side)
+
+
+def _parts_of(preprocessor: Any) -> list[Any]:
+    inner = [getattr(preprocessor, name, None) for name in _attribute_names(preprocessor)]
+    return [part for part in inner if part is not None] or [preprocessor]
+
+
+def _attribute_names(preprocessor: Any) -> list[str]:
+    names = getattr(preprocessor, "attributes", ())
+    return [name for name in names if isinstance(name, str)] if isinstance(names, (list, tuple)) else []
+
+
+def _image_sizes(part: Any) -> dict[str, int]:
+    """Return height and width: what was cropped to, else padded to, else resized to."""
+    given = (
+        ("crop_size", getattr(part, "do_center_crop", None)),
+        ("pad_size", getattr(part, "do_pad", None)),
+        ("size", getattr(part, "do_resize", None)),
+    )
+    for name, done in given:
+        found = _height_and_width(getattr(part, name, None)) if done else None
+        if found is not None:
+            return {"height": found[0], "width": found[1]}
+    return {}
+
+
+def _height_and_width(size: Any) -> tuple[int, int] | None:
+    """Return (height, width); an image of which one edge is said is taken as square."""
+    if isinstance(size, int):
+        return size, size
+
+    def read(name: str) -> int | None:
+        value = size.get(name) if isinstance(size, dict) else getattr(size, name, None)
+        return value if isinstance(value, int) else None
+
+    height, width = read("height"), read("width")
+    if height and width:
+        return height, width
+    edge = read("shortest_edge") or read("longest_edge")
+    return (edge, edge) if edge else None
+
+
+def _sound_sizes(part: Any) -> dict[str, int]:
+    """Return samples and frames of one chunk; of a second, where the extractor cuts nothing."""
+    rate = getattr(part, "sampling_rate", None)
+    if not isinstance(rate, int) or rate <= 0:
+        return {}
+    seconds = getattr(part, "chunk_length", None) or getattr(part, "chunk_length_s", None) or 1
+    hop = getattr(part, "hop_length", None) or rate // _FRAMES_PER_SECOND
+    frames = getattr(part, "nb_max_frames", None) or seconds * rate // hop
+    return {"samples": int(seconds * rate), "frames": int(frames)}
 
 
 def _read(module: str, mapping: str) -> dict[str, Any]:

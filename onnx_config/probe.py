@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import (
@@ -20,6 +20,9 @@ from torch._subclasses.fake_tensor import (
 )
 
 from onnx_config.module_state import forgotten_caches, preserved_state
+
+if TYPE_CHECKING:
+    from onnx_config.trial import Frame
 
 __all__ = ["Probe", "ProbeResult", "flat_outputs"]
 
@@ -44,6 +47,12 @@ class ProbeResult:
     undecidable: bool = False
     """Whether the answer depends on values, which fake tensors do not have."""
 
+    frames: tuple[Frame, ...] = ()
+    """The calls on the way to a refusal, outermost first; empty for a run on shapes alone."""
+
+    progress: int = 0
+    """How many modules had returned when it ended."""
+
 
 class Probe:
     """A model class built without weights, to be called with shapes.
@@ -59,6 +68,7 @@ class Probe:
         config = copy.deepcopy(config)
         with torch.device("meta"):
             model = cls(config)
+        _choose_experts(model)
         self.parameters = sum(p.numel() for p in dict.fromkeys(model.parameters()))
         """Number of parameters, shared ones counted once."""
         self.offset_position_tables = _offset_position_tables(model)
@@ -104,6 +114,12 @@ def flat_outputs(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tens
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from flat_outputs(item, f"{prefix}.{index}" if prefix else str(index))
+
+
+def _choose_experts(model: torch.nn.Module) -> None:
+    """Let a mixture of experts run as a batch of products: grouped ones exist for bfloat16 only on the meta device."""
+    if getattr(model, "_can_set_experts_implementation", lambda: False)():
+        model.set_experts_implementation("batched_mm")  # type: ignore[operator]  # transformers' models have it
 
 
 def _offset_position_tables(model: torch.nn.Module) -> dict[int, int]:

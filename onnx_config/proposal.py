@@ -7,6 +7,7 @@ from typing import Any
 
 from onnx_config.config_sizes import config_for, modality_of
 from onnx_config.declarations import Argument, Declaration, Role
+from onnx_config.draft import GEOMETRY
 from onnx_config.patterns import ALWAYS_GIVEN
 from onnx_config.preprocessors import Preprocessor
 
@@ -57,6 +58,9 @@ def _is_fed(argument: Argument, declaration: Declaration, made: set[str]) -> boo
         return argument.role in (Role.DATA, Role.ALTERNATIVE)
     if argument.role is not Role.DATA:
         return name == declaration.main_input
+    if GEOMETRY.search(name):
+        # Sizes in the graph would depend on its values: only where the model cannot do without it.
+        return False
     if name in ALWAYS_GIVEN or name == declaration.main_input or name in made:
         return True
     # Videos take the place of images where a model reads both.

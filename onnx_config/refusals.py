@@ -6,7 +6,16 @@ import re
 
 from onnx_config.declarations import Declaration, Role
 
-__all__ = ["asked_for", "is_one_row_only", "is_too_small", "wrong_sizes"]
+__all__ = [
+    "asked_for",
+    "beyond_table",
+    "is_one_row_only",
+    "is_too_small",
+    "reshaped",
+    "token_counts",
+    "unpacked",
+    "wrong_sizes",
+]
 
 _SIZE_REFUSALS = (
     re.compile(r"length (?P<want>\d+), but (?:found|got) (?P<got>\d+)"),
@@ -14,6 +23,11 @@ _SIZE_REFUSALS = (
     re.compile(r"\((?P<got>\d+)\) doesn't match (?:the )?model[^(]*\((?P<want>\d+)\)"),
     re.compile(r"[Ee]xpected .{0,80}?(?P<want>\d+)\D{1,40}(?:got|found|but is)\D{1,20}(?P<got>\d+)"),
     re.compile(r"\(\d+x(?P<got>\d+) and (?P<want>\d+)x\d+\)"),
+    re.compile(r"tensor a \((?P<got>\d+)\) must match the size of tensor b \((?P<want>\d+)\)"),
+    re.compile(r"\((?P<got>\d+)\*\d+\) doesn't match [^(]*\((?P<want>\d+)\*\d+\)"),
+    re.compile(r"\(\d+\*(?P<got>\d+)\) doesn't match [^(]*\(\d+\*(?P<want>\d+)\)"),
+    re.compile(r"is (?P<got>\d+) and the .{0,60} is (?P<want>\d+),? (?:but|which)"),
+    re.compile(r": (?P<got>\d+) doesn't correspond to [^:]*: (?P<want>\d+)"),
 )
 _TOO_SMALL = re.compile(
     r"[Kk]ernel size can't be greater|[Oo]utput size is too small|too small|negative dimension|"
@@ -22,8 +36,11 @@ _TOO_SMALL = re.compile(
 _ONE_ROW = re.compile(r"batch[ _]sizes? (?:> ?1|(?:greater|larger|bigger) than 1)\b", re.IGNORECASE)
 _ASKS_FOR = (
     re.compile(r"missing \d+ required positional arguments?: (?P<names>.*)"),
-    re.compile(r"(?:specify|provide|pass(?:ed)?|given?|required|expects?)(?P<names>.*)", re.IGNORECASE),
-    re.compile(r"(?P<names>.*)(?:cannot be None|is required|should be passed|must be (?:passed|provided|specified))"),
+    re.compile(r"(?:specify|provide|pass(?:ed)?|given?|required|expects?|\bset)(?P<names>.*)", re.IGNORECASE),
+    re.compile(
+        r"(?P<names>.*)(?:(?:cannot|should not|must not) be None|is required|should be passed|"
+        r"must be (?:passed|provided|specified))"
+    ),
 )
 
 
@@ -35,6 +52,62 @@ def wrong_sizes(refusal: str) -> list[tuple[int, int]]:
     """
     found = [match for pattern in _SIZE_REFUSALS if (match := pattern.search(refusal))]
     return list(dict.fromkeys((int(match["got"]), int(match["want"])) for match in found))
+
+
+_UNPACKED = re.compile(r"(?:not enough|too many) values to unpack \(expected (\d+)")
+_RESHAPED = re.compile(r"shape '\[([-\d, ]+)\]' is invalid for input of size \d+")
+_BEYOND = re.compile(r"index -?\d+ is out of bounds for dimension \d+ with size (\d+)")
+_COUNTS = re.compile(
+    r"(?P<modality>image|video|audio|speech).{0,80}tokens?:? (?P<tokens>\d+),? ?(?:and )?(?:\w+ )?"
+    r"features:? (?P<features>\d+)",
+    re.IGNORECASE,
+)
+
+
+def unpacked(refusal: str) -> int | None:
+    """Return how many axes a statement expected of a shape.
+
+    >>> unpacked("not enough values to unpack (expected 5, got 4)")
+    5
+    """
+    found = _UNPACKED.search(refusal)
+    return int(found[1]) if found else None
+
+
+def reshaped(refusal: str) -> int | None:
+    """Return what the elements of a tensor must be a multiple of.
+
+    >>> reshaped("shape '[2, -1, 80]' is invalid for input of size 12")
+    80
+    """
+    found = _RESHAPED.search(refusal)
+    if found is None:
+        return None
+    step = 1
+    # The first axis is mostly the rows, which there are as many of as before.
+    for size in found[1].split(",")[1:]:
+        step *= max(1, int(size))
+    return step if step > 1 else None
+
+
+def beyond_table(refusal: str) -> int | None:
+    """Return the size of the table that an index lay outside of.
+
+    >>> beyond_table("index 29 is out of bounds for dimension 0 with size 22")
+    22
+    """
+    found = _BEYOND.search(refusal)
+    return int(found[1]) if found else None
+
+
+def token_counts(refusal: str) -> tuple[str, int, int] | None:
+    """Return (modality, placeholder tokens, features) where their numbers do not agree.
+
+    >>> token_counts("Image features and image tokens do not match, tokens: 0, features: 32")
+    ('image', 0, 32)
+    """
+    found = _COUNTS.search(refusal)
+    return (found["modality"].lower(), int(found["tokens"]), int(found["features"])) if found else None
 
 
 def is_too_small(refusal: str) -> bool:

@@ -1,47 +1,36 @@
 """From declared shapes to graph inputs and outputs with fixed sizes and named, tied axes.
 
-Sizes that the config fixes become numbers; the rest become axis names. The proposal is then put to
-a probe: where the model refuses, its own words say what to change; where it accepts, one axis at a
-time is varied, and an output size that moves with an axis is tied to it.
+Sizes that the config fixes become numbers; the rest become axis names. The proposal is then put to the class:
+where it refuses, its own words say what to change; where it accepts, one axis at a time is varied, and an output
+size that moves with an axis is tied to it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from onnx_config.config_sizes import config_size, image_size, longest, modality_of
-from onnx_config.declarations import Argument, Declaration
+from onnx_config.config_sizes import config_size, modality_of
+from onnx_config.declarations import Declaration
+from onnx_config.draft import Draft
+from onnx_config.lessons import candidates
 from onnx_config.preprocessors import Preprocessor
+from onnx_config.probe import ProbeResult
 from onnx_config.proposal import propose_inputs
-from onnx_config.refusals import asked_for, is_one_row_only, is_too_small, wrong_sizes
-from onnx_config.spec import TensorSpec
+from onnx_config.spec import TensorSpec, ValueRule
+from onnx_config.variation import Moved, vary_axes
 
 if TYPE_CHECKING:
-    from onnx_config.probe import Probe, ProbeResult
+    from onnx_config.probe import Probe
+    from onnx_config.trial import Trial
 
-__all__ = ["DEFAULT_SIZES", "Inference", "infer"]
+__all__ = ["Inference", "infer"]
 
-DEFAULT_SIZES: Mapping[str, int] = {
-    "batch_size": 2,
-    "text_batch_size": 2,
-    "image_batch_size": 3,
-    "audio_batch_size": 3,
-    "sequence_length": 16,
-    "decoder_sequence_length": 12,
-    "num_choices": 4,
-    "height": 96,
-    "width": 128,
-}
-"""Sizes at which dummy inputs are made and graphs are traced, in elements. No two axes of one model share
-a size that a trace could confuse, and none is 1."""
-
-_OTHER_SIZE = 6
-_RAW_AUDIO_LENGTH = 4000
-_MAX_ATTEMPTS = 12
-_MAX_GROWTH = 1 << 17
+_MAX_RUNS = 250
+_MAX_SECONDS = 30.0
+_MAX_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,320 +49,199 @@ class Inference:
     sizes: Mapping[str, int]
     """Dynamic axis -> the size at which the model accepts its inputs."""
 
+    axis_steps: Mapping[str, int] = field(default_factory=dict)
+    """Dynamic axis -> what its size must be a multiple of, where that is more than one."""
+
+    values: Mapping[str, ValueRule]
+    """Input name -> what its values must be, where that had to be found out."""
+
     learned: tuple[str, ...] = ()
     """What the class said when it was run."""
 
     assumed: tuple[str, ...] = ()
     """What could not be settled by running it."""
 
+    refusal: str | None = None
+    """What the class said last where it accepted nothing; ``None`` where it did, or where nothing was run."""
+
 
 def infer(
     declaration: Declaration,
     config: Any,
     preprocessors: Sequence[Preprocessor],
-    probe: Probe | None,
+    runner: Probe | Trial | None,
     *,
     task_family: str,
     flags: Mapping[str, Any],
+    limits: Any = None,
+    unused_positions: Mapping[int, int] | None = None,
 ) -> Inference:
     """Return inputs, outputs and axes of the class behind ``declaration``.
 
     Args:
         declaration: What the class declares.
-        config: Its config.
+        config: Its config, the one that ``runner`` was built from.
         preprocessors: What its users feed it with.
-        probe: The class without weights; ``None``: nothing is run, and shapes are as documented.
+        runner: The class on real values or on shapes alone; ``None``: nothing is run, shapes are as documented.
         task_family: The family of the task.
         flags: Further keyword arguments of ``forward``, such as ``use_cache=False``.
+        limits: The config that says how long inputs may be; ``None``: ``config``.
+        unused_positions: Rows of a table of positions -> how many of them are never used.
     """
     names = list(propose_inputs(declaration, config, preprocessors, task_family=task_family))
-    draft = _Draft(declaration, config, names, probe)
-    if probe is None:
-        return draft.finish(_documented_outputs(declaration, config, names), ("nothing was run: shapes as documented",))
-    result = draft.settle(probe, flags)
-    if result.undecidable:
-        result = draft.without_masks(probe, flags) or result
+    draft = Draft(declaration, config, names, limits=limits, unused_positions=unused_positions)
+    if runner is None:
+        return _finish(
+            draft, _documented_outputs(declaration, config, names), ("nothing was run: shapes as documented",)
+        )
+
+    from onnx_config.probe import Probe
+
+    def run(draft: Draft, sizes: Mapping[str, int] | None = None) -> ProbeResult:
+        if isinstance(runner, Probe):
+            return runner.run(draft.shapes(sizes), **flags)
+        return runner.run(draft.arrays(sizes), **flags)
+
+    draft, result = _settle(draft, run)
     if result.outputs is None:
         why = "depends on values" if result.undecidable else "was refused"
-        note = f"a run on shapes alone {why}: {result.refusal}"[:400]
-        return draft.finish(_documented_outputs(declaration, config, names), (note,))
-    return draft.vary(probe, result, flags)
+        note = f"a run {why}: {result.refusal}"[:400]
+        found = _finish(draft, _documented_outputs(declaration, config, names), (note,))
+        return found if result.undecidable else replace(found, refusal=result.refusal)
+    if not isinstance(runner, Probe):
+        draft, result = _without_measuring_masks(draft, result, runner, run, flags=flags)
+    return _varied(draft, result.outputs or {}, lambda sizes: run(draft, sizes))
 
 
-class _Draft:
-    """Input shapes while they are being settled."""
+def _settle(draft: Draft, run: Callable[[Draft], ProbeResult]) -> tuple[Draft, ProbeResult]:
+    """Propose, and change what the model says is wrong, until it accepts or nothing helps any more."""
+    runs, started = 0, time.monotonic()
 
-    def __init__(self, declaration: Declaration, config: Any, names: Iterable[str], probe: Probe | None) -> None:
-        self.declaration = declaration
-        self.config = config
-        self.unused_positions = probe.offset_position_tables if probe is not None else {}
-        self.specs: dict[str, TensorSpec] = {}
-        self.sizes: dict[str, int] = {}
-        self.smallest: dict[str, int] = {}
-        self.notes: list[str] = []
-        self.split_batch = any("image_batch_size" in (f.shape or ()) for f in declaration.outputs)
-        self.text_shape, self.text_axis = _text_shape(declaration)
-        for name in names:
-            self.add(name)
-        self._place_images()
+    def ask(proposal: Draft) -> ProbeResult:
+        nonlocal runs
+        runs += 1
+        return run(proposal)
 
-    def add(self, name: str) -> None:
-        argument = self.declaration.argument(name)
-        if argument is None:
-            raise KeyError(name)
-        shape = tuple(self._axis(name, axis) for axis in self._documented_shape(argument))
-        self.specs[name] = TensorSpec(name=name, dtype=_dtype_of(argument), shape=shape)
-        order = [a.name for a in self.declaration.arguments]
-        self.specs = dict(sorted(self.specs.items(), key=lambda item: order.index(item[0])))
-        for axis in self.specs[name].axes.values():
-            largest = self._largest(axis, name)
-            start = self._start_size(name, axis)
-            self.sizes.setdefault(axis, start if largest is None else max(1, min(start, largest)))
-
-    def _documented_shape(self, argument: Argument) -> tuple[int | str, ...]:
-        plain = ("batch_size", "sequence_length")
-        # The tokenizer makes its outputs in one shape; the common docstring of masks knows only two axes.
-        text = modality_of(argument.name) == "text" and not argument.name.startswith("decoder_")
-        if text and self.text_shape and (argument.name == "input_ids" or argument.shape in (None, plain)):
-            return self.text_shape
-        if argument.shape is not None:
-            return tuple("sequence_length" if text and axis == self.text_axis else axis for axis in argument.shape)
-        if argument.name.startswith("decoder_"):
-            return ("batch_size", "decoder_sequence_length")
-        match modality_of(argument.name):
-            case "image":
-                return ("batch_size", "num_channels", "height", "width")
-            case _:
-                return plain
-
-    def _axis(self, name: str, axis: int | str) -> int | str:
-        if isinstance(axis, int):
-            return axis
-        if axis == "batch_size" and self.split_batch:
-            return f"{modality_of(name)}_batch_size"
-        modality = modality_of(name)
-        if axis.endswith("batch_size") or axis in ("sequence_length", "decoder_sequence_length", "num_choices"):
-            if modality == "time" and axis == "sequence_length":
-                return config_size(self.config, "context_length", modality) or axis
-            return axis
-        if axis in ("image_size", "height", "width", "patch_size"):
-            return axis
-        return config_size(self.config, axis, modality) or axis
-
-    def _start_size(self, name: str, axis: str) -> int:
-        if axis == "sequence_length" and name == "input_values" and len(self.specs[name].shape) == 2:
-            return _RAW_AUDIO_LENGTH
-        return DEFAULT_SIZES.get(axis, _OTHER_SIZE)
-
-    def shapes(self, sizes: Mapping[str, int] | None = None) -> dict[str, tuple[tuple[int, ...], str]]:
-        sizes = self.sizes if sizes is None else sizes
-        return {name: (spec.resolve(sizes), spec.dtype) for name, spec in self.specs.items()}
-
-    def settle(self, probe: Probe, flags: Mapping[str, Any]) -> ProbeResult:
-        """Propose, and change what the model says is wrong, until it accepts or says nothing new."""
-        result = probe.run(self.shapes(), **flags)
-        for _ in range(_MAX_ATTEMPTS):
-            if result.outputs is not None or result.undecidable or result.refusal is None:
+    answer = ask(draft)
+    seen = {draft.signature}
+    for _ in range(_MAX_ROUNDS):
+        if answer.outputs is not None:
+            break
+        best: tuple[Draft, ProbeResult] | None = None
+        for candidate in candidates(draft, answer, ask):
+            if runs > _MAX_RUNS or time.monotonic() - started > _MAX_SECONDS:
                 break
-            if not self._learn(result.refusal):
-                break
-            result = probe.run(self.shapes(), **flags)
-        return result
-
-    def without_masks(self, probe: Probe, flags: Mapping[str, Any]) -> ProbeResult | None:
-        """Leave out the optional masks if sizes depend on values only through them; ``None``: they do not."""
-        optional = {a.name for a in self.declaration.arguments if not a.required} - {self.declaration.main_input}
-        masks = [name for name in self.specs if name.endswith("mask") and name in optional]
-        specs = self.specs
-        self.specs = {name: spec for name, spec in specs.items() if name not in masks}
-        result = self.settle(probe, flags) if masks else None
-        if result is None or result.outputs is None:
-            self.specs = specs
-            return None
-        self.notes += [f"{name} was left out since sizes would depend on its values" for name in masks]
-        return result
-
-    def _place_images(self) -> None:
-        """Give image axes their names, and the size that the config declares."""
-        for name, spec in list(self.specs.items()):
-            sides = [i for i, axis in enumerate(spec.shape) if axis in ("image_size", "height", "width", "patch_size")]
-            if len(sides) != 2:
+            signature = candidate.draft.signature
+            if signature in seen or not candidate.draft.specs:
                 continue
-            shape = list(spec.shape)
-            shape[sides[0]], shape[sides[1]] = "height", "width"
-            self.specs[name] = replace(spec, shape=tuple(shape))
-            declared = image_size(self.config)
-            self.sizes["height"], self.sizes["width"] = declared or (DEFAULT_SIZES["height"], DEFAULT_SIZES["width"])
-
-    def _learn(self, refusal: str) -> bool:
-        """Change the draft by what ``refusal`` says; return whether anything was changed."""
-        if any(self._fix_size(got, want) for got, want in wrong_sizes(refusal)):
-            return True
-        for name in asked_for(refusal, self.declaration):
-            if name not in self.specs:
-                self.add(name)
-                self.notes.append(f"{name} was added since the model asks for it")
-                return True
-        if is_one_row_only(refusal) and (batches := [a for a in self.sizes if a.endswith("batch_size")]):
-            for axis in batches:
-                self.sizes[axis] = 1
-                self._freeze(axis)
-                del self.sizes[axis]
-            self.notes.append(f"the batch is fixed at one row: {refusal}"[:300])
-            return True
-        if is_too_small(refusal):
-            return self._grow()
-        return False
-
-    def _fix_size(self, got: int, want: int) -> bool:
-        """Fix the one axis that has size ``got`` to ``want``."""
-        if got == want:
-            return False
-        for name, spec in self.specs.items():
-            for position, axis in enumerate(spec.shape):
-                size = axis if isinstance(axis, int) else self.sizes[axis]
-                if size == got and position > 0:
-                    shape = list(spec.shape)
-                    shape[position] = want
-                    self.specs[name] = replace(spec, shape=tuple(shape))
-                    return True
-        return False
-
-    def _grow(self) -> bool:
-        main = self.specs.get(self.declaration.main_input)
-        if main is None:
-            return False
-        axes = [a for a in main.axes.values() if not a.endswith("batch_size")]
-        if not axes or max(self.sizes[a] for a in axes) * 4 > _MAX_GROWTH:
-            return False
-        for axis in axes:
-            self.sizes[axis] *= 4 if len(axes) == 1 else 2
-        return True
-
-    def vary(self, probe: Probe, base: ProbeResult, flags: Mapping[str, Any]) -> Inference:
-        """Vary one axis at a time: which inputs may move, and which outputs move with them."""
-        moved: dict[str, tuple[int, Mapping[str, tuple[tuple[int, ...], str]]]] = {}
-        ranges = self.ranges()
-        if base.outputs is None:
-            raise ValueError("vary needs a run that returned")
-        for axis in sorted({a for spec in self.specs.values() for a in spec.axes.values()}):
-            size = _another_size(axis, self.sizes[axis], ranges[axis][1])
-            result = probe.run(self.shapes({**self.sizes, axis: size}), **flags) if size else None
-            if result is not None and result.outputs is not None:
-                moved[axis] = (size or 0, result.outputs)
+            seen.add(signature)
+            got = ask(candidate.draft)
+            accepted = got.outputs is not None
+            if not accepted and candidate.leaves_out:
                 continue
-            self._freeze(axis)
-            if result is not None and not result.undecidable:
-                self.notes.append(f"{axis} is fixed at {self.sizes[axis]}: {result.refusal}"[:300])
-        self._find_smallest(probe, list(moved), flags)
-        taken: dict[str, tuple[int, ...]] = {}
-        outputs = tuple(
-            TensorSpec(
-                name=name, dtype=dtype, shape=_tie(name, shape, moved, self.sizes, self._symbols(name), taken=taken)
-            )
-            for name, (shape, dtype) in base.outputs.items()
-            if _is_kept(name, self.declaration, self.config, self.specs)
-        )
-        return self.finish(outputs, ())
-
-    def _find_smallest(self, probe: Probe, axes: Sequence[str], flags: Mapping[str, Any]) -> None:
-        """Find the smallest size of each axis at which the model accepts its inputs."""
-
-        def accepts(**sizes: int) -> bool:
-            result = probe.run(self.shapes({**self.sizes, **sizes}), **flags)
-            return result.outputs is not None or result.undecidable
-
-        if not axes or accepts(**dict.fromkeys(axes, 1)):
-            self.smallest.update(dict.fromkeys(axes, 1))
-            return
-        guess = 1
-        for axis in axes:
-            # Height and width, say, mostly have one limit.
-            if guess > 1 and accepts(**{axis: guess}) and not accepts(**{axis: guess - 1}):
-                self.smallest[axis] = guess
-                continue
-            self.smallest[axis] = guess = self._bisect(axis, accepts)
-
-    def _bisect(self, axis: str, accepts: Callable[..., bool]) -> int:
-        if accepts(**{axis: 1}):
-            return 1
-        refused, accepted = 1, self.sizes[axis]
-        while accepted - refused > 1:
-            middle = (refused + accepted) // 2
-            refused, accepted = (refused, middle) if accepts(**{axis: middle}) else (middle, accepted)
-        return accepted
-
-    def _symbols(self, name: str) -> tuple[int | str, ...] | None:
-        return next((f.shape for f in self.declaration.outputs if f.name == name), None)
-
-    def _freeze(self, axis: str) -> None:
-        for name, spec in self.specs.items():
-            shape = tuple(self.sizes[axis] if a == axis else a for a in spec.shape)
-            self.specs[name] = replace(spec, shape=shape)
-
-    def ranges(self) -> dict[str, tuple[int, int | None]]:
-        return {
-            axis: (self.smallest.get(axis, 1), self._largest(axis, spec.name))
-            for spec in self.specs.values()
-            for axis in spec.axes.values()
-        }
-
-    def _largest(self, axis: str, name: str) -> int | None:
-        declared = longest(self.config, axis, name)
-        return None if declared is None else declared - self.unused_positions.get(declared, 0)
-
-    def finish(self, outputs: tuple[TensorSpec, ...], assumed: tuple[str, ...]) -> Inference:
-        used = {a for spec in self.specs.values() for a in spec.axes.values()}
-        return Inference(
-            inputs=tuple(self.specs.values()),
-            outputs=outputs,
-            axis_ranges={a: r for a, r in self.ranges().items() if a in used},
-            sizes={a: s for a, s in self.sizes.items() if a in used},
-            learned=tuple(self.notes),
-            assumed=assumed,
-        )
+            further = _is_further(got, best[1] if best else answer)
+            other = candidate.sure and got.refusal != answer.refusal and got.progress >= answer.progress
+            if accepted or further or (other and best is None):
+                notes = candidate.draft.assumed if candidate.leaves_out else candidate.draft.learned
+                notes.append(candidate.why)
+                best = (candidate.draft, got)
+                if accepted or candidate.sure:
+                    break
+        if best is None:
+            break
+        draft, answer = best
+    return draft, answer
 
 
-def _text_shape(declaration: Declaration) -> tuple[tuple[int | str, ...] | None, str | None]:
-    """Return the shape of a tokenizer's outputs, and the name that ``input_ids`` documents for its last axis."""
-    main = declaration.argument("input_ids")
-    if main is None or not main.shape or not isinstance(main.shape[-1], str):
-        return (main.shape if main is not None else None), None
-    shape = (*main.shape[:-1], "sequence_length")
-    # Some multiple-choice heads document their choices in the output only.
-    if len(shape) == 2 and any("num_choices" in (f.shape or ()) for f in declaration.outputs):
-        shape = (shape[0], "num_choices", shape[1])
-    return shape, main.shape[-1]
+def _is_further(new: ProbeResult, old: ProbeResult) -> bool:
+    """Return whether a run came further: more modules returned, or the same function stopped at a later line."""
+    if new.progress != old.progress:
+        return new.progress > old.progress
+    for here, there in zip(new.frames, old.frames, strict=False):
+        if here.place != there.place:
+            return here.place[0] == there.place[0] and here.function == there.function and here.place > there.place
+    return False
 
 
-def _dtype_of(argument: Argument) -> str:
-    name = argument.name
-    # The annotations of some vision models say LongTensor for pixels.
-    if re.search(r"^pixel_values|^input_(features|values)$|_values$|embeds$", name):
-        return "float32"
-    if argument.dtype is not None:
-        return argument.dtype
-    if re.search(r"_ids$|mask$|^bbox$|_positions?$", name):
-        return "int64"
-    return "float32"
+def _without_measuring_masks(
+    draft: Draft,
+    result: ProbeResult,
+    trial: Trial,
+    run: Callable[[Draft], ProbeResult],
+    *,
+    flags: Mapping[str, Any],
+) -> tuple[Draft, ProbeResult]:
+    """Leave out optional masks of sounds and images whose values say how long something inside is.
+
+    No graph holds such a length. Texts keep their masks: nobody deploys a model of texts that cannot be padded.
+    """
+    from onnx_config.probe import Probe
+
+    main = draft.declaration.main_input
+    optional = {a.name for a in draft.declaration.arguments if not a.required and a.name != main}
+    masks = [name for name in draft.specs if name in optional and name.endswith("mask")]
+    if not masks or modality_of(main) == "text":
+        return draft, result
+    built: Any = lambda _: trial.model  # noqa: E731  # a class as good as any other
+    probe = Probe(built, None)
+    measured = probe.run(draft.shapes(), **flags)
+    if not measured.undecidable:
+        return draft, result
+    other = draft.copy()
+    for name in masks:
+        other.remove(name)
+    without = run(other)
+    if without.outputs is None or probe.run(other.shapes(), **flags).outputs is None:
+        return draft, result
+    other.assumed.append(
+        f"{', '.join(masks)} was left out: what is inside depends on its values: {measured.refusal}"[:300]
+    )
+    return other, without
 
 
-def _another_size(axis: str, size: int, largest: int | None) -> int | None:
-    """Return a second size for an axis, by which an output's dependence shows; ``None`` if there is no room."""
-    other = size * 3 // 2 if axis in ("height", "width") or size > 1000 else size + 5 if size > 5 else size + 1
-    if axis in ("height", "width"):
-        # A multiple of 32, the usual product of a vision model's strides.
-        other = max(32, other // 32 * 32)
-        other = other + 32 if other == size else other
-    if largest is not None and other > largest:
-        other = size - 1
-    return other if other >= 1 else None
+def _varied(
+    draft: Draft, outputs: Mapping[str, tuple[tuple[int, ...], str]], run: Callable[[Mapping[str, int]], ProbeResult]
+) -> Inference:
+    """Vary the axes of a draft that was accepted with ``outputs``."""
+    before = dict(draft.sizes)
+    moved = vary_axes(draft, run)
+    if any(draft.sizes[axis] != before[axis] for axis in draft.axes()):
+        # A text that had to grow was not yet as long when the first axes were varied.
+        outputs = run(draft.sizes).outputs or outputs
+        moved = vary_axes(draft, run)
+    sizes = {axis: size for axis, size in draft.sizes.items() if axis in moved}
+    taken: dict[str, tuple[int, ...]] = {}
+    declared = draft.declaration
+    tensors = tuple(
+        TensorSpec(name=name, dtype=dtype, shape=_tie(name, shape, moved, sizes, _symbols(declared, name), taken=taken))
+        for name, (shape, dtype) in outputs.items()
+        if _is_kept(name, declared, draft.config, draft.specs)
+    )
+    return _finish(draft, tensors, ())
+
+
+def _symbols(declaration: Declaration, name: str) -> tuple[int | str, ...] | None:
+    return next((f.shape for f in declaration.outputs if f.name == name), None)
+
+
+def _finish(draft: Draft, outputs: tuple[TensorSpec, ...], assumed: tuple[str, ...]) -> Inference:
+    used = set(draft.axes())
+    return Inference(
+        inputs=tuple(draft.specs.values()),
+        outputs=outputs,
+        axis_ranges={axis: limits for axis, limits in draft.ranges().items() if axis in used},
+        sizes={axis: size for axis, size in draft.sizes.items() if axis in used},
+        axis_steps={axis: step for axis, step in draft.steps.items() if axis in used},
+        values={name: rule for name, rule in draft.rules.items() if name in draft.specs},
+        learned=tuple(draft.learned),
+        assumed=(*draft.assumed, *assumed),
+    )
 
 
 def _tie(
     name: str,
     shape: tuple[int, ...],
-    moved: Mapping[str, tuple[int, Mapping[str, tuple[tuple[int, ...], str]]]],
+    moved: Moved,
     sizes: Mapping[str, int],
     symbols: tuple[int | str, ...] | None,
     *,
@@ -420,14 +288,14 @@ def _documented_outputs(declaration: Declaration, config: Any, names: Sequence[s
     # Samples of sound and patches of an image are not the steps of an output that documents the same name.
     is_text = modality_of(declaration.main_input) == "text"
     outputs = []
-    for field in declaration.outputs:
-        if not field.tensor or not _is_kept(field.name, declaration, config, inputs):
+    for found in declaration.outputs:
+        if not found.tensor or not _is_kept(found.name, declaration, config, inputs):
             continue
         shape: list[int | str] = []
-        for position, axis in enumerate(field.shape or ()):
+        for position, axis in enumerate(found.shape or ()):
             if isinstance(axis, int) or axis.endswith("batch_size") or ("sequence_length" in axis and is_text):
                 shape.append(axis)
             else:
-                shape.append(config_size(config, axis, "text") or f"{field.name}_dim_{position}")
-        outputs.append(TensorSpec(name=field.name, dtype="float32", shape=tuple(shape)))
+                shape.append(config_size(config, axis, "text") or f"{found.name}_dim_{position}")
+        outputs.append(TensorSpec(name=found.name, dtype="float32", shape=tuple(shape)))
     return tuple(outputs)

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnx_config.errors import ModelError
 
-__all__ = ["ModelSpec", "TensorSpec"]
+__all__ = ["ModelSpec", "TensorSpec", "ValueRule", "base_axis", "size_of"]
+
+_FORMULA = re.compile(r"(\d+)\*(\w+)")
+_PLUS = " + "
+
+
+def base_axis(axis: str) -> str:
+    """Return the axis that a size is a multiple of; a plain axis is returned as it is.
+
+    >>> base_axis("4*batch_size"), base_axis("height")
+    ('batch_size', 'height')
+    """
+    found = _FORMULA.fullmatch(axis)
+    return found[2] if found else axis
+
+
+def size_of(axis: int | str, sizes: Mapping[str, int]) -> int:
+    """Return the size of an axis, which is fixed, named, a multiple of a named one, or a sum of such.
+
+    >>> size_of("4*batch_size", {"batch_size": 3})
+    12
+    >>> size_of("past_sequence_length + sequence_length", {"past_sequence_length": 8, "sequence_length": 3})
+    11
+
+    Raises:
+        KeyError: If ``sizes`` lacks the axis.
+    """
+    if isinstance(axis, int):
+        return axis
+    if axis not in sizes and _PLUS in axis:
+        return sum(size_of(term, sizes) for term in axis.split(_PLUS))
+    found = _FORMULA.fullmatch(axis)
+    return int(found[1]) * sizes[found[2]] if found else sizes[axis]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +61,19 @@ class TensorSpec:
 
     shape: tuple[int | str, ...]
     """Axis sizes in elements, outermost first; ``()`` is a scalar. An ``int`` is fixed at
-    export; a ``str`` names a dynamic axis, one name being one size throughout a model."""
+    export; a ``str`` names a dynamic axis, one name being one size throughout a model. An input's
+    axis may also be a multiple of another one, such as ``"4*batch_size"``, or a sum, such as
+    ``"past_sequence_length + sequence_length"``."""
 
     @property
     def axes(self) -> dict[int, str]:
         """The dynamic axes: position -> name."""
         return {i: size for i, size in enumerate(self.shape) if isinstance(size, str)}
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """The names of the dynamic axes, each once; of multiples and sums, the names of what they are made of."""
+        return tuple(dict.fromkeys(base_axis(term) for axis in self.axes.values() for term in axis.split(_PLUS)))
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape with each dynamic axis looked up in ``sizes``.
@@ -41,9 +81,42 @@ class TensorSpec:
         Raises:
             ModelError: If ``sizes`` lacks a dynamic axis.
         """
-        if missing := sorted({d for d in self.shape if isinstance(d, str)} - sizes.keys()):
+        if missing := sorted(set(self.axis_names) - sizes.keys()):
             raise ModelError(f"{self.name}: no size for {missing}; sizes given for {sorted(sizes)}")
-        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+        return tuple(size_of(d, sizes) for d in self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueRule:
+    """What the values of an input must be, beyond what its name and the config say."""
+
+    below: int | None = None
+    """Exclusive upper bound of integer values; ``None``: as declared."""
+
+    ones: int | None = None
+    """How many elements of each row are one, from the second on; the others are zero. ``None``: as ever."""
+
+    sizes: tuple[int | str, ...] = ()
+    """What each row (along the last axis) holds: numbers, or axes whose sizes they are. One alone fills all."""
+
+    tokens: tuple[tuple[int, int, str | None], ...] = ()
+    """(token id, how often it stands in each row, the axis that it stands so often for each of, or ``None``):
+    placeholders of images or sounds in a text."""
+
+    def placeholders(self, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
+        """Return (token id, how often it stands in each row) at ``sizes``."""
+        return [(token, count * (sizes[axis] if axis else 1)) for token, count, axis in self.tokens]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rule as JSON types; `from_json` reads it back."""
+        tokens = [list(token) for token in self.tokens]
+        return {"below": self.below, "ones": self.ones, "sizes": list(self.sizes), "tokens": tokens}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ValueRule:
+        """Read what `to_json` wrote."""
+        tokens = tuple((int(token), int(count), axis) for token, count, axis in value["tokens"])
+        return cls(below=value["below"], ones=value["ones"], sizes=tuple(value["sizes"]), tokens=tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +159,12 @@ class ModelSpec:
     """What the model keeps from step to step when its cache is on, as inputs of a graph that continues
     (``past_key_values.0.key``, …); empty where it keeps nothing, or was not asked."""
 
+    axis_steps: Mapping[str, int] = field(default_factory=dict)
+    """Dynamic axis -> what its size must be a multiple of, where that is more than one."""
+
+    values: Mapping[str, ValueRule] = field(default_factory=dict)
+    """Input name -> what its values must be, where that had to be found out."""
+
     declared: tuple[str, ...] = ()
     """How task and class were found, and what their declarations say; a phrase each."""
 
@@ -113,7 +192,16 @@ class ModelSpec:
         }
         phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed")}
         ranges = {k: list(v) for k, v in self.axis_ranges.items()}
-        return {**asdict(self), **tensors, **phrases, "axis_ranges": ranges, "sizes": dict(self.sizes)}
+        values = {name: rule.to_json() for name, rule in self.values.items()}
+        return {
+            **asdict(self),
+            **tensors,
+            **phrases,
+            "axis_ranges": ranges,
+            "sizes": dict(self.sizes),
+            "axis_steps": dict(self.axis_steps),
+            "values": values,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
@@ -124,6 +212,7 @@ class ModelSpec:
                 TensorSpec(name=t["name"], dtype=t["dtype"], shape=tuple(t["shape"])) for t in fields[side]
             )
         fields["axis_ranges"] = {k: (v[0], v[1]) for k, v in fields["axis_ranges"].items()}
+        fields["values"] = {k: ValueRule.from_json(v) for k, v in fields["values"].items()}
         for name in ("declared", "proven", "assumed"):
             fields[name] = tuple(fields[name])
         return cls(**fields)

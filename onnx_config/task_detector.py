@@ -28,6 +28,7 @@ __all__ = [
     "known_tasks",
     "newer_release",
     "normalize_task",
+    "task_of_class",
 ]
 
 
@@ -253,6 +254,14 @@ def _generation_class(model_type: str) -> tuple[str, str] | None:
     return None
 
 
+def _ties_its_head(class_name: str) -> bool:
+    """Return whether a generation class can take the weights of its head from the backbone's embedding."""
+    import transformers
+
+    keys = getattr(getattr(transformers, class_name, None), "_tied_weights_keys", None) or ()
+    return any(key.partition(".")[0] not in ("encoder", "decoder", "model") for key in keys)
+
+
 def _is_encoder_decoder(config: PreTrainedConfig) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False))
 
@@ -267,7 +276,7 @@ def _declared(config: PreTrainedConfig, name: str, model_type: str) -> DetectedT
         return _result(_tasks_by_mapping()[heads[0]], name, f"{name} is listed for {_tasks_by_mapping()[heads[0]]}")
     # Without its tied embedding the head of a saved backbone would be random.
     tied = _is_encoder_decoder(config) and getattr(config, "tie_word_embeddings", True)
-    if tied and (generation := _generation_class(model_type)) is not None:
+    if tied and (generation := _generation_class(model_type)) is not None and _ties_its_head(generation[1]):
         return _result(*generation, f"{name} is an encoder-decoder, which means generation")
     pretraining = any(m in _PRETRAINING_MAPPINGS for m in mappings) or "ForPreTraining" in name
     base = _base_class(model_type)
@@ -307,6 +316,26 @@ _NAME_ENDINGS: Mapping[str, str] = {
 
 def _by_class_name(name: str) -> str | None:
     return next((task for ending, task in _NAME_ENDINGS.items() if name.endswith(ending)), None)
+
+
+def task_of_class(class_name: str, task: str | None = None) -> DetectedTask:
+    """Return the task that a class of transformers does; the class stays, other than with a config's architectures.
+
+    >>> task_of_class("BertForMaskedLM").task, task_of_class("BertModel").task
+    ('fill-mask', 'feature-extraction')
+
+    Args:
+        class_name: The class; one that is not from transformers gives features unless its name ends like a head's.
+        task: What it is to be called instead; ``None``: what the class is for.
+
+    Raises:
+        InputError: If ``task`` is no task.
+    """
+    if task is not None:
+        return _result(normalize_task(task)[0], class_name, f"{class_name} was given for the task asked for")
+    heads = [m for m in _mappings_of(class_name) if m in _tasks_by_mapping() and m != ""]
+    found = _tasks_by_mapping()[heads[0]] if heads else _by_class_name(class_name)
+    return _result(found or "feature-extraction", class_name, f"{class_name} was given")
 
 
 def _base_class(model_type: str) -> str | None:

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from onnx_config.cache_layout import PAST_AXIS, CacheLayout, read_cache_layout
 from onnx_config.config_sizes import modality_of
 from onnx_config.declarations import Declaration, declare
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.input_generator import generate_inputs
 from onnx_config.patterns import ALWAYS_GIVEN
-from onnx_config.preprocessors import Preprocessor, declared_preprocessors, given_preprocessors
+from onnx_config.preprocessors import (
+    Habits,
+    Preprocessor,
+    declared_preprocessors,
+    given_preprocessors,
+    habits_of,
+)
 from onnx_config.shape_inference import Inference, infer
-from onnx_config.spec import ModelSpec
+from onnx_config.spec import ModelSpec, TensorSpec
 from onnx_config.task_detector import DetectedTask, detect_task, normalize_task
+from onnx_config.timm_models import MODEL_TYPE as TIMM
+from onnx_config.timm_models import require_timm
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from onnx_config.model_source import ModelSource
     from onnx_config.probe import Probe
+    from onnx_config.trial import Trial
+    from onnx_config.twin import Twin
 
 __all__ = ["UniversalOnnxConfig"]
+
+_MAX_TWINS = 3
 
 
 class UniversalOnnxConfig:
@@ -47,6 +63,13 @@ class UniversalOnnxConfig:
     """Absolute tolerance below which an output of unit scale counts as equal; parity widens it by the
     model's own spread between float32 and float64."""
 
+    source: ModelSource | None = None
+    """What takes the place of a class of transformers made from the config: a module given directly, or the modules
+    of sentence-transformers; ``None``: nothing does."""
+
+    _settled: tuple[Trial, Twin] | None = None
+    """The small model that accepted the inputs, until its cache was read."""
+
     def __init__(
         self,
         config: PreTrainedConfig | Mapping[str, Any],
@@ -60,29 +83,31 @@ class UniversalOnnxConfig:
         Args:
             config: A transformers config, or its dict.
             task: Task by name or synonym; ``None``: what the config declares.
-            use_past: Whether the graph keeps a cache of keys and values. Not supported by this
-                version: ``True`` raises.
-            use_past_in_inputs: Whether the cache is an input too; follows ``use_past``.
+            use_past: Whether the graph gives back its cache of keys, values and states (``present.*``). ``None``:
+                where ``task`` ends in ``-with-past``.
+            use_past_in_inputs: Whether the graph also takes the cache (``past_key_values.*``) and continues from it;
+                ``None``: as ``use_past``.
             preprocessors: Tokenizers, processors, … that the model is used with. ``None``: those
                 that transformers declares for the model type.
 
         Raises:
-            InputError: If ``task`` is unknown or the model type has no class for it, or the dict names
-                no known model type.
+            InputError: If ``task`` is unknown or the model type has no class for it, the dict names no known
+                model type, or a cache is to be an input of a graph that keeps none.
             ModelError: If no class can be found for the config.
         """
         self.config = _as_config(config)
-        if task is not None and normalize_task(task)[1]:
-            use_past = True
-        if use_past or use_past_in_inputs:
-            raise ModelError(
-                "A cache of keys and values was asked for (use_past, or a task that ends in -with-past). This version "
-                "exports the forward pass without one: leave use_past unset.",
-                kind=ErrorKind.UNSUPPORTED,
+        if use_past is None:
+            use_past = bool(use_past_in_inputs) or (task is not None and normalize_task(task)[1])
+        if use_past_in_inputs and not use_past:
+            raise InputError(
+                "use_past_in_inputs=True was asked for with use_past=False: a cache that goes in also comes out. "
+                "Leave use_past unset."
             )
-        self.use_past = False
-        """Whether the graph keeps a cache."""
-        self.detected: DetectedTask = detect_task(self.config, task)
+        self.use_past = use_past
+        """Whether the graph gives back its cache."""
+        self.use_past_in_inputs = use_past if use_past_in_inputs is None else use_past_in_inputs
+        """Whether the graph takes its cache and continues from it."""
+        self.detected: DetectedTask = detect_task(self.config, task) if self.source is None else self.source.detected
         """Task, class and how they were found."""
         self._given = None if preprocessors is None else given_preprocessors(preprocessors)
 
@@ -94,9 +119,71 @@ class UniversalOnnxConfig:
             InputError: If there is no such model, or its ``config.json`` cannot be read.
             TransientError: If the Hub does not answer.
         """
-        from onnx_config.hub import read_config
+        from onnx_config.hub import config_from_dict, fetch_config, read_config_dict
 
-        return cls(read_config(str(model), revision=revision), **kwargs)
+        folder = fetch_config(str(model), revision=revision)
+        config = config_from_dict(read_config_dict(folder), origin=f"The config of {str(model)!r}")
+        return cls.from_config_in(folder, config, **kwargs)
+
+    @classmethod
+    def from_config_in(cls, folder: Path, config: PreTrainedConfig, **kwargs: Any) -> UniversalOnnxConfig:
+        """Configure the model in ``folder``, whose config was read; ``kwargs`` go to the constructor.
+
+        Where sentence-transformers wrote the folder, its modules belong to the model, unless another task than
+        ``feature-extraction`` is asked for.
+
+        Raises:
+            InputError: If its list of modules cannot be read.
+            ModelError: If there is a module that is unknown here, or no class for the config.
+        """
+        from onnx_config.sentence_modules import read_sentence_modules
+
+        task = kwargs.get("task")
+        if task is None or normalize_task(task)[0] == "feature-extraction":
+            modules = read_sentence_modules(folder)
+            if modules is not None:
+                from onnx_config.sentence_encoder import SentenceEncoderSource
+
+                return cls._from_source(SentenceEncoderSource(config, modules), config, **kwargs)
+        return cls(config, **kwargs)
+
+    @classmethod
+    def _from_source(cls, source: ModelSource, config: PreTrainedConfig, **kwargs: Any) -> UniversalOnnxConfig:
+        made = cls.__new__(cls)
+        made.source = source
+        made.__init__(config, **kwargs)  # type: ignore[misc]  # the constructor asks the source
+        return made
+
+    @classmethod
+    def from_model(
+        cls,
+        module: torch.nn.Module,
+        task: str | None = None,
+        *,
+        example_inputs: Mapping[str, torch.Tensor] | None = None,
+        preprocessors: Sequence[Any] | None = None,
+    ) -> UniversalOnnxConfig:
+        """Configure the export of a module that is loaded already: of transformers, or any other.
+
+        Of a module that is not from transformers, the parameters of ``forward`` that are annotated as tensors and have
+        no default are the inputs. Their shapes are read from its docstring where it tells them, and found out by
+        running the module on small inputs where not.
+
+        Args:
+            module: A loaded module; it is run, and is the same afterwards.
+            task: Task by name; ``None``: what the class of a transformers model is for, ``"custom"`` for any other.
+            example_inputs: Parameter name -> a tensor that the module accepts. Only these are inputs then, with the
+                element types and ranks of the examples; which axes are dynamic is found out by changing their sizes.
+            preprocessors: Tokenizers, processors, … that the model is used with.
+
+        Raises:
+            InputError: If no parameter is annotated as a tensor, or ``example_inputs`` names one that there is not.
+            ModelError: If the module accepts none of the inputs that were tried; the message says what to give.
+        """
+        from onnx_config.module.source import source_of
+
+        source, config = source_of(module, task=task, example_inputs=example_inputs)
+        return cls._from_source(source, config, preprocessors=preprocessors)
 
     @classmethod
     def from_model_path(cls, path: str | Path, **kwargs: Any) -> UniversalOnnxConfig:
@@ -136,6 +223,10 @@ class UniversalOnnxConfig:
         """
         import transformers
 
+        if self.source is not None:
+            return self.source.model_class
+        if self.model_type == TIMM:
+            require_timm(f"{getattr(self.config, 'architecture', self.architecture)}")
         try:
             found: type[PreTrainedModel] = getattr(transformers, self.architecture)
             found.main_input_name  # noqa: B018  (a stand-in for a missing library raises at any attribute)
@@ -150,7 +241,14 @@ class UniversalOnnxConfig:
     @cached_property
     def declaration(self) -> Declaration:
         """What the class declares."""
+        if self.source is not None:
+            return self.source.declare()
         return declare(self.model_class)  # type: ignore[arg-type]  # a class is hashable whatever its instances are
+
+    @property
+    def _builder(self) -> Any:
+        """What makes the module of the config, without weights."""
+        return self.model_class if self.source is None else self.source.build
 
     @cached_property
     def probe(self) -> Probe:
@@ -162,7 +260,7 @@ class UniversalOnnxConfig:
         from onnx_config.probe import Probe
 
         try:
-            return Probe(self.model_class, self.config)
+            return Probe(self._builder, self.config)
         # What the class raises on a contradictory config is its own choice.
         except Exception as error:
             raise ModelError(
@@ -181,37 +279,122 @@ class UniversalOnnxConfig:
     @cached_property
     def inference(self) -> Inference:
         """Inputs, outputs and axes as settled with the class."""
-        return infer(
-            self.declaration,
-            self.config,
-            self.preprocessors,
-            self.probe,
-            task_family=self.task_family,
-            flags=self.forward_flags,
-        )
+        if self.source is not None and self.source.inference is not None:
+            return self.source.inference
+        from onnx_config.full_size import at_full_size
+        from onnx_config.probe import Probe
+        from onnx_config.trial import Trial
+        from onnx_config.twin import twins
+
+        flags = self._flags(use_cache=False)
+
+        def ask(runner: Probe | Trial, config: Any) -> Inference:
+            return infer(
+                self.declaration,
+                config,
+                self.preprocessors,
+                runner,
+                task_family=self.task_family,
+                flags=flags,
+                limits=self.config,
+                unused_positions=self.probe.offset_position_tables,
+            )
+
+        refused: Inference | None = None
+        candidates = twins(self.config, self._builder, model=self.probe.model)
+        for twin in islice(candidates, _MAX_TWINS):
+            try:
+                trial = Trial(self._builder, twin.config)
+                found = ask(trial, twin.config)
+            except (MemoryError, RecursionError):
+                continue
+            if found.refusal is None:
+                self._settled = (trial, twin)
+                if twin.is_full:
+                    return found
+                shallow = partial(Probe, self._builder, twin.shallow)
+                return at_full_size(found, twin, shallow=shallow, full=self.probe, flags=flags)
+            refused = refused or found
+            if twin.is_full:
+                break
+        found = ask(self.probe, self.config)
+        return refused if refused is not None and found.refusal is not None else found
 
     @property
     def forward_flags(self) -> dict[str, Any]:
         """Keyword arguments of ``forward`` beside the inputs."""
+        return self._flags(use_cache=self.use_past)
+
+    def _flags(self, *, use_cache: bool) -> dict[str, Any]:
         accepted = {a.name for a in self.declaration.arguments}
-        return {"use_cache": False} if "use_cache" in accepted else {}
+        return {"use_cache": use_cache} if "use_cache" in accepted else {}
+
+    @cached_property
+    def cache_layout(self) -> CacheLayout:
+        """What the model keeps from step to step, whether or not ``use_past`` was asked for; empty: nothing."""
+        if self.source is not None:
+            return CacheLayout()
+        from onnx_config.probe import Probe
+
+        found = self.inference
+        shallow = None if self._settled is None else partial(Probe, self._builder, self._settled[1].shallow)
+        layout = read_cache_layout(self.declaration, found, self.probe, self._settled, shallow=shallow)
+        # The twin was kept for this.
+        self._settled = None
+        return layout
+
+    @property
+    def _kept(self) -> CacheLayout:
+        """The layout of a cache that was asked for."""
+        layout = self.cache_layout
+        if not layout.past:
+            why = f" ({'; '.join(layout.notes)})" if layout.notes else ""
+            raise ModelError(
+                f"A cache was asked for (use_past, or a task that ends in -with-past), and {self.architecture} keeps "
+                f"nothing from step to step{why}. Leave use_past unset.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
+        return layout
+
+    @property
+    def _input_specs(self) -> tuple[TensorSpec, ...]:
+        return self._kept.extended(self.inference.inputs) if self.use_past_in_inputs else self.inference.inputs
+
+    @property
+    def _output_specs(self) -> tuple[TensorSpec, ...]:
+        if not self.use_past:
+            return self.inference.outputs
+        return (*self.inference.outputs, *self._kept.present(continued=self.use_past_in_inputs))
+
+    @property
+    def _axis_ranges(self) -> dict[str, tuple[int, int | None]]:
+        own = self._kept.axis_ranges if self.use_past_in_inputs else {}
+        return {**self.inference.axis_ranges, **own}
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
-        """Input name -> its dynamic axes (position -> name)."""
-        return {spec.name: spec.axes for spec in self.inference.inputs}
+        """Input name -> its dynamic axes (position -> name).
+
+        Raises:
+            ModelError: If a cache was asked for and the model keeps none.
+        """
+        return {spec.name: spec.axes for spec in self._input_specs}
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        """Output name -> its dynamic axes (position -> name)."""
-        return {spec.name: spec.axes for spec in self.inference.outputs}
+        """Output name -> its dynamic axes (position -> name).
+
+        Raises:
+            ModelError: If a cache was asked for and the model keeps none.
+        """
+        return {spec.name: spec.axes for spec in self._output_specs}
 
     def get_input_names(self) -> list[str]:
-        """Return the inputs in the order of ``forward``."""
+        """Return the inputs in the order of ``forward``; the cache, where it is an input, comes last."""
         return list(self.inputs)
 
     def get_output_names(self) -> list[str]:
-        """Return the outputs in the order of the output class."""
+        """Return the outputs in the order of the output class; the cache, where it is asked for, comes last."""
         return list(self.outputs)
 
     def get_dynamic_axes(self) -> dict[str, dict[int, str]]:
@@ -221,7 +404,7 @@ class UniversalOnnxConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """Dynamic axis -> the size that dummy inputs have unless told otherwise."""
-        return dict(self.inference.sizes)
+        return {**self.inference.sizes, **(self._kept.sizes if self.use_past_in_inputs else {})}
 
     def generate_dummy_inputs(
         self,
@@ -237,14 +420,16 @@ class UniversalOnnxConfig:
         """Return seeded inputs that the model accepts, in the order of `get_input_names`.
 
         Args:
-            preprocessor: A tokenizer or processor. Of the kind of data that it makes, only the inputs
-                that it names are returned, and those that the model cannot do without. ``None``: all inputs.
+            preprocessor: A tokenizer, image processor, feature extractor or processor. Of the kind of data that
+                it makes, only the inputs that it names are returned, and those that the model cannot do without.
+                Dynamic axes that no size was asked for are as long as its settings make them, texts are at most
+                as long as it leaves them, and are padded as it pads. ``None``: all inputs.
             batch_size: Rows, of texts and of images alike; ``None``: two, and three where a model scores
                 images against texts, so that the two are told apart.
             seq_length: Tokens of a text, or samples of a sound; ``None``: a size that the model accepts.
             framework: ``"pt"`` for torch tensors, ``"np"`` for NumPy arrays.
             seed: Equal seeds give equal values.
-            padding: Whether later rows are shorter and padded.
+            padding: Whether later rows are shorter and padded, on the preprocessor's side with its token.
             **sizes: Further axes by name, e.g. ``height=224``.
 
         Raises:
@@ -253,8 +438,9 @@ class UniversalOnnxConfig:
         """
         if framework not in ("pt", "np"):
             raise InputError(f"The framework {framework!r} was asked for; there are 'pt' and 'np'.")
-        wanted = self._resolve_sizes(batch_size, seq_length, sizes)
-        specs = self.inference.inputs
+        habits = Habits() if preprocessor is None else habits_of(preprocessor)
+        wanted = self._resolve_sizes(batch_size, seq_length, sizes, habits=habits)
+        specs = self._input_specs
         if preprocessor is not None:
             parts = given_preprocessors([preprocessor])
             kinds = {modality_of(part.input_names[0]) for part in parts}
@@ -263,7 +449,17 @@ class UniversalOnnxConfig:
             specs = tuple(
                 s for s in specs if s.name in kept or s.name.startswith("decoder_") or modality_of(s.name) not in kinds
             )
-        arrays = generate_inputs(specs, self.config, self.declaration, wanted, seed=seed, padding=padding)
+        arrays = generate_inputs(
+            specs,
+            self.config,
+            self.declaration,
+            wanted,
+            rules=self.inference.values,
+            seed=seed,
+            padding=padding,
+            padding_side=habits.padding_side or "right",
+            pad_token_id=habits.pad_token_id,
+        )
         if framework == "np":
             return dict(arrays)
         import torch
@@ -271,9 +467,9 @@ class UniversalOnnxConfig:
         return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
     def _resolve_sizes(
-        self, batch_size: int | None, seq_length: int | None, sizes: Mapping[str, int]
+        self, batch_size: int | None, seq_length: int | None, sizes: Mapping[str, int], *, habits: Habits
     ) -> dict[str, int]:
-        resolved = self.sizes
+        resolved = self.sizes | self._habitual_sizes(habits)
         for axis in resolved:
             if axis.endswith("batch_size") and batch_size is not None:
                 resolved[axis] = batch_size
@@ -283,13 +479,38 @@ class UniversalOnnxConfig:
             if axis not in resolved:
                 raise InputError(f"{axis!r} is no dynamic axis of this model; it has {sorted(resolved)}.")
             resolved[axis] = size
+        text = next((s.axis_names[-1] for s in self.inference.inputs if s.name == "input_ids" and s.axis_names), None)
+        if text is not None and habits.longest_text is not None and isinstance(resolved[text], int):
+            resolved[text] = min(resolved[text], habits.longest_text)
+        past = resolved.get(PAST_AXIS)
+        if self.use_past_in_inputs and isinstance(past, int):
+            # What a layer keeps of the past follows from its length, unless it was asked for.
+            resolved |= {axis: size for axis, size in self._kept.sizes_at(past).items() if axis not in sizes}
+        ranges = self._axis_ranges
         for axis, size in resolved.items():
-            least = self.inference.axis_ranges[axis][0]
+            least = ranges[axis][0]
             if not isinstance(size, int) or size < least:
                 raise InputError(
                     f"The size {size!r} was asked for {axis}; this model takes whole numbers from {least}."
                 )
         return resolved
+
+    def _habitual_sizes(self, habits: Habits) -> dict[str, int]:
+        """Return the dynamic axes that a preprocessor's settings give a size which the model takes."""
+        found = {axis: habits.sizes[axis] for axis in ("height", "width") if axis in habits.sizes}
+        for spec in self.inference.inputs:
+            if modality_of(spec.name) == "audio" and spec.dtype.startswith("float") and spec.axis_names:
+                # Features have a row per frame or a frame per column; what is not features is samples.
+                kind = "frames" if "features" in spec.name else "samples"
+                steps = [axis for axis in spec.axis_names if axis.endswith("sequence_length")]
+                found |= {axis: habits.sizes[kind] for axis in steps[-1:] if kind in habits.sizes}
+        kept = {}
+        for axis, size in found.items():
+            least, most = self.inference.axis_ranges.get(axis, (size + 1, None))
+            size = size if most is None else min(size, most)
+            if size >= least:
+                kept[axis] = size
+        return kept
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -299,15 +520,22 @@ class UniversalOnnxConfig:
             task=self.task,
             task_family=self.task_family,
             architecture=self.architecture,
-            inputs=self.inference.inputs,
-            outputs=self.inference.outputs,
-            axis_ranges=self.inference.axis_ranges,
-            sizes=self.inference.sizes,
+            inputs=self._input_specs,
+            outputs=self._output_specs,
+            axis_ranges=self._axis_ranges,
+            sizes=self.sizes,
+            cache=self.cache_layout.past,
+            axis_steps=self.inference.axis_steps,
+            values=self.inference.values,
             preprocessor=declared_preprocessors(self.model_type)[0],
             parameters=self.probe.parameters,
             declared=(self.detected.reason, *self.declaration.unread),
             proven=self.inference.learned,
-            assumed=self.inference.assumed,
+            assumed=(
+                *self.inference.assumed,
+                *self.cache_layout.notes,
+                *(self.source.notes if self.source is not None else ()),
+            ),
         )
 
     def __repr__(self) -> str:

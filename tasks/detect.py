@@ -3,56 +3,116 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from onnx_config.errors import InputError
-from onnx_config.hub import fetch_config, is_folder
+from onnx_config.errors import FerryError
+from onnx_config.export.isolate import DETECTION_PRELOAD, Server
+from onnx_config.export.scratch import scratch_folder
+from onnx_config.hub import fetch_config
 from onnx_config.spec import ModelSpec
+from tasks.detection_cache import DetectionCache, detection_key, detection_parts, is_kept
 from tasks.job import Job, StepCost, run_child
 from tasks.report import Step
-from tasks.request import ConversionRequest, Workspace
+from tasks.request import ConversionOptions, ConversionRequest, Workspace
 
-__all__ = ["detect", "detect_model"]
+__all__ = ["DETECTION_SERVER", "detect", "detect_model", "key_of", "known_detection", "scratch_for_detection"]
+
+DETECTION_SERVER = Server(preload=DETECTION_PRELOAD)
+"""Whose children only detect: started where there is no conversion to share a server with, and only when needed."""
 
 
-def detect(job: Job) -> tuple[ModelSpec, StepCost]:
-    """Return the spec of the job's model.
+def detect(job: Job, *, server: Server | None = None) -> tuple[ModelSpec, StepCost]:
+    """Return the spec of the job's model: as found before for the same content and versions, else by a child.
+
+    Args:
+        job: The model.
+        server: Whose child detects; ``None``: that of all steps of conversions.
 
     Raises:
         InputError: If the config cannot be read or the task is not possible.
         ModelError: If transformers has no class for it, or the class cannot be built.
         ResourceError: If the child ran out of time or memory, or died.
     """
+    started = time.monotonic()
     options = job.request.options
-    answer, cost = run_child(
-        job,
-        Step.DETECT,
-        "detect",
-        {"folder": str(job.source), "task": options.task, "trust_remote_code": options.trust_remote_code},
-    )
-    return ModelSpec.from_json(answer), cost
+    key = key_of(job.source, options)
+    if (known := known_detection(key, job.source, job.workspace)) is not None:
+        return known, StepCost(seconds=time.monotonic() - started, peak_rss_bytes=0)
+    cache = DetectionCache(job.workspace.detections)
+    request = {"folder": str(job.source), "task": options.task, "trust_remote_code": options.trust_remote_code}
+    try:
+        answer, cost = run_child(job, Step.DETECT, "detect", request, server=server)
+    except FerryError as error:
+        if key is not None and is_kept(error) and key == key_of(job.source, options):
+            cache.write(key, error, folder=job.source, scratch=job.scratch)
+        raise
+    spec = ModelSpec.from_json(answer)
+    # A config that was changed meanwhile is not the one that was looked up.
+    if key is not None and key == key_of(job.source, options):
+        cache.write(key, spec, folder=job.source, scratch=job.scratch)
+    return spec, cost
+
+
+def key_of(source: Path, options: ConversionOptions) -> str | None:
+    """Return the key of a detection; ``None`` where the folder cannot be read so far, which a child may tell better.
+
+    Raises:
+        InputError: If the config is not there, or no config.
+    """
+    try:
+        parts = detection_parts(source, task=options.task, trust_remote_code=options.trust_remote_code)
+        return detection_key(parts)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def known_detection(key: str | None, source: Path, workspace: Workspace) -> ModelSpec | None:
+    """Return what was found before; ``None`` if nothing was.
+
+    Raises:
+        FerryError: What it ended in.
+    """
+    found = None if key is None else DetectionCache(workspace.detections).read(key, folder=source)
+    if isinstance(found, FerryError):
+        raise found
+    return found
 
 
 def detect_model(request: ConversionRequest, workspace: Workspace) -> ModelSpec:
     """Return the spec of a model that is not being converted; of a repository only ``config.json`` is fetched.
 
-    Writes nothing but a temporary folder.
+    Writes nothing but a temporary folder, and the answer where answers are kept.
 
     Raises:
         FerryError: As `detect`, and what reading from the Hub raises.
     """
     source = fetch_config(request.model_id, revision=request.revision)
-    if is_folder(request.model_id) and not (source / "config.json").is_file():
-        raise InputError(f"The folder {str(source)!r} has no config.json, so it is no transformers model.")
-    with tempfile.TemporaryDirectory(prefix="ferry-detect-") as scratch:
+    known = known_detection(key_of(source, request.options), source, workspace)
+    if known is not None:
+        return known
+    with scratch_for_detection(workspace) as scratch:
         job = Job(
             request=request,
             workspace=workspace,
             revision="",
             key="",
             source=source,
-            scratch=Path(scratch),
+            scratch=scratch,
             memory_bytes=workspace.memory_limit_bytes,
             weight_bytes=0,
         )
-        return detect(job)[0]
+        return detect(job, server=DETECTION_SERVER)[0]
+
+
+@contextmanager
+def scratch_for_detection(workspace: Workspace) -> Iterator[Path]:
+    """Make a temporary folder: beside the kept answers, or elsewhere where nothing can be written there."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder(workspace.home, "detect"))
+        except OSError:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ferry-detect-")))
+        yield folder

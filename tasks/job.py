@@ -61,8 +61,12 @@ class StepCost:
     """Largest resident size."""
 
 
-def run_child(job: Job, step: Step, function: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], StepCost]:
-    """Run a function of ``onnx_config.export.steps`` in a child; return its answer and cost.
+def run_child(
+    job: Job, step: Step, function: str, request: Mapping[str, Any], *, server: isolate.Server | None = None
+) -> tuple[dict[str, Any], StepCost]:
+    """Run a function of ``onnx_config.export.steps``, or ``"package.module:function"``, in a child.
+
+    Returns its answer and cost. The child is one of ``server``; ``None``: of the one that all steps share.
 
     Raises:
         FerryError: What the function raised, or how the child ended.
@@ -72,8 +76,8 @@ def run_child(job: Job, step: Step, function: str, request: Mapping[str, Any]) -
     folder = job.scratch / step.value
     folder.mkdir(exist_ok=True)
     try:
-        answer = isolate.run(
-            f"onnx_config.export.steps:{function}",
+        answer = (isolate.run if server is None else server.run)(
+            function if ":" in function else f"onnx_config.export.steps:{function}",
             request,
             folder=folder,
             timeout_seconds=job.workspace.timeout_seconds,

@@ -1,15 +1,27 @@
-"""The action key: under which a conversion's result is found again."""
+"""Keys by content: under which a conversion's result, or a detection, is found again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from tasks.request import ConversionOptions
 from tasks.versions import CODE_EPOCH, package_versions
 
-__all__ = ["action_key"]
+__all__ = ["action_key", "content_sha256"]
+
+
+def content_sha256(content: Mapping[str, Any]) -> str:
+    """Return the full SHA-256 over JSON values; neither the order of keys nor spaces count.
+
+    >>> content_sha256({"a": 1, "b": [None]}) == content_sha256({"b": [None], "a": 1})
+    True
+    """
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def action_key(model: str, revision: str, options: ConversionOptions, *, versions: dict[str, str] | None = None) -> str:
@@ -23,13 +35,13 @@ def action_key(model: str, revision: str, options: ConversionOptions, *, version
 
     No path, time or host name goes in.
     """
-    content = {
-        "schema": 1,
-        "epoch": CODE_EPOCH,
-        "model": model,
-        "revision": revision,
-        "options": asdict(options),
-        "versions": package_versions() if versions is None else versions,
-    }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return content_sha256(
+        {
+            "schema": 1,
+            "epoch": CODE_EPOCH,
+            "model": model,
+            "revision": revision,
+            "options": asdict(options),
+            "versions": package_versions() if versions is None else versions,
+        }
+    )

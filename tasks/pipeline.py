@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from onnx_config.errors import ErrorKind, FerryError, ModelError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
+from onnx_config.sentence_modules import module_files
 from onnx_config.spec import ModelSpec
 from tasks.detect import detect
 from tasks.export import Exported, export
@@ -43,6 +44,7 @@ __all__ = [
     "convert_model",
     "place_known",
     "refused",
+    "rehearse_model",
 ]
 
 _LOCK_SECONDS = 0.5
@@ -272,6 +274,45 @@ def refused(
     return _failed(_Progress(request=request, listener=SilentListener()), workspace, error, batch_id)
 
 
+def rehearse_model(
+    request: ConversionRequest,
+    workspace: Workspace,
+    source: Path,
+    *,
+    gate: MemoryGate | None = None,
+    stopping: threading.Event | None = None,
+) -> ModelEntry:
+    """Take the model in ``source`` through every step but the last; return the entry that it would have.
+
+    Nothing is stored or recorded, and nothing is left. Never raises for what goes wrong with a model.
+
+    Raises:
+        KeyboardInterrupt: If ``stopping`` is set.
+    """
+    gate = gate or MemoryGate(workspace.memory_limit_bytes)
+    progress = _Progress(request=request, listener=SilentListener())
+    means = _Means(
+        workspace=workspace,
+        output=None,
+        steps=replace(PLAIN_STEPS, register=lambda _job, draft, **_: draft),
+        gate=gate,
+        stopping=stopping or threading.Event(),
+        retried=frozenset(),
+        batch_id=None,
+    )
+    weight_bytes = _weight_bytes(source)
+    try:
+        with gate.admit(estimate_bytes(weight_bytes), stopping=means.stopping) as share:
+            return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
+    except FerryError as error:
+        raise_if_stopping(means.stopping)
+        return progress.entry(Status.FAILED, error=error)
+    # A bug of ours in one model must not end the look at all the others.
+    except Exception as error:  # noqa: BLE001
+        raise_if_stopping(means.stopping)
+        return progress.entry(Status.FAILED, error=unforeseen(error))
+
+
 def place_known(entry: ModelEntry, request: ConversionRequest, output: Path | None) -> ModelEntry:
     """Return the entry of a verified model with its files placed in ``output``; of any other as it is.
 
@@ -306,7 +347,8 @@ def _placed(entry: ModelEntry, output: Path) -> ModelEntry:
 
 
 def _weight_bytes(source: Path) -> int:
-    return sum(p.stat().st_size for p in source.glob("*.safetensors") if p.is_file())
+    files = [*source.glob("*.safetensors"), *(p for p in module_files(source) if p.suffix == ".safetensors")]
+    return sum(p.stat().st_size for p in files if p.is_file())
 
 
 def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes: int, memory_bytes: int) -> ModelEntry:

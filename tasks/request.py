@@ -79,6 +79,11 @@ class Workspace:
     threads: int = 1
     """Threads that torch and ONNX Runtime use in one conversion."""
 
+    @property
+    def detections(self) -> Path:
+        """Folder of the detections that are kept by content; may be removed at any time."""
+        return self.home / "detections"
+
 
 class Listener(Protocol):
     """Is told how a batch advances, from several threads."""

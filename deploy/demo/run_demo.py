@@ -121,7 +121,7 @@ def show_similarity(artifact: Path) -> list[str]:
 
 
 def embed(artifact: Path, sentences: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Return one vector of length 1 per sentence: the mean of its token vectors, padding left out."""
+    """Return one vector of length 1 per sentence, as the graph gives it: pooled and normalized."""
     import onnxruntime
     from tokenizers import Tokenizer
 
@@ -134,10 +134,7 @@ def embed(artifact: Path, sentences: tuple[str, ...]) -> np.ndarray[Any, np.dtyp
     }
     session = onnxruntime.InferenceSession(artifact / "model.onnx", providers=["CPUExecutionProvider"])
     feed = {node.name: np.asarray(columns[node.name], dtype=np.int64) for node in session.get_inputs()}
-    hidden = session.run(["last_hidden_state"], feed)[0]
-    mask = np.asarray(columns["attention_mask"], dtype=np.float32)[..., None]
-    mean = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
-    vectors: np.ndarray[Any, np.dtype[np.float32]] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    vectors: np.ndarray[Any, np.dtype[np.float32]] = session.run(["sentence_embedding"], feed)[0]
     return vectors
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from onnx_config.errors import InputError
 from onnx_config.file_hash import sha256_of
+from onnx_config.sentence_modules import config_folder
 
 __all__ = [
     "FERRY_FILE",
@@ -55,11 +56,14 @@ def copy_side_files(source: Path, target: Path) -> tuple[str, ...]:
     """Copy config, tokenizer and processor files as they came; return their relative names.
 
     Weights, graphs, pickles, readmes and hidden files stay behind. Of subfolders, only the small ``config.json``
-    that sentence-transformers keeps for its modules comes along.
+    that sentence-transformers keeps for its modules comes along. Where it keeps the transformer in a folder of its own,
+    that one's files come to the top, where loaders look for a config and a tokenizer.
     """
     names = []
-    for path in (*sorted(source.iterdir()), *sorted(source.glob("*/config.json"))):
-        relative = path.relative_to(source)
+    files = {path.relative_to(source): path for path in (*source.iterdir(), *source.glob("*/config.json"))}
+    if (transformer := config_folder(source)) != source:
+        files = {path.relative_to(transformer): path for path in transformer.iterdir()} | files
+    for relative, path in sorted(files.items()):
         if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
         if path.name in _LEFT_BEHIND_NAMES or _LEFT_BEHIND_SUFFIXES & {s.lower() for s in path.suffixes}:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from onnx_config.errors import ErrorKind, InputError, ModelError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["check_weights", "load_model", "weight_files"]
+__all__ = ["check_weights", "load_model", "load_state", "weight_files"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -143,6 +144,35 @@ def load_model(
     return model
 
 
+def load_state(module: torch.nn.Module, folder: Path) -> None:
+    """Give a module of plain torch the weights of ``folder``, all of them and no other, as float32.
+
+    Raises:
+        InputError: If weights are missing, truncated, too many, of other shapes than the module's, or not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    check_weights(folder)
+    weights: dict[str, torch.Tensor] = {}
+    try:
+        for path in weight_files(folder):
+            weights.update(load_file(path))
+        module.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except SafetensorError as error:
+        raise InputError(f"The weights in {str(folder)!r} cannot be read: {error}. Fetch them again.") from error
+    except RuntimeError as error:
+        raise InputError(
+            f"The weights in {str(folder)!r} do not fit their config.json: {str(error)[:400]}. "
+            "Give the config that the weights were saved with."
+        ) from error
+    if wrong := _not_finite(module):
+        raise InputError(
+            f"The checkpoint in {str(folder)!r} holds NaN or infinite weights in {_some(wrong)}. "
+            "Nothing that is computed with them has a meaning; fetch or train it again."
+        )
+
+
 def _load(
     cls: type[PreTrainedModel], config: PreTrainedConfig, folder: Path, dtype: Any, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -185,7 +215,7 @@ def _has_pooling_switch(cls: type) -> bool:
     return "add_pooling_layer" in inspect.signature(cls).parameters
 
 
-def _not_finite(model: PreTrainedModel) -> list[str]:
+def _not_finite(model: torch.nn.Module) -> list[str]:
     import torch
 
     parameters = {name for name, _ in model.named_parameters()}

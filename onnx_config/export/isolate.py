@@ -37,10 +37,13 @@ from onnx_config.errors import ErrorKind, InternalError, ResourceError, Transien
 from onnx_config.export.child import EXIT_DISK_FULL, SERVER_ENVIRONMENT, Job, names_memory
 from onnx_config.export.watch import RUN_VARIABLE, TICK_SECONDS, Run, Watch, read_tail, receive, tail_of
 
-__all__ = ["PRELOAD", "Answer", "ChildError", "Server", "kill_all", "run", "shutdown", "warm_up"]
+__all__ = ["DETECTION_PRELOAD", "PRELOAD", "Answer", "ChildError", "Server", "kill_all", "run", "shutdown", "warm_up"]
 
 PRELOAD = ("onnx_config.export.preload:import_quietly",)
 """What the fork server of `run` imports or calls before its first child."""
+
+DETECTION_PRELOAD = ("onnx_config.export.preload:import_for_detection",)
+"""The same for a `Server` whose children only detect: half the imports, which is half the time until the first."""
 
 _SHUTDOWN_SECONDS = 5.0
 _HUNG_UP_SECONDS = 1.0

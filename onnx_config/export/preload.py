@@ -8,7 +8,7 @@ import logging
 import warnings
 from contextlib import suppress
 
-__all__ = ["import_quietly"]
+__all__ = ["import_for_detection", "import_quietly"]
 
 _MODULES = (
     "torch",
@@ -46,6 +46,18 @@ _IMPORTED_LATE = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.processing_auto",
 )
+# What reading a config and running a class on shapes needs: no exporter, no ONNX, no ONNX Runtime.
+_FOR_DETECTION = (
+    "torch",
+    "transformers",
+    "onnx_config.export.steps",
+    "onnx_config.probe",
+    "onnx_config.universal_config",
+    "transformers.generation.utils",
+    "transformers.modeling_layers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.processing_auto",
+)
 _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 _ORT_ERRORS = 3
 
@@ -77,6 +89,19 @@ def import_quietly() -> None:
     # A million objects that no collection in a child needs to look at, nor to touch the pages of.
     gc.collect()
     gc.freeze()
+
+
+def import_for_detection() -> None:
+    """Import what detection needs, as quietly as `import_quietly`, in half its time."""
+    warnings.simplefilter("ignore")
+    for module in _FOR_DETECTION:
+        with suppress(ImportError):
+            importlib.import_module(module)
+
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _import_patched_modules() -> None:

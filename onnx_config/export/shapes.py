@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 __all__ = ["CheckShape", "check_shapes"]
 
@@ -26,7 +27,11 @@ class CheckShape:
 
 
 def check_shapes(
-    sizes: Mapping[str, int], ranges: Mapping[str, tuple[int, int | None]], *, masked: bool
+    sizes: Mapping[str, int],
+    ranges: Mapping[str, tuple[int, int | None]],
+    *,
+    steps: Mapping[str, int] = MappingProxyType({}),
+    masked: bool,
 ) -> tuple[CheckShape, ...]:
     """Return five shapes or more, none of them the traced one, each axis at two sizes at least.
 
@@ -36,6 +41,7 @@ def check_shapes(
     Args:
         sizes: Dynamic axis -> size at which the graph was traced.
         ranges: Dynamic axis -> smallest and largest size allowed.
+        steps: Dynamic axis -> what its size must be a multiple of, where that is more than one.
         masked: Whether a mask among the inputs can hide padding.
 
     >>> [s.label for s in check_shapes({"batch_size": 2}, {"batch_size": (1, None)}, masked=False)]
@@ -56,7 +62,18 @@ def check_shapes(
     # A graph without dynamic axes can only be compared on other values.
     if not sizes:
         return tuple(shapes[:4] + shapes[5:])
-    return tuple(_unlike(_moved(shapes, limits), sizes, limits))
+    return tuple(_whole(shape, steps, limits) for shape in _unlike(_moved(shapes, limits), sizes, limits))
+
+
+def _whole(shape: CheckShape, steps: Mapping[str, int], limits: Mapping[str, tuple[int, int | None]]) -> CheckShape:
+    """Return ``shape`` with every size a multiple of its step, rounded up where there is room."""
+    sizes = dict(shape.sizes)
+    for axis, step in steps.items():
+        if axis in sizes:
+            high = limits[axis][1]
+            size = -(-sizes[axis] // step) * step
+            sizes[axis] = size if high is None or size <= high else high // step * step
+    return replace(shape, sizes=sizes)
 
 
 def _with(
@@ -70,7 +87,7 @@ def _with(
             # Two batches in one model (texts and images) are never of one size, but for the single row.
             size = batch if batch == 1 else batch + batches
             batches += 1
-        elif axis in _IMAGE_AXES:
+        elif axis.endswith(_IMAGE_AXES):
             size = other.image(traced)
         else:
             size = other.plain(traced)

@@ -5,6 +5,7 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.spec import ModelSpec, TensorSpec
 
-__all__ = ["detect", "export", "parity", "simplify", "stamp"]
+__all__ = ["check_options", "detect", "export", "parity", "simplify", "stamp"]
 
 Json = dict[str, Any]
+
+_LARGEST_TRIED = 4096
+_UNEVEN_LENGTH = 19
 
 
 def detect(request: Json) -> Json:
@@ -26,6 +30,21 @@ def detect(request: Json) -> Json:
     """
     spec, _ = _configure(request)
     return spec.to_json()
+
+
+def check_options(request: Json) -> Json:
+    """Refuse a ``dtype``, an ``opset`` or a ``device`` with which no model can be converted here.
+
+    Raises:
+        InputError: If the opset is not one that is written, or the device is not there.
+        ModelError: If the element type is not supported.
+    """
+    from onnx_config.export.parity import choose_device
+
+    _check_dtype(request["dtype"])
+    _check_opset(request["opset"])
+    choose_device(request["device"])
+    return {}
 
 
 def _configure(request: Json) -> tuple[ModelSpec, Any]:
@@ -40,8 +59,20 @@ def _configure(request: Json) -> tuple[ModelSpec, Any]:
             kind=ErrorKind.UNSUPPORTED,
         )
     config = config_from_dict(value, origin=f"{request['folder']}/config.json")
-    universal = UniversalOnnxConfig(config, task=request.get("task"))
+    _check_no_past(request.get("task"))
+    universal = UniversalOnnxConfig.from_config_in(Path(request["folder"]), config, task=request.get("task"))
     return universal.spec, universal
+
+
+def _check_no_past(task: str | None) -> None:
+    from onnx_config.task_detector import normalize_task
+
+    if task is not None and normalize_task(task)[1]:
+        raise ModelError(
+            f"The task {task!r} asks for a graph with a cache of keys and values. This version exports the forward "
+            "pass without one: leave -with-past out.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
 
 
 def _loaded(request: Json, spec: ModelSpec) -> tuple[Any, Any]:
@@ -52,7 +83,9 @@ def _loaded(request: Json, spec: ModelSpec) -> tuple[Any, Any]:
 
     folder = Path(request["folder"])
     config = config_from_dict(read_config_dict(folder), origin=f"{folder}/config.json")
-    universal = UniversalOnnxConfig(config, task=spec.task)
+    universal = UniversalOnnxConfig.from_config_in(folder, config, task=spec.task)
+    if universal.source is not None:
+        return universal, universal.source.load(folder)
     return universal, load_model(universal.model_class, config, folder)
 
 
@@ -68,46 +101,117 @@ def export(request: Json) -> Json:
     import torch
 
     from onnx_config.export.graph_file import summarize, write_graph
+    from onnx_config.export.ties import TieWatch
     from onnx_config.export.trace import trace_model
     from onnx_config.input_generator import generate_inputs
+    from onnx_config.module_state import preserved_state
     from onnx_config.probe import flat_outputs
 
-    if request["dtype"] != "float32":
-        raise ModelError(
-            f"The dtype {request['dtype']!r} was asked for; this version converts float32 only. Leave dtype unset.",
-            kind=ErrorKind.UNSUPPORTED,
-        )
+    _check_dtype(request["dtype"])
     _check_opset(request["opset"])
     spec = ModelSpec.from_json(request["spec"])
     universal, model = _loaded(request, spec)
-    arrays = generate_inputs(spec.inputs, universal.config, universal.declaration, spec.sizes)
-    inputs = {name: torch.from_numpy(value) for name, value in arrays.items()}
     flags = universal.forward_flags
-    try:
-        with torch.no_grad():
-            returned = [name for name, _ in flat_outputs(model(**inputs, **flags))]
-    # The model's own code decides what it raises on inputs that it does not take.
-    except Exception as error:
-        raise ModelError(
-            f"{spec.architecture} refuses the inputs that its declarations suggest "
-            f"({', '.join(f'{n} {list(a.shape)}' for n, a in arrays.items())}): {type(error).__name__}: {error}",
-            kind=ErrorKind.UNSUPPORTED,
-        ) from error
+    fixed = tuple(request.get("fixed", ()))
+    for sizes in (_uneven(spec, fixed), spec.sizes):
+        arrays = generate_inputs(spec.inputs, universal.config, universal.declaration, sizes, rules=spec.values)
+        inputs = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        try:
+            # A model that adapts itself to the sizes it meets would be traced as it is after that.
+            with torch.no_grad(), preserved_state(model), TieWatch() as watch:
+                returned = [name for name, _ in flat_outputs(model(**inputs, **flags))]
+            break
+        # The model's own code decides what it raises on inputs that it does not take.
+        except Exception as error:
+            if sizes is not spec.sizes:
+                continue
+            raise ModelError(
+                f"{spec.architecture} refuses the inputs that its declarations suggest "
+                f"({', '.join(f'{n} {list(a.shape)}' for n, a in arrays.items())}): {type(error).__name__}: {error}",
+                kind=ErrorKind.UNSUPPORTED,
+            ) from error
     expected = [t.name for t in spec.outputs]
     kept = [name for name in returned if name in expected] or returned
     notes = [f"{name} is declared, yet this checkpoint does not return it" for name in expected if name not in returned]
-    trace = trace_model(
-        model,
-        inputs,
-        spec.inputs,
-        kept,
-        axis_ranges=spec.axis_ranges,
-        opset=request["opset"],
-        flags=flags,
-        fixed=request.get("fixed", ()),
-    )
-    write_graph(trace.model, Path(request["output"]))
+    path = Path(request["output"])
+    while True:
+        trace = trace_model(
+            model,
+            inputs,
+            spec.inputs,
+            kept,
+            axis_ranges=spec.axis_ranges,
+            opset=request["opset"],
+            flags=flags,
+            fixed=fixed,
+            tied=watch.seen,
+        )
+        write_graph(trace.model, path)
+        branching = _branching_axes(trace.untried, path, spec, universal, model)
+        sides = {axis for axis in spec.axis_ranges if axis.endswith(("height", "width"))} - set(fixed)
+        if not branching.keys() & sides:
+            break
+        # An image can be brought to the one size that preprocessors make.
+        why = next(branching[axis] for axis in sorted(branching.keys() & sides))
+        notes.append(f"{', '.join(sorted(sides))} is fixed, since the model computes otherwise at other sizes: {why}")
+        fixed = (*fixed, *sides)
+    for axis, why in branching.items():
+        raise ModelError(
+            f"{spec.architecture} computes otherwise at other sizes of {axis}, and one graph holds one way of "
+            f"computing only: {why}.",
+            kind=ErrorKind.EXPORT_FAILED,
+        )
     return {"graph": _summary(summarize(trace.model)), "notes": [*notes, *trace.notes]}
+
+
+def _uneven(spec: ModelSpec, fixed: Iterable[str]) -> dict[str, int]:
+    """Return the sizes to trace at, each length of a text an odd one that is no multiple of anything.
+
+    A model that fills its sequence up to whole chunks, windows or blocks takes a branch of its own where there is
+    nothing to fill up, and so would its graph.
+    """
+    uneven = {}
+    for axis, size in spec.sizes.items():
+        high = spec.axis_ranges.get(axis, (1, None))[1] or _UNEVEN_LENGTH
+        free = axis.endswith("sequence_length") and axis not in fixed
+        uneven[axis] = _UNEVEN_LENGTH if free and size < _UNEVEN_LENGTH <= high else size
+    return uneven
+
+
+def _branching_axes(
+    untried: tuple[tuple[str, int], ...], path: Path, spec: ModelSpec, universal: Any, model: Any
+) -> dict[str, str]:
+    """Return the axes at whose other sizes the model takes another branch than its graph, with what differs there."""
+    from onnx_config.export.parity import compute_references, difference_at, open_session
+    from onnx_config.export.shapes import CheckShape
+    from onnx_config.input_generator import generate_inputs
+
+    feeds = []
+    for axis, size in untried:
+        if size <= _LARGEST_TRIED:
+            shape = CheckShape(label="another branch", sizes={**spec.sizes, axis: size})
+            arrays = generate_inputs(
+                spec.inputs, universal.config, universal.declaration, shape.sizes, rules=spec.values
+            )
+            feeds.append((shape, arrays))
+    if not feeds:
+        return {}
+    # What the model itself refuses is no branch of it.
+    references, _ = compute_references(model, feeds, flags=universal.forward_flags, device="cpu", precise=False)
+    session = open_session(path, device="cpu", threads=1) if references else None
+    found = {}
+    for reference in references:
+        if (why := difference_at(session, reference)) is not None:
+            found.update({axis: why for axis, size in untried if reference.shape.sizes[axis] == size})
+    return found
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype != "float32":
+        raise ModelError(
+            f"The dtype {dtype!r} was asked for; this version converts float32 only. Leave dtype unset.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
 
 
 def _check_opset(opset: int | None) -> None:
@@ -165,30 +269,53 @@ def parity(request: Json) -> Json:
         ModelError: If ONNX Runtime refuses the graph.
     """
     from onnx_config.export.graph_file import read_graph, summarize
-    from onnx_config.export.parity import check_parity, choose_device, compute_references, open_session
-    from onnx_config.export.shapes import check_shapes
+    from onnx_config.export.parity import (
+        FEWEST_SHAPES,
+        Reference,
+        check_parity,
+        choose_device,
+        compute_references,
+        open_session,
+    )
+    from onnx_config.export.shapes import CheckShape, check_shapes
     from onnx_config.input_generator import generate_inputs
 
     device = choose_device(request["device"])
     spec = ModelSpec.from_json(request["spec"])
     path = Path(request["graph"])
     inputs = _as_in_graph(spec, summarize(read_graph(path)).inputs)
-    axes = {axis for tensor in inputs for axis in tensor.axes.values()}
+    axes = {axis for tensor in inputs for axis in tensor.axis_names}
     sizes = {axis: size for axis, size in spec.sizes.items() if axis in axes}
     masked = any(tensor.name.endswith("mask") for tensor in inputs)
     universal, model = _loaded(request, spec)
-    feeds = [
-        (
-            shape,
-            generate_inputs(
-                inputs, universal.config, universal.declaration, shape.sizes, seed=shape.seed, padding=shape.padding
-            ),
+
+    def compute(shapes: Iterable[CheckShape], model: Any) -> tuple[list[Reference], list[str]]:
+        feeds = [
+            (
+                shape,
+                generate_inputs(
+                    inputs,
+                    universal.config,
+                    universal.declaration,
+                    {**spec.sizes, **shape.sizes},
+                    rules=spec.values,
+                    seed=shape.seed,
+                    padding=shape.padding,
+                ),
+            )
+            for shape in shapes
+        ]
+        return compute_references(
+            model, feeds, flags=universal.forward_flags, device=device, precise=request.get("precise", True)
         )
-        for shape in check_shapes(sizes, spec.axis_ranges, masked=masked)
-    ]
-    references, refused = compute_references(
-        model, feeds, flags=universal.forward_flags, device=device, precise=request.get("precise", True)
-    )
+
+    references, refused = compute(check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked), model)
+    if len(references) < FEWEST_SHAPES and (sides := [axis for axis in sizes if axis.endswith(("height", "width"))]):
+        # The model may take images of one size only; of that size there are others to compare, and whoever asks for
+        # proven axes sees that these are not.
+        ranges = {**spec.axis_ranges, **{axis: (sizes[axis], sizes[axis]) for axis in sides}}
+        more, _ = compute(check_shapes(sizes, ranges, masked=masked), model)
+        references += more
     # ONNX Runtime needs the memory that the model holds.
     del model
     session = open_session(path, device=device, threads=request["threads"])

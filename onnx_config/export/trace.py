@@ -19,8 +19,12 @@ import torch
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.export.attention import hidden_rows_as_in_torch
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
-from onnx_config.spec import TensorSpec
+from onnx_config.export.symbolic import symbolic_builtins
+from onnx_config.export.ties import ties_as_in_torch
+from onnx_config.module_state import preserved_state
+from onnx_config.spec import TensorSpec, base_axis, size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +33,8 @@ __all__ = ["Trace", "trace_model"]
 
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 _IMAGE_AXES = ("height", "width")
+_FREE_AXES = ("batch_size", "sequence_length")
+_UNBOUNDED = 2**31
 
 # Windows and patches of an image whose size is unknown can take torch's solver minutes.
 _IMAGE_AXES_CPU_SECONDS = 60.0
@@ -44,9 +50,14 @@ class Trace:
     notes: tuple[str, ...]
     """Axes that had to be fixed, and why."""
 
+    untried: tuple[tuple[str, int], ...] = ()
+    """Axes with the sizes next to those that torch vouches for: there, the model's code took another branch."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
+    """One way of tracing."""
+
     axes: frozenset[str]
     """Axes that stay dynamic."""
     automatic: bool
@@ -66,6 +77,7 @@ def trace_model(
     flags: Mapping[str, Any],
     optimize: bool = True,
     fixed: Iterable[str] = (),
+    tied: bool = False,
 ) -> Trace:
     """Return the graph of ``model`` with named axes and only the outputs asked for.
 
@@ -79,13 +91,14 @@ def trace_model(
         flags: Further keyword arguments of ``forward``, such as ``use_cache=False``.
         optimize: Whether the exporter folds constants and removes dead nodes.
         fixed: Axes to fix at the sample's size although they are declared dynamic.
+        tied: Whether the model has a top-k that chooses among equal values.
 
     Raises:
         ModelError: If every attempt failed (``export_failed``); the message is that of the last one.
     """
     tensors = tuple(specs)
     kept = tuple(outputs)
-    axes = frozenset(a for spec in tensors for a in spec.axes.values()) - frozenset(fixed)
+    axes = frozenset(a for spec in tensors for a in spec.axis_names) - frozenset(fixed)
     notes: list[str] = []
     failures: list[tuple[_Attempt, Exception]] = []
     for attempt in _attempts(axes):
@@ -93,7 +106,7 @@ def trace_model(
             continue
         try:
             with cpu_limit(attempt.cpu_seconds):
-                program = _export(
+                program, bounds = _export(
                     model,
                     inputs,
                     tensors,
@@ -102,19 +115,25 @@ def trace_model(
                     opset=opset,
                     flags=flags,
                     optimize=optimize,
+                    tied=tied,
                 )
         # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
         except Exception as error:  # noqa: BLE001
             failures.append((attempt, error))
+            continue
+        names, said, lost = _name_axes(program, tensors, attempt)
+        # A graph for the one image size that a preprocessor makes is of use; one for the batch or the length that
+        # happened to be traced is not.
+        if useless := sorted(axis for axis in lost if axis.endswith(_FREE_AXES)):
+            text = f"the model's code fixes {', '.join(useless)} at the size that it is traced at"
+            failures.append((attempt, ValueError(text)))
             continue
         if untraceable := sorted(axes - attempt.axes):
             notes.append(
                 f"{', '.join(untraceable)} could not be traced as dynamic and is fixed: {_first_line(failures[-1][1])}"
             )
         _keep_outputs(program, kept)
-        _name_like_forward(program)
-        notes += _name_axes(program, tensors, attempt)
-        return Trace(model=program, notes=tuple(notes))
+        return Trace(model=program, notes=(*notes, *said), untried=_untried(names, bounds, axis_ranges))
     last = failures[-1][1]
     raise ModelError(
         f"{type(model).__name__} could not be traced in {len(failures)} attempts. "
@@ -126,9 +145,9 @@ def trace_model(
 def _attempts(axes: frozenset[str]) -> list[_Attempt]:
     """Return what to try, in this order: with all axes, and, of images, with the size that preprocessors make."""
     attempts = []
-    if axes & set(_IMAGE_AXES):
+    if sides := {axis for axis in axes if axis.endswith(_IMAGE_AXES)}:
         attempts = [_Attempt(axes=axes, automatic=a, cpu_seconds=_IMAGE_AXES_CPU_SECONDS) for a in (False, True)]
-        axes -= set(_IMAGE_AXES)
+        axes -= sides
     return [*attempts, _Attempt(axes=axes, automatic=False), _Attempt(axes=axes, automatic=True)]
 
 
@@ -142,9 +161,25 @@ def _export(
     opset: int | None,
     flags: Mapping[str, Any],
     optimize: bool,
-) -> onnx_ir.Model:
+    tied: bool,
+) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]]]:
+    """Return the graph, and for each of torch's symbols the sizes for which its trace holds."""
     from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_dynamo import DynamoExporter
     from transformers.exporters.exporter_onnx import OnnxExporter
+
+    bounds: dict[str, tuple[int, int]] = {}
+
+    # Stands between the two, where the traced program passes by.
+    class Listening(DynamoExporter):
+        def export_program(self, *arguments: Any, **options: Any) -> Any:
+            traced, metadata = super().export_program(*arguments, **options)
+            bounds.update({str(s): (int(r.lower), int(min(r.upper, _UNBOUNDED))) for s, r in _ranges(traced)})
+            return traced, metadata
+
+    class Exporter(OnnxExporter, Listening): ...
+
+    exporter = Exporter()  # type: ignore[no-untyped-call]
 
     dims: dict[str, Any] = {}
     for axis in attempt.axes:
@@ -152,7 +187,12 @@ def _export(
         # torch reads a lower bound of 2 or less as "not specialised"; a graph traced so runs at 1 too.
         dims[axis] = torch.export.Dim.AUTO if attempt.automatic else torch.export.Dim(_symbol(axis), min=1, max=largest)
     shapes = {
-        spec.name: {position: dims[axis] for position, axis in spec.axes.items() if axis in dims} for spec in specs
+        spec.name: {
+            position: _dimension(axis, dims, automatic=attempt.automatic)
+            for position, axis in spec.axes.items()
+            if base_axis(axis) in dims
+        }
+        for spec in specs
     }
     config = OnnxConfig(
         dynamic_shapes=shapes,
@@ -161,32 +201,73 @@ def _export(
         prefer_deferred_runtime_asserts_over_guards=not attempt.automatic,
     )
     # torch.onnx prints its progress and its failure reports to stdout, which belongs to our caller.
-    with contextlib.redirect_stdout(io.StringIO()):
-        exported = OnnxExporter().export(model, {**inputs, **flags}, config)
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        # A model that adapts itself to the sizes it meets would hide that from the next attempt.
+        preserved_state(model),
+        symbolic_builtins(model),
+        hidden_rows_as_in_torch(),
+        ties_as_in_torch() if tied else contextlib.nullcontext(),
+    ):
+        exported = exporter.export(model, {**inputs, **flags}, config)
     program = exported.program
     if not isinstance(program, onnx_ir.Model):
         raise TypeError(f"the exporter returned a {type(program).__name__}")
-    return program
+    _name_like_forward(program)
+    return program, bounds
+
+
+def _ranges(traced: Any) -> Iterable[tuple[Any, Any]]:
+    return [(symbol, bounds) for symbol, bounds in traced.range_constraints.items() if bounds.is_int]
+
+
+def _untried(
+    names: Mapping[str, str], bounds: Mapping[str, tuple[int, int]], declared: Mapping[str, tuple[int, int | None]]
+) -> tuple[tuple[str, int], ...]:
+    """Return the axes with those sizes that are declared to be possible, next to the ones that the trace holds for."""
+    found = []
+    for symbol, axis in names.items():
+        lowest, highest = bounds.get(symbol, (0, _UNBOUNDED))
+        low, high = declared.get(axis, (1, None))
+        # Size 1 is compared at in any case; torch sets all else apart from it.
+        if lowest > max(low, 2):
+            found.append((axis, lowest - 1))
+        if highest < (_UNBOUNDED if high is None else high):
+            found.append((axis, highest + 1))
+    return tuple(sorted(set(found)))
+
+
+def _dimension(axis: str, dims: Mapping[str, Any], *, automatic: bool) -> Any:
+    """Return torch's dimension for an axis, which may be a multiple of another one."""
+    dim = dims[base_axis(axis)]
+    return dim if automatic or base_axis(axis) == axis else dim * size_of(axis, {base_axis(axis): 1})
 
 
 def _symbol(axis: str) -> str:
     return re.sub(r"\W", "_", axis)
 
 
-def _name_axes(program: onnx_ir.Model, specs: tuple[TensorSpec, ...], attempt: _Attempt) -> list[str]:
-    """Give the graph's axes their names, on every value; return what turned out to be fixed or tied."""
+def _name_axes(
+    program: onnx_ir.Model, specs: tuple[TensorSpec, ...], attempt: _Attempt
+) -> tuple[dict[str, str], list[str], set[str]]:
+    """Give the graph's axes their names, on every value.
+
+    Returns the names by symbol, notes of what is fixed or tied, and the axes that are fixed.
+    """
     names: dict[str, str] = {}
     notes: list[str] = []
+    fixed: set[str] = set()
     by_name = {spec.name: spec for spec in specs}
     for value in program.graph.inputs:
         spec = by_name.get(value.name or "")
         if spec is None or value.shape is None:
             continue
         for position, axis in spec.axes.items():
-            if axis not in attempt.axes:
+            if base_axis(axis) not in attempt.axes:
                 continue
             size = _size(value.shape[position])
             if isinstance(size, int):
+                fixed.add(base_axis(axis))
                 notes.append(f"{axis} of {spec.name} is fixed at {size} in the graph")
             elif size is not None and names.setdefault(size, axis) != axis:
                 notes.append(f"{axis} of {spec.name} is tied to {names[size]} in the graph")
@@ -197,7 +278,7 @@ def _name_axes(program: onnx_ir.Model, specs: tuple[TensorSpec, ...], attempt: _
     for value in program.graph.outputs:
         if value.shape is not None:
             value.shape = onnx_ir.Shape([_plain(size, f"{value.name}_dim_{i}") for i, size in enumerate(value.shape)])
-    return list(dict.fromkeys(notes))
+    return names, list(dict.fromkeys(notes)), fixed
 
 
 def _size(dim: int | onnx_ir.SymbolicDim) -> int | str | None:

@@ -444,6 +444,7 @@ def test_the_documented_options_are_there() -> None:
         "--opset", "--dtype", "--no-simplify", "--trust-remote-code", "--revision"
     }  # fmt: skip
     assert options["batch"] == places | {"--output", "--workers", "--report", "--retry-failed", "--engine"}
+    assert options["plan"] == {"--home", "--memory-limit", "--timeout"} | {"--rehearse", "--json", "--workers"}
     assert options["doctor"] == places | {"--json"}
     assert "catalog" in commands
 

@@ -47,10 +47,11 @@ from onnx_config import hub
 from onnx_config.errors import FerryError
 found = {}
 for name in sys.argv[1:]:
-    for call in (hub.resolve, hub.fetch_config):
+    for call in (hub.resolve, hub.fetch_config, hub.list_files):
         try:
             answer = call(f"org/{name}")
-            found[f"{call.__name__}:{name}"] = ["ok", getattr(answer, "revision", None) or answer.name]
+            said = answer if isinstance(answer, dict) else getattr(answer, "revision", None) or answer.name
+            found[f"{call.__name__}:{name}"] = ["ok", said]
         except FerryError as error:
             found[f"{call.__name__}:{name}"] = [error.kind.value, error.message]
 print(json.dumps(found))
@@ -63,7 +64,12 @@ class FakeHub(BaseHTTPRequestHandler):
     def do_GET(self):
         repository = re.search(r"org/([\w-]+)", self.path)[1]
         if repository == "there":
-            body = json.dumps({"id": "org/there", "sha": SHA} if "/api/" in self.path else {"model_type": "bert"})
+            if self.path.endswith("modules.json"):
+                self.answer(404, "{}", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA})
+                return
+            files = [{"rfilename": "config.json", "size": 9}, {"rfilename": "model.safetensors", "size": 70}]
+            about = {"id": "org/there", "sha": SHA, "siblings": files}
+            body = json.dumps(about if "/api/" in self.path else {"model_type": "bert"})
             self.answer(200, body, ETag='"abc"', **{"X-Repo-Commit": SHA})
         else:
             status, code = ANSWERS[repository]
@@ -112,7 +118,7 @@ def answers(tmp_path_factory):
         thread.join()
 
 
-@pytest.mark.parametrize("call", ["resolve", "fetch_config"])
+@pytest.mark.parametrize("call", ["resolve", "fetch_config", "list_files"])
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
@@ -137,6 +143,7 @@ def test_an_answer_of_the_hub_has_its_kind(answers, call, name, kind, words):
 def test_a_repository_resolves_to_its_commit_and_gives_its_config_alone(answers):
     assert answers["resolve:there"] == ["ok", SHA]
     assert answers["fetch_config:there"] == ["ok", SHA]
+    assert answers["list_files:there"] == ["ok", {"config.json": 9, "model.safetensors": 70}]
 
 
 @pytest.mark.parametrize(
@@ -257,6 +264,19 @@ def test_reading_a_config_changes_nothing_of_the_dict():
     value = {"model_type": "bert", "hidden_size": 48, "architectures": ["BertModel"]}
     assert config_from_dict(value).hidden_size == 48
     assert value == {"model_type": "bert", "hidden_size": 48, "architectures": ["BertModel"]}
+
+
+def test_numbers_that_json_has_no_word_for_are_read_as_transformers_writes_them(tmp_path):
+    from transformers import BertConfig
+
+    BertConfig(limits=[0.0, float("inf")], lowest={"a": float("-inf")}, tag={"__float__": "one"}).save_pretrained(
+        tmp_path
+    )
+    assert '"Infinity"' in (tmp_path / "config.json").read_text()
+    config = config_from_dict(read_config_dict(tmp_path))
+    assert config.limits == [0.0, float("inf")]
+    assert config.lowest == {"a": float("-inf")}
+    assert config.tag == {"__float__": "one"}
 
 
 def test_transient_errors_are_the_ones_that_are_tried_again():

@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onnx_config import UniversalOnnxConfig
+from onnx_config.declarations import declare
 from onnx_config.input_generator import generate_inputs, special_token_ids
+from onnx_config.spec import TensorSpec, ValueRule
+from tests.onnx_config import picky_modules as picky
 
 MARKED = ["bert-model", "roberta-model", "t5-conditional-generation", "bart-model", "marian-mt", "gpt2-causal-lm",
           "llama-causal-lm", "qwen2-causal-lm", "whisper-model", "clip-model", "siglip-model", "blip-model",
@@ -102,6 +105,50 @@ def test_padded_rows_end_with_the_end_mark_and_padding():
 def test_what_is_too_small_to_pad_stays_whole(sizes):
     arrays = generate("bart-model", sizes, padding=True)
     assert arrays["attention_mask"].all()
+
+
+def ruled(rule, *, shape=("batch_size", "sequence_length"), name="input_ids", **options):
+    inputs = [TensorSpec(name=name, dtype="int64", shape=shape)]
+    sizes = {"batch_size": 2, "sequence_length": 9, "num_images": 3}
+    config, declared = picky.Settings(vocab_size=500, pad_token_id=0), declare(picky.Single)
+    return generate_inputs(inputs, config, declared, sizes, rules={name: rule}, **options)[name]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        pytest.param(ValueRule(ones=3), [0, 1, 1, 1, 0, 0, 0, 0, 0], id="ones"),
+        pytest.param(ValueRule(sizes=(7,)), [7] * 9, id="one-number-for-all"),
+        pytest.param(ValueRule(sizes=("sequence_length",)), [9] * 9, id="the-size-of-an-axis"),
+        pytest.param(ValueRule(sizes=("2*num_images",)), [6] * 9, id="a-multiple-of-one"),
+        pytest.param(ValueRule(below=1), [0] * 9, id="below"),
+        pytest.param(
+            ValueRule(below=1, tokens=((99, 2, None), (88, 1, "num_images"))), [0, 99, 99, 88, 88, 88, 0, 0, 0],
+            id="tokens",
+        ),
+    ],
+)  # fmt: skip
+def test_values_obey_their_rules(rule, expected):
+    assert ruled(rule).tolist() == [expected, expected]
+
+
+def test_a_bound_keeps_values_different():
+    values = ruled(ValueRule(below=50))
+    assert values.max() < 50
+    assert len(set(values.ravel().tolist())) > 3
+
+
+def test_a_row_of_sizes_stands_in_each_row():
+    assert ruled(ValueRule(sizes=(4, "num_images")), shape=("num_images", 2)).tolist() == [[4, 3]] * 3
+
+
+def test_padding_spares_the_placeholders():
+    inputs = [TensorSpec(name=n, dtype="int64", shape=("batch_size", 9)) for n in ("input_ids", "attention_mask")]
+    rules = {"input_ids": ValueRule(tokens=((99, 6, None),))}
+    config, sizes = picky.Settings(vocab_size=50, pad_token_id=0), {"batch_size": 2}
+    arrays = generate_inputs(inputs, config, declare(picky.Maskless), sizes, rules=rules, padding=True)
+    assert (arrays["input_ids"] == 99).sum(axis=1).tolist() == [6, 6]
+    assert arrays["attention_mask"].sum(axis=1).tolist() == [9, 8]
 
 
 def test_special_tokens_are_found_in_every_part_of_a_config():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_config.errors import ModelError
-from onnx_config.spec import ModelSpec, TensorSpec
+from onnx_config.spec import ModelSpec, TensorSpec, ValueRule, base_axis, size_of
 
 names = st.text("abcdefgh_", min_size=1, max_size=8)
 tensors = st.builds(
@@ -17,6 +17,13 @@ tensors = st.builds(
     name=names,
     dtype=st.sampled_from(["int64", "float32", "bool"]),
     shape=st.lists(st.integers(1, 99) | names, max_size=4).map(tuple),
+)
+rules = st.builds(
+    ValueRule,
+    below=st.none() | st.integers(1, 9),
+    ones=st.none() | st.integers(1, 9),
+    sizes=st.lists(st.integers(0, 9) | names, max_size=3).map(tuple),
+    tokens=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.none() | names), max_size=2).map(tuple),
 )
 ranges = st.tuples(st.integers(1, 9), st.none() | st.integers(10, 99))
 specs = st.builds(
@@ -31,6 +38,8 @@ specs = st.builds(
     sizes=st.dictionaries(names, st.integers(1, 99), max_size=3),
     preprocessor=st.none() | names,
     parameters=st.none() | st.integers(0, 10**12),
+    axis_steps=st.dictionaries(names, st.integers(1, 9), max_size=2),
+    values=st.dictionaries(names, rules, max_size=2),
     cache=st.lists(tensors, max_size=2).map(tuple),
     declared=st.lists(st.text(max_size=9), max_size=2).map(tuple),
     proven=st.lists(st.text(max_size=9), max_size=2).map(tuple),
@@ -55,12 +64,60 @@ def test_resolving_names_the_axes_without_a_size():
         tensor.resolve({"batch_size": 1})
 
 
+@pytest.mark.parametrize(
+    ("axis", "base", "size"),
+    [
+        pytest.param("batch_size", "batch_size", 3, id="plain"),
+        pytest.param("4*batch_size", "batch_size", 12, id="multiple"),
+        pytest.param("12*height", "height", 60, id="two-digits"),
+    ],
+)
+def test_an_axis_may_be_a_multiple_of_another(axis, base, size):
+    assert base_axis(axis) == base
+    assert size_of(axis, {"batch_size": 3, "height": 5}) == size
+
+
+def test_a_fixed_size_is_itself():
+    assert size_of(7, {}) == 7
+
+
+@pytest.mark.parametrize("axis", ["width", "2*width"])
+def test_a_size_that_nobody_gave_is_told(axis):
+    with pytest.raises(KeyError, match="width"):
+        size_of(axis, {"height": 5})
+    with pytest.raises(ModelError, match=r"x: no size for \['width'\]"):
+        TensorSpec(name="x", dtype="bool", shape=(axis,)).resolve({"height": 5})
+
+
+@given(st.lists(st.integers(1, 9) | names | st.tuples(st.integers(2, 9), names), max_size=4), st.integers(1, 9))
+def test_multiples_resolve_to_multiples_of_one_axis(axes, size):
+    shape = tuple(f"{a[0]}*{a[1]}" if isinstance(a, tuple) else a for a in axes)
+    tensor = TensorSpec(name="x", dtype="bool", shape=shape)
+    bases = {a[1] if isinstance(a, tuple) else a for a in axes if not isinstance(a, int)}
+    assert set(tensor.axis_names) == bases
+    assert len(tensor.axis_names) == len(bases)
+    expected = tuple(a if isinstance(a, int) else size * (a[0] if isinstance(a, tuple) else 1) for a in axes)
+    assert tensor.resolve(dict.fromkeys(bases, size)) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        pytest.param((), [], id="none"),
+        pytest.param(((9, 4, None),), [(9, 4)], id="fixed"),
+        pytest.param(((9, 4, "num_images"), (8, 1, None)), [(9, 12), (8, 1)], id="for-each-image"),
+    ],
+)
+def test_placeholders_follow_an_axis(tokens, expected):
+    assert ValueRule(tokens=tokens).placeholders({"num_images": 3}) == expected
+
+
 @pytest.mark.parametrize(("parameters", "expected"), [(None, None), (0, 0), (25, 100)])
 def test_the_size_of_the_weights(parameters, expected):
     spec = ModelSpec.from_json(
         {
             "model_type": "bert", "task": "t", "task_family": "t", "architecture": "A", "inputs": [], "outputs": [],
-            "axis_ranges": {}, "sizes": {}, "preprocessor": None, "parameters": parameters, "cache": [],
+            "axis_ranges": {}, "sizes": {}, "preprocessor": None, "parameters": parameters, "cache": [], "values": {}, "axis_steps": {},
             "declared": [], "proven": [], "assumed": [],
         }
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
@@ -130,3 +131,58 @@ def test_a_mask_among_the_inputs_is_tried_with_padding(
 def test_nothing_is_written_but_what_is_named(bert: Converted) -> None:
     assert {path.name for path in bert.traced.parent.iterdir()} == {"source", "stored", "traced.onnx"}
     assert summarize(read_graph(bert.traced)).nodes == bert.exported["graph"]["nodes"]
+
+
+@pytest.mark.parametrize(
+    ("size", "highest", "fixed", "traced"),
+    [
+        pytest.param(16, None, (), 19, id="even"),
+        pytest.param(16, 512, (), 19, id="even-and-bounded"),
+        pytest.param(16, 18, (), 16, id="no-room"),
+        pytest.param(33, None, (), 33, id="longer-already"),
+        pytest.param(16, None, ("sequence_length",), 16, id="fixed"),
+    ],
+)
+def test_a_text_is_traced_at_a_length_that_is_a_multiple_of_nothing(
+    bert: Converted, size: int, highest: int | None, fixed: tuple[str, ...], traced: int
+) -> None:
+    ranges = {"batch_size": (1, None), "sequence_length": (1, highest)}
+    spec = replace(bert.spec, sizes={"batch_size": 2, "sequence_length": size}, axis_ranges=ranges)
+    assert steps._uneven(spec, fixed) == {"batch_size": 2, "sequence_length": traced}
+
+
+def test_a_graph_that_takes_one_branch_of_several_is_refused(bert: Converted, tmp_path: Path) -> None:
+    universal, model = steps._loaded({"folder": str(bert.source)}, bert.spec)
+    untried = (("sequence_length", 21), ("batch_size", 10**9))
+    assert steps._branching_axes(untried, bert.traced, bert.spec, universal, model) == {}
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2)
+    found = steps._branching_axes(untried, bert.traced, bert.spec, universal, model)
+    assert list(found) == ["sequence_length"]
+    assert "at another branch" in found["sequence_length"]
+
+
+@pytest.mark.parametrize("axis", ["sequence_length", "height"])
+def test_what_branches_is_refused_unless_it_is_an_image(
+    vit: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: str
+) -> None:
+    answers = [{axis: "y differs by 1"}, {}]
+    monkeypatch.setattr(steps, "_branching_axes", lambda *_: answers.pop(0))
+    sides = {"height": (32, 64), "width": (32, 64)}
+    image = replace(vit.spec.inputs[0], shape=("batch_size", 3, "height", "width"))
+    spec = replace(
+        vit.spec,
+        inputs=(image,),
+        sizes={"batch_size": 2, "height": 32, "width": 32},
+        axis_ranges={**vit.spec.axis_ranges, **sides},
+    )
+    request = export_request(vit, tmp_path / "model.onnx", spec=spec.to_json())
+    if axis == "height":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            answer = steps.export(request)
+        assert answer["graph"]["inputs"][0]["shape"] == ("batch_size", 3, 32, 32)
+        assert "height, width is fixed, since the model computes otherwise at other sizes" in " ".join(answer["notes"])
+    else:
+        with pytest.raises(ModelError, match="one graph holds one way of computing only: y differs by 1"):
+            steps.export(request)

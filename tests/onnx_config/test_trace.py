@@ -62,6 +62,24 @@ class RowByRow(Small):
         return {"y": torch.stack([row * self.scale for row in x])}
 
 
+class Stepped(Small):
+    """Computes otherwise from nine columns on."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": x * self.scale if x.shape[1] <= 8 else x + self.scale}
+
+
+class Adapting(Small):
+    """Keeps the way of computing that the first few columns let it choose."""
+
+    adapted = False
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not self.adapted and x.shape[1] <= 8:
+            self.adapted = True
+        return {"y": x * self.scale if self.adapted else x + self.scale}
+
+
 class ByValue(Small):
     """Takes another way by what is in its input, which no graph can."""
 
@@ -192,11 +210,34 @@ def test_the_model_is_the_same_after_the_call() -> None:
 
 
 def test_an_axis_that_cannot_be_dynamic_is_fixed_and_said_so(tmp_path: Path) -> None:
-    result = traced(RowByRow(), {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y"])
+    result = traced(RowByRow(), {"x": (("rows", 2), ("sequence_length", 6))}, ["y"])
     assert shapes(result)["x"] == (2, "sequence_length")
-    assert result.notes == ("batch_size of x is fixed at 2 in the graph",)
+    assert result.notes == ("rows of x is fixed at 2 in the graph",)
     x = torch.rand(2, 9)
     assert run(result, tmp_path / "model.onnx", x=x)["y"].shape == (2, 9)
+
+
+@pytest.mark.parametrize("axis", ["batch_size", "decoder_sequence_length"])
+def test_a_graph_for_the_size_that_happened_to_be_traced_is_no_graph(axis: str) -> None:
+    with pytest.raises(ModelError, match=f"the model's code fixes {axis} at the size that it is traced at") as caught:
+        traced(RowByRow(), {"x": ((axis, 2), ("width", 6))}, ["y"])
+    assert caught.value.kind is ErrorKind.EXPORT_FAILED
+
+
+def test_the_next_sizes_to_be_doubted_are_those_of_another_branch() -> None:
+    result = traced(Stepped(), {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y"])
+    assert shapes(result)["x"] == ("batch_size", "sequence_length")
+    assert result.untried == (("sequence_length", 9),)
+    ranges = {"sequence_length": (1, 8)}
+    result = traced(Stepped(), {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y"], axis_ranges=ranges)
+    assert result.untried == ()
+
+
+def test_an_attempt_does_not_change_the_model_for_the_next() -> None:
+    model = Adapting()
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y"])
+    assert not model.adapted
+    assert result.untried == (("sequence_length", 9),)
 
 
 def test_axes_that_must_be_equal_carry_one_name(tmp_path: Path) -> None:
@@ -277,7 +318,8 @@ def test_sizes_of_inputs_that_are_formulas_or_numbers_get_plain_names() -> None:
     model = onnx_ir.Model(onnx_ir.Graph([x], [y], nodes=[node]), ir_version=10)
     specs = (TensorSpec(name="x", dtype="float32", shape=("batch_size", "height", "width")),)
     attempt = trace_module._Attempt(axes=frozenset({"batch_size", "height", "width"}), automatic=True)
-    assert trace_module._name_axes(model, specs, attempt) == ["width of x is fixed at 7 in the graph"]
+    named = ({"s1": "batch_size", "2*s2": "height"}, ["width of x is fixed at 7 in the graph"], {"width"})
+    assert trace_module._name_axes(model, specs, attempt) == named
     summary = summarize(model)
     assert summary.inputs[0].shape == ("batch_size", "height", 7)
     assert summary.outputs[0].shape == ("batch_size", "y_dim_1", "y_dim_2", "y_dim_3")

@@ -188,6 +188,12 @@ def test_arguments_go_through_to_the_constructor(tmp_path):
     assert (found.task, found.architecture) == ("fill-mask", "BertForMaskedLM")
 
 
+TEXT = {0: "batch_size", 1: "sequence_length"}
+LONGER = {0: "batch_size", 1: "past_sequence_length + sequence_length"}
+PAST = {0: "batch_size", 2: "past_sequence_length"}
+PRESENT = {0: "batch_size", 2: "past_sequence_length + sequence_length"}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -196,16 +202,67 @@ def test_arguments_go_through_to_the_constructor(tmp_path):
         pytest.param({"task": "text-generation-with-past"}, id="task"),
     ],
 )
-def test_a_cache_is_not_supported_yet(arguments):
-    with pytest.raises(ModelError, match="exports the forward pass without one: leave use_past unset") as caught:
-        UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), **arguments)
+def test_a_cache_goes_in_and_comes_out(arguments):
+    found = UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), **arguments)
+    names = [f"{layer}.{held}" for layer in (0, 1) for held in ("key", "value")]
+    assert (found.task, found.use_past, found.use_past_in_inputs) == ("text-generation", True, True)
+    assert found.get_input_names() == ["input_ids", "attention_mask", *(f"past_key_values.{n}" for n in names)]
+    assert found.get_output_names() == ["logits", *(f"present.{n}" for n in names)]
+    assert found.inputs["input_ids"] == TEXT
+    assert found.inputs["attention_mask"] == LONGER
+    assert all(found.inputs[f"past_key_values.{name}"] == PAST for name in names)
+    assert all(found.outputs[f"present.{name}"] == PRESENT for name in names)
+    assert found.get_dynamic_axes() == found.inputs | found.outputs
+    assert found.forward_flags == {"use_cache": True}
+
+
+def test_dummy_inputs_hold_a_past():
+    found = UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), use_past=True)
+    by_default, asked = found.generate_dummy_inputs(), found.generate_dummy_inputs(past_sequence_length=5)
+    assert list(by_default) == found.get_input_names()
+    for inputs, rows, past in ((by_default, 2, 8), (found.generate_dummy_inputs(batch_size=3), 3, 8)):
+        assert inputs["past_key_values.1.value"].shape[::2] == (rows, past)
+        assert inputs["past_key_values.1.value"].dtype == torch.float32
+        assert inputs["attention_mask"].shape == (rows, past + inputs["input_ids"].shape[1])
+    assert asked["past_key_values.0.key"].shape[2] == 5
+    spec = found.spec
+    assert [t.resolve(spec.sizes) for t in spec.inputs] == [tuple(v.shape) for v in by_default.values()]
+
+
+def test_a_cache_may_come_out_alone():
+    found = UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), use_past=True, use_past_in_inputs=False)
+    assert found.get_input_names() == ["input_ids", "attention_mask"]
+    assert found.inputs["attention_mask"] == TEXT
+    assert found.outputs["present.0.key"] == {0: "batch_size", 2: "sequence_length"}
+    assert list(found.generate_dummy_inputs()) == ["input_ids", "attention_mask"]
+
+
+def test_the_cache_of_a_decoder_grows_by_the_decoders_steps():
+    found = UniversalOnnxConfig(tiny_models.config("t5-conditional-generation"), use_past=True)
+    assert found.inputs["attention_mask"] == TEXT
+    assert found.inputs["past_key_values.0.decoder.key"] == PAST
+    assert found.inputs["past_key_values.0.encoder.key"] == {0: "batch_size", 2: "sequence_length"}
+    assert found.outputs["present.0.decoder.key"][2] == "past_sequence_length + decoder_sequence_length"
+
+
+def test_a_model_that_keeps_nothing_has_no_past():
+    found = UniversalOnnxConfig(tiny_models.config("bert-model"), use_past=True)
+    with pytest.raises(ModelError, match=r"BertModel keeps nothing from step to step\. Leave use_past unset") as caught:
+        found.get_input_names()
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
-def test_without_a_cache_the_model_returns_none():
+def test_a_cache_that_goes_in_also_comes_out():
+    with pytest.raises(InputError, match="use_past_in_inputs=True was asked for with use_past=False"):
+        UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), use_past=False, use_past_in_inputs=True)
+
+
+def test_without_a_cache_the_graph_is_as_before_and_the_layout_is_known():
     found = UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), use_past=False)
     assert found.use_past is False
+    assert found.get_input_names() == ["input_ids", "attention_mask"]
     assert found.get_output_names() == ["logits"]
+    assert [tensor.name for tensor in found.spec.cache][:2] == ["past_key_values.0.key", "past_key_values.0.value"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""Keeps sizes symbolic where a model's code takes them through Python's ``len``, ``range`` and ``list``.
+
+Python insists that ``len`` of a tensor and the members of a ``range`` are numbers, so that tracing fixes the axis at
+the size of the sample. While a model is traced, its modules see these three names bound to ones that do the same with
+a size that is still a symbol.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["Positions", "symbolic_builtins"]
+
+_MODELS = "transformers.models."
+
+
+class Positions:
+    """A list of a few numbers followed by evenly spaced ones, whose count may be a symbol.
+
+    >>> positions = Positions([], start=0, step=1, count=7)
+    >>> list([-1] + positions[1:-1][::2]), positions[-1], positions[::-1][0]
+    ([-1, 1, 3, 5], 6, 6)
+    """
+
+    def __init__(self, head: Iterable[Any], *, start: Any, step: Any, count: Any) -> None:
+        self.head = builtins.list(head)
+        self.start, self.step, self.count = start, step, count
+
+    def length(self) -> Any:
+        """Return how many there are, a symbol where the count is one."""
+        return builtins.len(self.head) + self.count
+
+    def __len__(self) -> int:
+        return int(self.length())
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.head
+        # Whoever wants each of them gets them; the count is then no longer a symbol.
+        for index in builtins.range(self.count):
+            yield self.start + index * self.step
+
+    def __getitem__(self, key: Any) -> Any:
+        first = builtins.len(self.head)
+        if isinstance(key, slice):
+            return self._slice(key)
+        if key < 0:
+            # An empty list is an error that a symbol cannot show, as in every graph.
+            return self.start + (self.count + key) * self.step
+        return self.head[key] if key < first else self.start + (key - first) * self.step
+
+    def _slice(self, key: slice) -> Any:
+        first = builtins.len(self.head)
+        start, stop, step = key.start or 0, key.stop, key.step or 1
+        if key == slice(None, None, -1) and not self.head:
+            last = self.start + (self.count - 1) * self.step
+            return Positions([], start=last, step=-self.step, count=self.count)
+        if start < 0 or step < 1 or (stop is not None and stop >= 0):
+            return builtins.list(self)[key]
+        head = self.head[start::step]
+        # How many of the evenly spaced ones lie before the first that is taken.
+        skipped = start - first if start >= first else (start - first) % step
+        count = (self.count + (stop or 0) - skipped + step - 1) // step
+        return Positions(head, start=self.start + skipped * self.step, step=self.step * step, count=count)
+
+    def __radd__(self, other: Any) -> Any:
+        if not isinstance(other, builtins.list):
+            return NotImplemented
+        return Positions([*other, *self.head], start=self.start, step=self.step, count=self.count)
+
+    def tensor(self, **options: Any) -> torch.Tensor:
+        """Return what ``torch.tensor`` makes of such a list."""
+        tail = self.start + self.step * torch.arange(self.count, **options)
+        return torch.cat([torch.tensor(self.head, dtype=tail.dtype, device=tail.device), tail]) if self.head else tail
+
+
+def _len(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.dim():
+        return value.shape[0]
+    return value.length() if isinstance(value, Positions) else builtins.len(value)
+
+
+class _Like(type):
+    """Makes a stand-in for a built-in class recognise what that class made."""
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, cls.__mro__[0].original)  # type: ignore[attr-defined]
+
+
+class _Range(metaclass=_Like):
+    original = builtins.range
+
+    def __new__(cls, *arguments: Any) -> Any:
+        start, stop, step = (0, *arguments, 1) if builtins.len(arguments) == 1 else (*arguments, 1)[:3]
+        if not any(isinstance(a, torch.SymInt) for a in (start, stop)) or not isinstance(step, int) or step < 1:
+            return builtins.range(*arguments)
+        return Positions([], start=start, step=step, count=(stop - start + step - 1) // step)
+
+
+class _List(metaclass=_Like):
+    original = builtins.list
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return arguments[0] if arguments and isinstance(arguments[0], Positions) else builtins.list(*arguments)
+
+
+def _tensor(original: Any) -> Any:
+    def tensor(data: Any, *arguments: Any, **options: Any) -> Any:
+        return data.tensor(**options) if isinstance(data, Positions) else original(data, *arguments, **options)
+
+    return tensor
+
+
+@contextmanager
+def symbolic_builtins(model: torch.nn.Module) -> Iterator[None]:
+    """Bind the three names, in the modules of transformers that the model's classes come from, until the exit."""
+    modules = [sys.modules[name] for name in sorted({type(m).__module__ for m in model.modules()})]
+    modules = [module for module in modules if module.__name__.startswith(_MODELS)]
+    names: dict[str, Any] = {"len": _len, "range": _Range, "list": _List}
+    bound: list[tuple[ModuleType, str]] = []
+    tensor = torch.tensor
+    try:
+        for module in modules:
+            for name in names.keys() - vars(module).keys():
+                setattr(module, name, names[name])
+                bound.append((module, name))
+        torch.tensor = _tensor(tensor)
+        yield
+    finally:
+        torch.tensor = tensor
+        for module, name in bound:
+            delattr(module, name)

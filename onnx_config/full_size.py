@@ -1,0 +1,78 @@
+"""From what a shrunken twin showed to what the full model gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from onnx_config.shape_inference import Inference
+from onnx_config.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from onnx_config.probe import Probe
+    from onnx_config.twin import Twin
+
+__all__ = ["at_full_size"]
+
+_TELLING_SIZE = 8
+
+
+def at_full_size(
+    found: Inference, twin: Twin, *, shallow: Callable[[], Probe], full: Probe, flags: Mapping[str, Any]
+) -> Inference:
+    """Return what ``twin`` showed with the output sizes of the full model, run once on shapes alone.
+
+    A shallow model answers as the full one does, sooner, unless it gives fewer outputs than the full one has layers:
+    then the full one is asked. Where neither can answer, since the answer depends on values, a size is translated
+    by what was shrunk, and that is noted as assumed.
+
+    Args:
+        found: What the twin showed.
+        twin: The twin.
+        shallow: Builds the model with the twin's depth and the full model's widths.
+        full: The full model.
+        flags: Further keyword arguments of ``forward``.
+    """
+    shapes = {tensor.name: (tensor.resolve(found.sizes), tensor.dtype) for tensor in found.inputs}
+    by_layer = any("." in tensor.name for tensor in found.outputs)
+    answer = None
+    if twin.shallow is not None and not by_layer:
+        try:
+            answer = shallow().run(shapes, **flags)
+        # The class refuses to be built shallow: the full one was built.
+        except Exception:  # noqa: BLE001
+            answer = None
+    if answer is None or (answer.outputs is None and not answer.undecidable):
+        answer = full.run(shapes, **flags)
+    if answer.outputs is None:
+        outputs = tuple(replace(t, shape=tuple(_translated(size, twin) for size in t.shape)) for t in found.outputs)
+        note = f"output sizes are those of a shrunken model, translated: {answer.refusal}"[:300]
+        return replace(found, outputs=outputs, assumed=(*found.assumed, note))
+    small = {tensor.name: tensor for tensor in found.outputs}
+    fields = {name.partition(".")[0] for name in small}
+    outputs = tuple(
+        _merged(small.get(name), name, shape, dtype, found.sizes)
+        for name, (shape, dtype) in answer.outputs.items()
+        if name in small or ("." in name and name.partition(".")[0] in fields)
+    )
+    return replace(found, outputs=outputs)
+
+
+def _translated(size: int | str, twin: Twin) -> int | str:
+    # Small numbers coincide: of two labels and two layers, say, only the layers were cut.
+    if isinstance(size, str) or size < _TELLING_SIZE:
+        return size
+    return twin.to_full(size) or size
+
+
+def _merged(
+    small: TensorSpec | None, name: str, shape: tuple[int, ...], dtype: str, sizes: Mapping[str, int]
+) -> TensorSpec:
+    """Return an output of the full model, its axes named as the twin's."""
+    if small is not None and len(small.shape) == len(shape):
+        named = tuple(a if isinstance(a, str) else size for a, size in zip(small.shape, shape, strict=True))
+        return replace(small, shape=named, dtype=dtype)
+    # One more of a list that grows with the depth: its rows are the model's.
+    rows = next((axis for axis in sizes if axis.endswith("batch_size") and sizes[axis] == shape[0]), None)
+    return TensorSpec(name=name, dtype=dtype, shape=(rows, *shape[1:]) if rows is not None and shape else shape)

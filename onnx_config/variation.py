@@ -1,0 +1,160 @@
+"""Which axes are dynamic: one axis at a time is varied, and what moves with it is tied to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from onnx_config.draft import DEFAULT_SIZES, IMAGE_AXES, Draft, is_batch
+from onnx_config.probe import ProbeResult
+from onnx_config.refusals import token_counts
+
+__all__ = ["Moved", "Shapes", "vary_axes"]
+
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+Moved = dict[str, tuple[int, Shapes]]
+Run = Callable[[Mapping[str, int]], ProbeResult]
+
+
+def vary_axes(draft: Draft, run: Run) -> Moved:
+    """Vary each axis of a settled draft; fix or tie those that cannot move alone, and find the smallest sizes.
+
+    ``run`` calls the model at sizes. Changes ``draft``. Returns, per axis that moves, its second size and the
+    outputs there.
+    """
+    moved: Moved = {}
+    for axis in draft.axes():
+        if axis not in draft.axes():  # tied to one before
+            continue
+        found = _another(draft, axis, run)
+        if isinstance(found, tuple):
+            moved[axis] = found
+            continue
+        if (tied := _tied(draft, axis, run, known=moved)) is not None:
+            moved[axis] = tied
+            continue
+        if axis not in draft.axes():
+            continue
+        size = draft.sizes[axis]
+        draft.freeze(axis)
+        if found is not None and not found.undecidable:
+            draft.learned.append(f"{axis} is fixed at {size}: {found.refusal}"[:300])
+    _find_smallest(draft, [axis for axis in moved if axis in draft.axes()], run)
+    return moved
+
+
+def _another(draft: Draft, axis: str, run: Run) -> tuple[int, Shapes] | ProbeResult | None:
+    """Return a second size and the outputs there, else the first refusal; ``None`` if there is no room."""
+    first: ProbeResult | None = None
+    for size in _other_sizes(axis, draft.sizes[axis], draft.ranges()[axis][1]):
+        result = run({**draft.sizes, axis: size})
+        if result.outputs is None and _scale_placeholders(draft, axis, size, result.refusal or ""):
+            result = run({**draft.sizes, axis: size})
+        if result.outputs is not None:
+            if first is not None:
+                draft.steps[axis] = _step(draft, axis, run)
+            return size, result.outputs
+        first = first or result
+    return first
+
+
+def _step(draft: Draft, axis: str, run: Run) -> int:
+    """Return the smallest number of elements that the size of ``axis``, a multiple of it, can grow by."""
+    size = draft.sizes[axis]
+    for step in (s for s in range(2, size) if size % s == 0):
+        if run({**draft.sizes, axis: size + step}).outputs is not None:
+            return step
+    return size
+
+
+def _scale_placeholders(draft: Draft, axis: str, size: int, refusal: str) -> bool:
+    """Let the placeholders in a text follow an axis that as many more features came with; return whether they do."""
+    counts = token_counts(refusal)
+    rule = draft.rules.get("input_ids")
+    base = draft.sizes[axis]
+    if counts is None or rule is None or counts[1] * size != counts[2] * base:
+        return False
+    tokens = tuple(
+        (token, count // base, axis) if scale is None and not count % base else (token, count, scale)
+        for token, count, scale in rule.tokens
+    )
+    draft.rules["input_ids"] = replace(rule, tokens=tokens)
+    text = draft.specs["input_ids"].shape[-1]
+    if isinstance(text, str):
+        needed = 2 + sum(count for _, count in draft.rules["input_ids"].placeholders({**draft.sizes, axis: size}))
+        draft.sizes[text] = max(draft.sizes[text], needed + 3)
+    return tokens != rule.tokens
+
+
+def _tied(draft: Draft, axis: str, run: Run, *, known: Moved) -> tuple[int, Shapes] | None:
+    """Find an axis that moves in step with ``axis`` and give both one name."""
+    size = draft.sizes[axis]
+    for other in draft.axes():
+        if other == axis or other in known:
+            continue
+        base = draft.sizes[other]
+        for longer in _other_sizes(axis, size, draft.ranges()[axis][1]):
+            if longer * base % size:
+                continue
+            result = run({**draft.sizes, axis: longer, other: longer * base // size})
+            if result.outputs is None:
+                continue
+            # Of two names for one size, the one that every model has stays.
+            better = base == size and other in DEFAULT_SIZES and axis not in DEFAULT_SIZES
+            if base % size == 0 and not better:
+                draft.learned.append(f"{other} moves with {axis}")
+                draft.tie(other, axis if base == size else f"{base // size}*{axis}")
+                return longer, result.outputs
+            if size % base == 0:
+                draft.learned.append(f"{axis} moves with {other}")
+                draft.tie(axis, other if base == size else f"{size // base}*{other}")
+                known[other] = (longer * base // size, result.outputs)
+                return None
+    return None
+
+
+def _other_sizes(axis: str, size: int, largest: int | None) -> Iterator[int]:
+    """Yield second sizes for an axis, by which an output's dependence shows."""
+    if axis in IMAGE_AXES:
+        # A multiple of 32, the usual product of a vision model's strides.
+        other = max(32, size * 3 // 2 // 32 * 32)
+        sizes = [other + 32 if other == size else other, size * 2]
+    else:
+        sizes = [size * 3 // 2 if size > 1000 else size + 5 if size > 5 else size + 1, size * 2]
+    fitting = [s for s in sizes if largest is None or s <= largest]
+    yield from fitting or ([size - 1] if size > 1 else [])
+
+
+def _find_smallest(draft: Draft, axes: Sequence[str], run: Run) -> None:
+    """Find the smallest size of each axis at which the model accepts its inputs."""
+
+    def accepts(**sizes: int) -> bool:
+        result = run({**draft.sizes, **sizes})
+        return result.outputs is not None or result.undecidable
+
+    least = {axis: min(max(draft.smallest.get(axis, 1), draft.steps.get(axis, 1)), draft.sizes[axis]) for axis in axes}
+    if not axes or accepts(**least):
+        draft.smallest.update(least)
+        return
+    guess = 1
+    # Rows are hardly ever what is too small.
+    for axis in sorted(axes, key=is_batch):
+        # Height and width, say, mostly have one limit.
+        if 1 < guess <= draft.sizes[axis] and accepts(**{axis: guess}) and not accepts(**{axis: guess - 1}):
+            draft.smallest[axis] = guess
+            continue
+        draft.smallest[axis] = guess = _bisect(
+            axis, (least[axis], draft.sizes[axis]), accepts, step=draft.steps.get(axis, 1)
+        )
+
+
+def _bisect(axis: str, between: tuple[int, int], accepts: Callable[..., bool], *, step: int) -> int:
+    """Return the smallest multiple of ``step`` between two sizes that is accepted; the larger one is."""
+    low, high = between
+    if accepts(**{axis: low}):
+        return low
+    refused, accepted = low // step, high // step
+    while accepted - refused > 1:
+        middle = (refused + accepted) // 2
+        refused, accepted = (refused, middle) if accepts(**{axis: middle * step}) else (middle, accepted)
+    return accepted * step

@@ -1,0 +1,43 @@
+"""Attention over nothing is in a graph what it is in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.onnx_config.test_trace import Small, run, traced
+
+
+class Attention(Small):
+    """Lets each position see those that a float says are there."""
+
+    lowest = torch.finfo(torch.float32).min
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        mask = self.mask(attention_mask > 0)[:, None, None]
+        heads = x[:, None] * self.scale
+        return {"y": torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask)}
+
+    def mask(self, seen: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, self.lowest)
+
+
+class InfiniteMask(Attention):
+    lowest = float("-inf")
+
+
+class BooleanMask(Attention):
+    def mask(self, seen: torch.Tensor) -> torch.Tensor:
+        return seen
+
+
+@pytest.mark.parametrize("kind", [Attention, InfiniteMask, BooleanMask])
+def test_a_row_that_sees_nothing(kind: type[Attention], tmp_path: Path) -> None:
+    model = kind()
+    axes = (("batch_size", 2), ("sequence_length", 6))
+    result = traced(model, {"x": (*axes, ("", 4)), "attention_mask": axes}, ["y"])
+    x, mask = torch.rand(3, 5, 4), torch.tensor([[1.0] * 5, [1.0, 1.0, 0.0, 0.0, 0.0], [0.0] * 5])
+    got = run(result, tmp_path / "model.onnx", x=x, attention_mask=mask)["y"]
+    torch.testing.assert_close(torch.from_numpy(got), model(x, mask)["y"].detach())

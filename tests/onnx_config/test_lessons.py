@@ -1,0 +1,205 @@
+"""What detection learns from a refusal: one small module for each way to refuse."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from onnx_config import shape_inference
+from onnx_config.declarations import declare
+from onnx_config.draft import Draft
+from onnx_config.lessons import candidates
+from onnx_config.probe import ProbeResult
+from onnx_config.spec import ValueRule
+from tests.onnx_config import picky_modules as picky
+from tests.onnx_config.picky_modules import Settings, inferred, shapes
+
+TEXT = ("batch_size", "sequence_length")
+VIDEO = ("batch_size", "num_frames", 3, "height", "width")
+IMAGE_TOKEN = {"image_token_id": 9, "image_start_token_id": 8}
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "expected", "note"),
+    [
+        pytest.param(
+            picky.Frames, {"num_frames": 4}, {"pixel_values": ("batch_size", 4, 3, "height", "width")},
+            "pixel_values has the axes of: batch, frames, channels, height, width = pixel_values.shape",
+            id="a-shape-taken-apart",
+        ),
+        pytest.param(picky.Frames, {}, {"pixel_values": VIDEO}, "has the axes of", id="an-axis-that-no-config-knows"),
+        pytest.param(
+            picky.Rows, {"feature_size": 8}, {"input_features": ("batch_size", "steps", 8)},
+            "input_features has the axes of: batch, steps = hidden.size()[:-1]", id="all-axes-but-the-last",
+        ),
+        pytest.param(
+            picky.Spelled, {}, {"pixel_values": VIDEO}, "pixel_values has the shape of: Expected", id="a-shape-in-words"
+        ),
+        pytest.param(
+            picky.Named, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-by-name"
+        ),
+        pytest.param(
+            picky.Unnamed, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="none-where-needed"
+        ),
+        pytest.param(
+            picky.Speakers, {}, {"input_features": TEXT, "speaker": ("batch_size", 1)},
+            "speaker holds whole numbers: Expected tensor", id="whole-numbers",
+        ),
+        pytest.param(
+            picky.Spectrum, {"num_mel_bins": 80}, {"input_features": ("batch_size", 80, "sequence_length")},
+            "input_features has its features before its steps", id="features-before-steps",
+        ),
+        pytest.param(picky.Codebooks, {}, {"input_ids": (*TEXT, 3)}, "input_ids has 3 columns", id="columns"),
+        pytest.param(
+            picky.Channelled, {"num_bins": 11}, {"past_values": (*TEXT, 11)},
+            "past_values has a further axis of size 11 at position 2", id="one-axis-more",
+        ),
+        pytest.param(
+            picky.Solved, {}, {"past_values": ("batch_size", 10)}, "axis 1 of past_values has size 10: mat1",
+            id="solved",
+        ),
+        pytest.param(
+            picky.Squares, {}, {"pixel_values": ("batch_size", 3, 32, 32)}, "images of 32 pixels",
+            id="images-of-one-size",
+        ),
+        pytest.param(
+            picky.Single, {}, {"input_ids": (1, "sequence_length")}, "the batch is fixed at one row", id="one-row"
+        ),
+    ],
+)  # fmt: skip
+def test_shapes_and_types_are_learned(cls, settings, expected, note):
+    found = inferred(cls, **settings)
+    assert (found.refusal, shapes(found)) == (None, expected)
+    assert any(note in line for line in found.learned)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "size", "smallest", "note"),
+    [
+        pytest.param(picky.Folded, {}, 20, 5, "axis 1 of past_values has size 20: a multiple of 5", id="multiple"),
+        pytest.param(picky.Recording, {}, 16000, 6000, "sequence_length was made larger: Calculated", id="sound"),
+        pytest.param(picky.Lagged, {"context_length": 8}, 15, 15, "size 15: lags cannot go further", id="history"),
+    ],
+)
+def test_lengths_are_learned(cls, settings, size, smallest, note):
+    found = inferred(cls, **settings)
+    assert (found.refusal, found.sizes["sequence_length"]) == (None, size)
+    assert found.axis_ranges["sequence_length"] == (smallest, None)
+    assert any(note in line for line in found.learned)
+
+
+def test_images_that_are_too_small_are_made_larger():
+    found = inferred(picky.Photograph)
+    assert found.refusal is None
+    assert (found.axis_ranges["height"], found.axis_ranges["width"]) == ((150, None), (150, None))
+    assert (found.sizes["height"], found.sizes["width"]) == (192, 256)
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "rules"),
+    [
+        pytest.param(picky.Looked, {"rows": 22}, {"input_ids": ValueRule(below=22)}, id="table"),
+        pytest.param(picky.Looked, {"rows": 200}, {}, id="a-table-that-is-large-enough"),
+        pytest.param(picky.Indexed, {"rows": 22}, {"input_ids": ValueRule(below=22)}, id="index"),
+        pytest.param(picky.Marked, {}, {"token_mask": ValueRule(ones=3)}, id="marks"),
+        pytest.param(
+            picky.Captions, IMAGE_TOKEN | {"image_size": 16, "max_position_embeddings": 99},
+            {"input_ids": ValueRule(tokens=((9, 4, None),))}, id="placeholders",
+        ),
+        pytest.param(
+            picky.Captions, IMAGE_TOKEN | {"image_size": 64, "max_position_embeddings": 30},
+            {"input_ids": ValueRule(tokens=((9, 16, None),))}, id="placeholders-of-a-smaller-image",
+        ),
+    ],
+)  # fmt: skip
+def test_values_are_learned(cls, settings, rules):
+    found = inferred(cls, **settings)
+    assert (found.refusal, found.values) == (None, rules)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "longest", "pixels", "texts"),
+    [
+        pytest.param(16, 99, 16, (6, 99), id="as-declared"),
+        pytest.param(64, 30, 32, (18, 30), id="smaller-where-no-text-would-hold-it"),
+    ],
+)
+def test_a_text_has_room_for_its_image(image_size, longest, pixels, texts):
+    found = inferred(picky.Captions, **IMAGE_TOKEN, image_size=image_size, max_position_embeddings=longest)
+    assert shapes(found) == {"input_ids": TEXT, "pixel_values": ("batch_size", 3, pixels, pixels)}
+    assert found.axis_ranges["sequence_length"] == texts
+    assert texts[0] <= found.sizes["sequence_length"] <= texts[1]
+
+
+def test_marked_positions_have_room():
+    assert inferred(picky.Marked).axis_ranges["sequence_length"] == (5, None)
+
+
+@pytest.mark.parametrize(
+    ("cls", "note"),
+    [
+        pytest.param(picky.Maskless, "attention_mask was left out: masks do not work here", id="mask"),
+        pytest.param(
+            picky.Tiles,
+            "the graph takes text only; pixel_values was left out: sizes would depend on the values of image_sizes",
+            id="sizes-would-depend-on-values",
+        ),
+    ],
+)
+def test_what_is_left_out_is_assumed_not_proven(cls, note):
+    found = inferred(cls)
+    assert (found.refusal, shapes(found)) == (None, {"input_ids": TEXT})
+    assert (found.learned, found.assumed) == ((), (note,))
+
+
+@pytest.mark.parametrize("cls", [picky.Unnamed, picky.Frames, picky.Solved])
+def test_a_lesson_is_told_once(cls):
+    learned = inferred(cls).learned
+    assert len(set(learned)) == len(learned)
+
+
+def test_a_class_that_takes_nothing_is_given_up_in_its_own_words():
+    found = inferred(picky.Stubborn)
+    assert found.refusal == "never 2, 16"
+    assert (shapes(found), found.learned) == ({"input_ids": TEXT}, ())
+    assert found.assumed == ("a run was refused: never 2, 16",)
+
+
+def test_the_last_refusal_counts_not_the_first():
+    found = inferred(picky.Halfway)
+    assert found.refusal == "and now something else"
+    assert "positions was added since the model asks for it" in found.learned
+
+
+def test_runs_are_bounded(monkeypatch):
+    runs = []
+    monkeypatch.setattr(shape_inference, "_MAX_RUNS", 10)
+    monkeypatch.setattr(picky.Stubborn, "seen", lambda self, ids: runs.append(ids))
+    assert inferred(picky.Stubborn).refusal
+    assert 0 < len(runs) <= 12
+
+
+def test_time_is_bounded(monkeypatch):
+    monkeypatch.setattr(shape_inference, "_MAX_SECONDS", 0.3)
+    monkeypatch.setattr(picky.Stubborn, "seen", lambda self, ids: time.sleep(0.1))
+    started = time.monotonic()
+    assert inferred(picky.Stubborn).refusal
+    assert time.monotonic() - started < 3
+
+
+def test_no_proposal_is_run_twice(monkeypatch):
+    seen = []
+    monkeypatch.setattr(picky.Stubborn, "seen", lambda self, ids: seen.append(ids.shape))
+    inferred(picky.Stubborn)
+    assert len(seen) == len(set(seen)) > 1
+
+
+def test_a_candidate_leaves_the_draft_as_it_was():
+    draft = Draft(declare(picky.Named), Settings(), ["input_ids"])
+    before = draft.signature
+    refusal = ProbeResult(outputs=None, refusal="You have to specify positions, 16 and 3 do not match")
+    found = list(candidates(draft, refusal, lambda _: refusal))
+    assert list(found[0].draft.specs) == ["input_ids", "positions"]
+    assert draft.signature == before
+    assert all(candidate.draft.signature != before for candidate in found)

@@ -1,0 +1,66 @@
+"""Sizes that a model's code takes through Python's own functions stay symbols."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onnx_config.export import symbolic
+from onnx_config.export.symbolic import Positions, symbolic_builtins
+from tests.onnx_config.test_trace import Small, run, shapes, traced
+
+
+class Counting(Small):
+    """Asks Python for the number of its rows, and makes a list of its positions."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        first = [-1]
+        positions = first + list(range(x.shape[1]))[1:][::2]
+        behind = torch.arange(positions[-1] + 1, device=x.device)
+        backwards = torch.tensor(list(range(x.shape[1]))[::-1], device=x.device)
+        return {"y": x.reshape(len(x), -1) * self.scale + backwards, "z": behind * len(positions)}
+
+
+def test_a_length_asked_of_python_stays_dynamic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "_MODELS", __name__)
+    model = Counting()
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y", "z"])
+    assert shapes(result)["x"] == ("batch_size", "sequence_length")
+    x = torch.rand(5, 9)
+    for name, value in run(result, tmp_path / "model.onnx", x=x).items():
+        torch.testing.assert_close(torch.from_numpy(value), model(x)[name].detach())
+
+
+@pytest.mark.parametrize(
+    "key", [slice(1, -1), slice(None, None, 2), slice(1, None), slice(2, None, 3), slice(None, -1)]
+)
+@pytest.mark.parametrize("again", [slice(None, None, 2), slice(1, -1), slice(3, None, 2), slice(0, 2), slice(-2, None)])
+def test_positions_are_what_the_list_would_be(key: slice, again: slice) -> None:
+    for count in (6, 9):
+        positions: Any = [-1] + Positions([], start=0, step=1, count=count)[key]
+        plain = [-1, *builtins.list(range(count))[key]]
+        assert builtins.list(positions) == plain
+        assert builtins.list(positions[again]) == plain[again]
+        assert (positions[0], positions[-1], len(positions)) == (plain[0], plain[-1], len(plain))
+        assert positions.tensor().tolist() == plain
+
+
+def test_the_names_mean_the_same_for_all_else_and_are_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "_MODELS", __name__)
+    module = sys.modules[__name__]
+    tensor = torch.tensor
+    with symbolic_builtins(Counting()):
+        bound = vars(module)
+        assert bound["len"]([1, 2]) == 2
+        assert bound["list"]((1, 2)) == [1, 2]
+        assert bound["list"](bound["range"](1, 4)) == [1, 2, 3]
+        assert isinstance([], bound["list"])
+        assert not isinstance((), bound["list"])
+        assert torch.tensor([1.5]).tolist() == [1.5]
+    assert not {"len", "list", "range"} & vars(module).keys()
+    assert torch.tensor is tensor

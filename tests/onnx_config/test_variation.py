@@ -1,0 +1,202 @@
+"""Axes that move alone, that move together, and that do not move: laws of invented models, and modules that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from onnx_config.declarations import declare
+from onnx_config.draft import Draft
+from onnx_config.probe import ProbeResult
+from onnx_config.spec import ValueRule
+from onnx_config.variation import vary_axes
+from tests.onnx_config import picky_modules as picky
+from tests.onnx_config.picky_modules import Picky, Settings, inferred, shapes
+
+TEXT = ("batch_size", "sequence_length")
+
+
+class Two(Picky):
+    def forward(self, input_ids, crops):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        crops (`torch.FloatTensor` of shape `(num_crops, crop_size)`):
+            Crops.
+        """
+
+
+def drafted(sizes: Mapping[str, int], *, limits: Settings | None = None) -> Draft:
+    draft = Draft(declare(Two), Settings(), ["input_ids", "crops"], limits=limits or Settings())
+    draft.sizes.update(sizes)
+    return draft
+
+
+def model(draft: Draft, law: Callable[[Mapping[str, int]], bool]) -> Callable[[Mapping[str, int]], ProbeResult]:
+    """Return a model that accepts inputs whose sizes, by their documented names, obey ``law``."""
+
+    def run(sizes: Mapping[str, int]) -> ProbeResult:
+        found = [size for shape, _ in draft.shapes(sizes).values() for size in shape]
+        if not law(dict(zip(SIZES, found, strict=True))):
+            return ProbeResult(outputs=None, refusal="no")
+        return ProbeResult(outputs={"output": ((sum(found),), "float32")}, refusal=None)
+
+    return run
+
+
+SIZES = {"batch_size": 2, "sequence_length": 16, "num_crops": 8, "crop_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("law", "ids", "crops", "note"),
+    [
+        pytest.param(lambda s: True, TEXT, ("num_crops", "crop_size"), None, id="all-free"),
+        pytest.param(
+            lambda s: s["num_crops"] == s["crop_size"], TEXT, ("crop_size", "crop_size"),
+            "num_crops moves with crop_size", id="equal",
+        ),
+        pytest.param(
+            lambda s: s["num_crops"] == 4 * s["batch_size"], TEXT, ("4*batch_size", "crop_size"),
+            "num_crops moves with batch_size", id="a-multiple-of-the-rows",
+        ),
+        pytest.param(
+            lambda s: s["sequence_length"] == 2 * s["crop_size"], ("batch_size", "2*crop_size"),
+            ("num_crops", "crop_size"), "sequence_length moves with crop_size", id="a-multiple-named-first",
+        ),
+        pytest.param(
+            lambda s: s["crop_size"] == 8, TEXT, ("num_crops", 8), "crop_size is fixed at 8: no", id="frozen"
+        ),
+        pytest.param(
+            lambda s: s["batch_size"] == 2 and s["num_crops"] == 8, (2, "sequence_length"), (8, "crop_size"),
+            "batch_size is fixed at 2: no", id="frozen-together",
+        ),
+    ],
+)  # fmt: skip
+def test_axes_are_tied_and_frozen(law, ids, crops, note):
+    draft = drafted(SIZES)
+    moved = vary_axes(draft, model(draft, law))
+    assert {name: spec.shape for name, spec in draft.specs.items()} == {"input_ids": ids, "crops": crops}
+    assert set(moved) == set(draft.axes())
+    assert draft.learned[:1] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "law", "ids", "crops"),
+    [
+        pytest.param(
+            {"crop_size": 16}, lambda s: s["crop_size"] == s["sequence_length"], TEXT,
+            ("num_crops", "sequence_length"), id="the-usual-name-stays",
+        ),
+        pytest.param(
+            {"crop_size": 32}, lambda s: s["crop_size"] == 2 * s["sequence_length"], TEXT,
+            ("num_crops", "2*sequence_length"), id="the-larger-is-the-multiple",
+        ),
+        pytest.param(
+            {"crop_size": 12}, lambda s: 4 * s["crop_size"] == 3 * s["sequence_length"], ("batch_size", 16),
+            ("num_crops", 12), id="no-multiple-is-no-tie",
+        ),
+    ],
+)  # fmt: skip
+def test_which_of_two_names_stays(sizes, law, ids, crops):
+    draft = drafted(SIZES | sizes)
+    vary_axes(draft, model(draft, law))
+    assert {name: spec.shape for name, spec in draft.specs.items()} == {"input_ids": ids, "crops": crops}
+
+
+@pytest.mark.parametrize(
+    ("law", "smallest"),
+    [
+        pytest.param(lambda s: True, {}, id="one"),
+        pytest.param(lambda s: s["sequence_length"] > 6, {"sequence_length": 7}, id="one-axis"),
+        pytest.param(
+            lambda s: s["sequence_length"] > 6 and s["crop_size"] > 6, {"sequence_length": 7, "crop_size": 7},
+            id="one-limit-for-two",
+        ),
+        pytest.param(
+            lambda s: s["sequence_length"] > 6 and s["crop_size"] > 2, {"sequence_length": 7, "crop_size": 3},
+            id="two-limits",
+        ),
+        pytest.param(lambda s: s["batch_size"] > 1, {"batch_size": 2}, id="rows"),
+    ],
+)  # fmt: skip
+def test_the_smallest_sizes_are_found(law, smallest):
+    draft = drafted(SIZES)
+    vary_axes(draft, model(draft, law))
+    assert draft.smallest == dict.fromkeys(SIZES, 1) | smallest
+
+
+def test_a_smallest_size_that_is_known_is_not_asked_below():
+    draft, asked = drafted(SIZES), []
+    draft.smallest["sequence_length"] = 9
+    vary_axes(draft, lambda sizes: asked.append(sizes["sequence_length"]) or model(draft, lambda s: True)(sizes))
+    assert (min(asked), draft.smallest["sequence_length"]) == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("size", "largest", "second"),
+    [
+        pytest.param(16, None, 21, id="longer"),
+        pytest.param(16, 16, 15, id="shorter-where-there-is-no-room"),
+        pytest.param(16, 21, 21, id="the-longest"),
+        pytest.param(4, None, 5, id="small"),
+        pytest.param(4000, None, 6000, id="sound"),
+    ],
+)
+def test_the_second_size(size, largest, second):
+    draft = drafted(SIZES | {"sequence_length": size}, limits=Settings(max_position_embeddings=largest))
+    assert vary_axes(draft, model(draft, lambda s: True))["sequence_length"][0] == second
+
+
+def test_an_axis_without_room_is_fixed_without_a_word():
+    draft = drafted(SIZES | {"sequence_length": 1}, limits=Settings(max_position_embeddings=1))
+    vary_axes(draft, model(draft, lambda s: True))
+    assert draft.specs["input_ids"].shape == ("batch_size", 1)
+    assert draft.learned == []
+
+
+def test_why_an_axis_is_fixed_is_not_said_where_values_decide():
+    draft = drafted(SIZES)
+    vary_axes(draft, lambda sizes: ProbeResult(outputs=None, refusal="data-dependent", undecidable=True))
+    assert (draft.axes(), draft.learned) == ([], [])
+
+
+def test_rules_follow_the_axes_that_they_name():
+    draft = drafted(SIZES)
+    draft.rules["input_ids"] = ValueRule(sizes=("num_crops", "crop_size"), tokens=((9, 2, "crop_size"),))
+    vary_axes(draft, model(draft, lambda s: s["num_crops"] == 4 * s["batch_size"] and s["crop_size"] == 8))
+    assert draft.rules["input_ids"] == ValueRule(sizes=("4*batch_size", 8), tokens=((9, 16, None),))
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "expected", "note"),
+    [
+        pytest.param(picky.Pairs, {}, {"input_ids": TEXT, "other_ids": TEXT}, None, id="two-texts-of-one-length"),
+        pytest.param(
+            picky.Crops, {"feature_size": 3}, {"input_ids": TEXT, "crops": ("4*batch_size", 3)},
+            "num_crops moves with batch_size", id="four-crops-a-row",
+        ),
+        pytest.param(
+            picky.Books, {"num_codebooks": 4},
+            {"input_ids": ("4*batch_size", "sequence_length"), "attention_mask": TEXT}, None, id="a-documented-product",
+        ),
+    ],
+)  # fmt: skip
+def test_modules_show_what_moves_together(cls, settings, expected, note):
+    found = inferred(cls, **settings)
+    assert (found.refusal, shapes(found)) == (None, expected)
+    assert note is None or note in found.learned
+
+
+@pytest.mark.parametrize(
+    ("one_row", "images", "rule"),
+    [
+        pytest.param(False, "3*batch_size", ValueRule(tokens=((9, 12, None),)), id="so-many-in-each-text"),
+        pytest.param(True, "num_images", ValueRule(tokens=((9, 4, "num_images"),)), id="any-number-in-one-text"),
+    ],
+)
+def test_placeholders_follow_the_number_of_images(one_row, images, rule):
+    found = inferred(picky.Album, image_token_id=9, image_size=8, one_row=one_row)
+    assert shapes(found)["pixel_values"] == (images, 3, "height", "width")
+    assert found.values == {"input_ids": rule}
+    assert found.outputs[0].shape == shapes(found)["input_ids"]
