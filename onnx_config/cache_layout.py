@@ -75,12 +75,11 @@ class CacheLayout:
 
     def sizes_at(self, past_length: int) -> dict[str, int]:
         """Return the sizes of the cache's own axes after ``past_length`` steps."""
-        axes = dict.fromkeys(axis for tensor in self.past for axis in tensor.axes.values())
-        return {
-            axis: min(past_length, self.windows.get(axis, past_length))
-            for axis in axes
-            if axis == PAST_AXIS or axis in self.windows
-        }
+        axes = {axis for tensor in self.past for axis in tensor.axes.values()}
+        # Where every layer forgets, the mask still covers the whole past.
+        grows = PAST_AXIS in axes or (bool(self.windows) and self.step_axis is not None)
+        whole = {PAST_AXIS: past_length} if grows else {}
+        return whole | {axis: min(past_length, most) for axis, most in self.windows.items()}
 
     def present(self, *, continued: bool = True) -> tuple[TensorSpec, ...]:
         """Return the cache after the call, as outputs.
@@ -203,6 +202,7 @@ def read_cache_layout(
             full_at = len(shape) - 2 if held.attribute in _NAMES.values() else None
             steps = [i for i, n in enumerate(shape) if n == PAST_AXIS or (i == full_at and n == held.window - 1)]
             if steps:
+                moves.step_axis = moves.step_axis or moves.main_steps(held)
                 axis = _window_axis(windows, held.window - 1)
                 shape = [axis if position in steps else size for position, size in enumerate(shape)]
         past.append(TensorSpec(name=held.name, dtype=held.dtype, shape=tuple(shape)))
@@ -255,7 +255,7 @@ class _Moves:
                 named[position] = axis or "encoder_sequence_length"
             else:
                 named[position] = PAST_AXIS
-                self.step_axis = self.step_axis or axis or self._main_steps(held)
+                self.step_axis = self.step_axis or axis or self.main_steps(held)
         return named
 
     def _multiple_of_rows(self, pair: tuple[int, int]) -> str | None:
@@ -265,7 +265,7 @@ class _Moves:
                 return f"{factor}*{base_axis(axis)}"
         return None
 
-    def _main_steps(self, held: _Held) -> str | None:
+    def main_steps(self, held: _Held) -> str | None:
         steps = [axis for axis in self._moved if axis.endswith("sequence_length")]
         wanted = "decoder_sequence_length" if held.part == "decoder" else "sequence_length"
         return wanted if wanted in steps else None

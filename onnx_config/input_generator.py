@@ -19,7 +19,7 @@ from onnx_config.spec import TensorSpec, ValueRule, size_of
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
 
-__all__ = ["Array", "generate_inputs", "special_token_ids"]
+__all__ = ["Array", "generate_inputs", "special_token_ids", "with_room"]
 
 Array = npt.NDArray[Any]
 
@@ -64,6 +64,18 @@ def generate_inputs(
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
         _pad(arrays, config, least=placeholders + 2, side=padding_side, token=pad_token_id)
     return arrays
+
+
+def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return ``sizes`` with texts long enough for the placeholders that they must hold at these sizes."""
+    room = dict(sizes)
+    for spec in inputs:
+        rule = rules.get(spec.name)
+        axis = spec.shape[-1] if spec.shape else None
+        if rule is not None and isinstance(axis, str) and axis in room:
+            needed = sum(count for _, count in rule.placeholders(sizes))
+            room[axis] = max(room[axis], needed + 2 if needed else 0)
+    return room
 
 
 def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int]) -> Array:

@@ -168,30 +168,44 @@ def _placeholders(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
         return
     modality, tokens, features = counts
     rows = ids.resolve(draft.sizes)[0]
-    present = draft.rules.get("input_ids", ValueRule())
+    present = draft.rules.get("input_ids", _NO_RULE)
+    text = config_for(draft.config, "text")
+    width = next((w for n in ("hidden_size", "d_model", "n_embd") if isinstance(w := getattr(text, n, None), int)), 0)
     for token in _placeholder_ids(draft.config, modality):
-        others = [(t, n, a) for t, n, a in present.tokens if t != token]
         already = next((n for t, n in present.placeholders(draft.sizes) if t == token), 0)
-        # Rows that have some already may each stand for several features.
-        wanted = already * features // tokens if tokens and already else features // rows
-        if wanted < 1 or wanted * rows > max(features, 1) * rows:
+        if tokens and already:
+            # Rows that have some already may each stand for several features.
+            yield from _with_tokens(draft, token, already * features // tokens, modality, sure=True)
             continue
-        rule = replace(present, tokens=(*others, (token, wanted, None)))
-        needed = sum(n for _, n in rule.placeholders(draft.sizes)) + 2
-        axis = ids.shape[-1]
-        longest = draft.largest(axis, "input_ids") if isinstance(axis, str) else ids.resolve(draft.sizes)[-1]
-        other = draft.copy()
-        if longest is not None and needed + 3 > longest and min(draft.sizes.get(a, 0) for a in IMAGE_AXES) > 1:
-            other.sizes.update({axis: draft.sizes[axis] // 2 for axis in IMAGE_AXES})
-            why = f"smaller images, since a text of {longest} tokens does not hold {features} features"
-            yield Candidate(draft=other, why=why, sure=True)
-            continue
-        other.rules["input_ids"] = rule
-        if isinstance(axis, str):
-            other.sizes[axis] = max(other.sizes[axis], needed + 3)
-            other.smallest[axis] = max(needed, other.smallest.get(axis, 1))
-        why = f"each text holds {wanted} tokens {token}, one for each of its {modality} features"
-        yield Candidate(draft=other, why=why, sure=True)
+        if width and features % (rows * width) == 0:
+            # Some messages count the features' numbers rather than the features.
+            yield from _with_tokens(draft, token, features // rows // width, modality, sure=False)
+        yield from _with_tokens(draft, token, features // rows, modality, sure=True)
+
+
+def _with_tokens(draft: Draft, token: int, wanted: int, modality: str, *, sure: bool) -> Iterator[Candidate]:
+    """Put ``wanted`` placeholders into each row, or make the images smaller where no text is that long."""
+    if wanted < 1:
+        return
+    present = draft.rules.get("input_ids", _NO_RULE)
+    others = [(t, n, a) for t, n, a in present.tokens if t != token]
+    rule = replace(present, tokens=(*others, (token, wanted, None)))
+    needed = sum(n for _, n in rule.placeholders(draft.sizes)) + 2
+    ids = draft.specs["input_ids"]
+    axis = ids.shape[-1]
+    longest = draft.largest(axis, "input_ids") if isinstance(axis, str) else ids.resolve(draft.sizes)[-1]
+    other = draft.copy()
+    if longest is not None and needed + 3 > longest and min(draft.sizes.get(a, 0) for a in IMAGE_AXES) > 1:
+        other.sizes.update({side: draft.sizes[side] // 2 for side in IMAGE_AXES})
+        why = f"smaller images, since a text of {longest} tokens does not hold {wanted} features"
+        yield Candidate(draft=other, why=why, sure=sure)
+        return
+    other.rules["input_ids"] = rule
+    if isinstance(axis, str):
+        other.sizes[axis] = max(other.sizes[axis], needed + 3)
+        other.smallest[axis] = max(needed, other.smallest.get(axis, 1))
+    why = f"each text holds {wanted} tokens {token}, one for each of its {modality} features"
+    yield Candidate(draft=other, why=why, sure=sure)
 
 
 def _placeholder_ids(config: Any, modality: str) -> list[int]:
@@ -302,7 +316,11 @@ def _multiples(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidat
     for name, position, size in _positions(draft):
         if position:
             whole = -(-max(size, 2 * step) // step) * step
-            yield _resized(draft, (name, position), whole, f"a multiple of {step}", sure=False)
+            candidate = _resized(draft, (name, position), whole, f"a multiple of {step}", sure=False)
+            axis = draft.specs[name].shape[position]
+            if isinstance(axis, str):
+                candidate.draft.steps[axis] = step
+            yield candidate
 
 
 def _growth(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:

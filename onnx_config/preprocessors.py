@@ -99,6 +99,8 @@ def _parts_of(preprocessor: Any) -> list[Any]:
 
 
 def _attribute_names(preprocessor: Any) -> list[str]:
+    if callable(listed := getattr(preprocessor, "get_attributes", None)):
+        return [str(name) for name in listed()]
     names = getattr(preprocessor, "attributes", ())
     return [name for name in names if isinstance(name, str)] if isinstance(names, (list, tuple)) else []
 

@@ -505,10 +505,10 @@ class UniversalOnnxConfig:
                 steps = [axis for axis in spec.axis_names if axis.endswith("sequence_length")]
                 found |= {axis: habits.sizes[kind] for axis in steps[-1:] if kind in habits.sizes}
         kept = {}
-        for axis, size in found.items():
-            least, most = self.inference.axis_ranges.get(axis, (size + 1, None))
-            size = size if most is None else min(size, most)
-            if size >= least:
+        for axis, wanted in found.items():
+            least, most = self.inference.axis_ranges.get(axis, (wanted + 1, None))
+            size = wanted if most is None else min(wanted, most)
+            if size >= least and size % self.inference.axis_steps.get(axis, 1) == 0:
                 kept[axis] = size
         return kept
 

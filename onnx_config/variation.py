@@ -51,8 +51,11 @@ def _another(draft: Draft, axis: str, run: Run) -> tuple[int, Shapes] | ProbeRes
         if result.outputs is None and _scale_placeholders(draft, axis, size, result.refusal or ""):
             result = run({**draft.sizes, axis: size})
         if result.outputs is not None:
-            if first is not None:
-                draft.steps[axis] = _step(draft, axis, run)
+            # A second size may be a multiple of the step by chance, of an image's sides also on purpose.
+            if first is not None or axis in draft.steps or axis in IMAGE_AXES:
+                step = _step(draft, axis, run)
+                if step > 1:
+                    draft.steps[axis] = step
             return size, result.outputs
         first = first or result
     return first
@@ -61,7 +64,7 @@ def _another(draft: Draft, axis: str, run: Run) -> tuple[int, Shapes] | ProbeRes
 def _step(draft: Draft, axis: str, run: Run) -> int:
     """Return the smallest number of elements that the size of ``axis``, a multiple of it, can grow by."""
     size = draft.sizes[axis]
-    for step in (s for s in range(2, size) if size % s == 0):
+    for step in (s for s in range(1, size) if size % s == 0):
         if run({**draft.sizes, axis: size + step}).outputs is not None:
             return step
     return size
@@ -146,6 +149,18 @@ def _find_smallest(draft: Draft, axes: Sequence[str], run: Run) -> None:
         draft.smallest[axis] = guess = _bisect(
             axis, (least[axis], draft.sizes[axis]), accepts, step=draft.steps.get(axis, 1)
         )
+    # Each alone is large enough beside the others' usual sizes; all of them together need not be.
+    for part in (0, 1, 2, 3):
+        together = {axis: _between(draft, axis, part) for axis in axes}
+        if accepts(**together):
+            draft.smallest.update(together)
+            return
+
+
+def _between(draft: Draft, axis: str, part: int) -> int:
+    """Return a size ``part`` quarters of the way from the smallest to the usual one."""
+    least, step = draft.smallest[axis], draft.steps.get(axis, 1)
+    return min(draft.sizes[axis], least + -(-(draft.sizes[axis] - least) * part // (4 * step)) * step)
 
 
 def _bisect(axis: str, between: tuple[int, int], accepts: Callable[..., bool], *, step: int) -> int:

@@ -23,7 +23,7 @@ from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.sentence_modules import module_files
-from onnx_config.spec import ModelSpec
+from onnx_config.spec import ModelSpec, base_axis
 from tasks.detect import detect
 from tasks.export import Exported, export
 from tasks.job import Job, StepCost, raise_if_stopping, reproduce_command
@@ -47,6 +47,7 @@ __all__ = [
     "rehearse_model",
 ]
 
+_IMAGE_SIDES = frozenset({"height", "width"})
 _LOCK_SECONDS = 0.5
 
 
@@ -392,6 +393,12 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         progress.parity = checked.entry
         progress.notes += checked.notes
         verified = checked.entry.verdict is Verdict.VERIFIED
+        if verified and (narrow := _narrow_axes(spec, stored)):
+            raise ModelError(
+                f"A graph that takes other sizes of {', '.join(narrow)} was asked for, as the model does; the one that "
+                f"could be traced takes the traced size only. {' '.join(progress.notes[-1:])}".strip(),
+                kind=ErrorKind.EXPORT_FAILED,
+            )
         error = None if verified else _mismatch(checked.entry)
         progress.step = Step.PARITY
         status = Status.CONVERTED if verified else Status.MISMATCH
@@ -412,7 +419,23 @@ def _doubtful_axes(spec: ModelSpec, stored: Simplified, parity: ParityEntry) -> 
     dynamic &= spec.axis_ranges.keys()
     if parity.verdict is Verdict.VERIFIED:
         return sorted(dynamic - set(parity.axes_proven))
-    return sorted(dynamic & {"height", "width"})
+    return sorted(dynamic & _IMAGE_SIDES)
+
+
+def _narrow_axes(spec: ModelSpec, stored: Simplified) -> list[str]:
+    """Return the axes at which the model takes many sizes and the graph one that nobody declared.
+
+    The sides of an image are none of them: a preprocessor makes every image the size that was traced.
+    """
+    fixed = {tensor.name: tensor.shape for tensor in stored.graph.inputs}
+    narrow = set()
+    for tensor in spec.inputs:
+        for here, there in zip(tensor.shape, fixed.get(tensor.name, ()), strict=False):
+            if isinstance(here, str) and isinstance(there, int):
+                low, high = spec.axis_ranges.get(base_axis(here), (there, there))
+                if base_axis(here) not in _IMAGE_SIDES and low != high:
+                    narrow.add(base_axis(here))
+    return sorted(narrow)
 
 
 def _simplify_and_check(

@@ -6,7 +6,7 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,7 @@ def parity(request: Json) -> Json:
         open_session,
     )
     from onnx_config.export.shapes import CheckShape, check_shapes
-    from onnx_config.input_generator import generate_inputs
+    from onnx_config.input_generator import generate_inputs, with_room
 
     device = choose_device(request["device"])
     spec = ModelSpec.from_json(request["spec"])
@@ -288,6 +288,10 @@ def parity(request: Json) -> Json:
     sizes = {axis: size for axis, size in spec.sizes.items() if axis in axes}
     masked = any(tensor.name.endswith("mask") for tensor in inputs)
     universal, model = _loaded(request, spec)
+
+    def roomy(shape: CheckShape) -> CheckShape:
+        room = with_room(inputs, spec.values, {**spec.sizes, **shape.sizes})
+        return replace(shape, sizes={axis: room[axis] for axis in shape.sizes})
 
     def compute(shapes: Iterable[CheckShape], model: Any) -> tuple[list[Reference], list[str]]:
         feeds = [
@@ -303,7 +307,7 @@ def parity(request: Json) -> Json:
                     padding=shape.padding,
                 ),
             )
-            for shape in shapes
+            for shape in (roomy(shape) for shape in shapes)
         ]
         return compute_references(
             model, feeds, flags=universal.forward_flags, device=device, precise=request.get("precise", True)
@@ -314,7 +318,7 @@ def parity(request: Json) -> Json:
         # The model may take images of one size only; of that size there are others to compare, and whoever asks for
         # proven axes sees that these are not.
         ranges = {**spec.axis_ranges, **{axis: (sizes[axis], sizes[axis]) for axis in sides}}
-        more, _ = compute(check_shapes(sizes, ranges, masked=masked), model)
+        more, _ = compute(check_shapes(sizes, ranges, steps=spec.axis_steps, masked=masked), model)
         references += more
     # ONNX Runtime needs the memory that the model holds.
     del model

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +206,7 @@ def _export(
         # A model that adapts itself to the sizes it meets would hide that from the next attempt.
         preserved_state(model),
         symbolic_builtins(model),
+        _nothing_prepared(),
         hidden_rows_as_in_torch(),
         ties_as_in_torch() if tied else contextlib.nullcontext(),
     ):
@@ -215,6 +216,22 @@ def _export(
         raise TypeError(f"the exporter returned a {type(program).__name__}")
     _name_like_forward(program)
     return program, bounds
+
+
+@contextlib.contextmanager
+def _nothing_prepared() -> Iterator[None]:
+    """Keep the exporter from computing further inputs out of those given.
+
+    It would compute positions, say, from the sample's token ids, and the graph would take them for every text's.
+    """
+    from transformers.exporters import utils
+
+    prepare = utils.precompute_export_inputs
+    utils.precompute_export_inputs = lambda model, inputs: None
+    try:
+        yield
+    finally:
+        utils.precompute_export_inputs = prepare
 
 
 def _ranges(traced: Any) -> Iterable[tuple[Any, Any]]:

@@ -137,15 +137,15 @@ def test_the_width_and_depth_of_the_full_model_are_read_though_a_small_one_runs(
     [
         pytest.param("LlamaConfig", GROUPED, 8, 8, "past_sequence_length + sequence_length", id="all"),
         pytest.param("MistralConfig", GROUPED | {"sliding_window": 6}, 8, 5, "present_window_length", id="window"),
-        pytest.param("MistralConfig", GROUPED | {"sliding_window": 6}, 3, 3, "present_window_length", id="window-short"),
+        pytest.param("MistralConfig", GROUPED | {"sliding_window": 6}, 3, 3, "present_window_length", id="short"),
     ],
 )  # fmt: skip
 def test_a_window_forgets(config_class, settings, past_length, past, present):
     found = configured(config_class, **settings)
     layout = found.cache_layout
-    (axis,) = layout.sizes
-    assert layout.sizes_at(past_length) == {axis: past}
-    assert layout.axis_ranges == {axis: (0, 5 if axis == WINDOW else None)}
+    axis = layout.past[0].shape[2]
+    assert layout.sizes_at(past_length) == {PAST: past_length, axis: past}
+    assert layout.axis_ranges == {PAST: (0, None), axis: (0, 5 if axis == WINDOW else None)}
     assert layout.present()[0].name == "present.0.key"
     assert layout.present()[0].shape[2] == present
 
@@ -208,6 +208,20 @@ def test_masks_cover_the_past_and_ids_do_not():
         "sequence_length", "past_sequence_length + sequence_length", "sequence_length"
     ]  # fmt: skip
     assert extended[3:] == layout.past
+
+
+def test_a_mask_covers_what_a_window_forgot():
+    found = UniversalOnnxConfig(transformers.MistralConfig(**GROUPED, sliding_window=6), use_past=True)
+    inputs = found.generate_dummy_inputs(seq_length=3, past_sequence_length=9)
+    assert inputs["attention_mask"].shape == (2, 12)
+    assert inputs["past_key_values.0.key"].shape == (2, 2, 5, 16)
+
+
+def test_states_take_no_part_in_the_length_of_the_mask():
+    settings = next(p.values[1] for p in TINY if p.id == "mamba")
+    found = UniversalOnnxConfig(transformers.MambaConfig(**settings), use_past=True)
+    assert found.inputs["past_key_values.0.conv_states"] == {0: ROWS}
+    assert found.sizes.keys() == {ROWS, "sequence_length"}
 
 
 def test_a_run_that_is_refused_is_noted():

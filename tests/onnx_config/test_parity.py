@@ -377,9 +377,7 @@ def doubles(*values: float) -> Any:
         pytest.param(floats(1, 2.0001), floats(1, 2), None, "verified", id="without-float64"),
         pytest.param(floats(1, 2.0003), floats(1, 2), None, "mismatch", id="without-float64-beyond-the-fallback"),
         pytest.param(floats(1, 2.0001), floats(1, 2), doubles(1, NAN), "verified", id="nan-in-float64-only"),
-        pytest.param(
-            floats(1, 2.0003), floats(1, 2), doubles(NAN, NAN), "mismatch", id="nan-is-no-excuse"
-        ),
+        pytest.param(floats(1, 2.0003), floats(1, 2), doubles(NAN, NAN), "mismatch", id="nan-is-no-excuse"),
         pytest.param(np.int64([1, 2]), np.int64([1, 2]), np.int64([1, 2]), "verified", id="whole-numbers"),
         pytest.param(np.int64([1, 3]), np.int64([1, 2]), np.int64([1, 2]), "mismatch", id="whole-numbers-are-exact"),
         pytest.param(np.int64([1, 3]), np.int64([1, 2]), np.int64([1, 3]), "unstable", id="whole-numbers-in-doubt"),

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 import tiny_models
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    SamImageProcessorPil,
+    ViTImageProcessorPil,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
-from onnx_config.preprocessors import declared_preprocessors, given_preprocessors
+from onnx_config.preprocessors import Habits, declared_preprocessors, given_preprocessors, habits_of
 
 
 @pytest.mark.parametrize(
@@ -52,3 +60,45 @@ def test_given_preprocessors_are_described_by_what_they_say(tmp_path):
 @pytest.mark.parametrize("thing", [object(), "bert-base-uncased", None, 3])
 def test_what_is_no_preprocessor_makes_nothing(thing):
     assert given_preprocessors([thing]) == ()
+
+
+def square(edge):
+    return {"height": edge, "width": edge}
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "sizes"),
+    [
+        pytest.param(ViTImageProcessorPil(size={"height": 32, "width": 48}), {"height": 32, "width": 48}, id="size"),
+        pytest.param(ViTImageProcessorPil(do_resize=False), {}, id="not-resized"),
+        pytest.param(CLIPImageProcessorPil(), square(224), id="cropped"),
+        pytest.param(
+            CLIPImageProcessorPil(size={"shortest_edge": 40}, do_center_crop=False), square(40), id="shortest-edge"
+        ),
+        pytest.param(SamImageProcessorPil(), square(1024), id="padded"),
+        pytest.param(Wav2Vec2FeatureExtractor(), {"samples": 16_000, "frames": 100}, id="a-second-of-sound"),
+        pytest.param(
+            WhisperFeatureExtractor(chunk_length=5), {"samples": 80_000, "frames": 500}, id="a-chunk-of-sound"
+        ),
+        pytest.param(object(), {}, id="nothing"),
+    ],
+)
+def test_the_sizes_that_a_preprocessor_makes(preprocessor, sizes):
+    assert habits_of(preprocessor) == Habits(sizes=sizes)
+
+
+def test_how_a_tokenizer_cuts_and_pads(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models.build("gpt2-causal-lm", tmp_path))
+    tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token = 40, "left", tokenizer.eos_token
+    assert habits_of(tokenizer) == Habits(
+        longest_text=40, padding_side="left", pad_token_id=tokenizer.convert_tokens_to_ids(tokenizer.eos_token)
+    )
+    tokenizer.model_max_length = int(1e30)
+    assert habits_of(tokenizer).longest_text is None
+
+
+def test_a_processor_has_the_habits_of_its_parts(tmp_path):
+    processor = AutoProcessor.from_pretrained(tiny_models.build("clip-model", tmp_path))
+    found = habits_of(processor)
+    assert found.sizes.keys() == {"height", "width"}
+    assert found.padding_side == processor.tokenizer.padding_side

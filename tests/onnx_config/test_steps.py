@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export import parity as parity_module
 from onnx_config.export import steps
 from onnx_config.export.graph_file import read_graph, summarize
 from onnx_config.spec import ModelSpec, TensorSpec
 from tests.onnx_config.converted import Converted, edited
+from tests.tiny_models import IMAGE_SIZE
 
 
 def export_request(converted: Converted, output: Path, **changes: Any) -> dict[str, Any]:
@@ -37,6 +39,12 @@ def test_code_of_models_is_not_run_even_where_it_is_allowed(bert: Converted, tmp
     (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "modeling_x.X"}}))
     with pytest.raises(ModelError, match="This version of onnx-ferry runs no code of models") as caught:
         steps.detect({"folder": str(tmp_path), "trust_remote_code": True})
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+
+def test_a_graph_with_a_cache_is_not_exported_yet(bert: Converted) -> None:
+    with pytest.raises(ModelError, match="exports the forward pass without one: leave -with-past out") as caught:
+        steps.detect({"folder": str(bert.source), "task": "text-generation-with-past"})
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
@@ -119,9 +127,9 @@ def test_a_mask_among_the_inputs_is_tried_with_padding(
     asked = []
     original = shapes.check_shapes
 
-    def seen(*args: Any, masked: bool) -> Any:
+    def seen(*args: Any, masked: bool, **options: Any) -> Any:
         asked.append(masked)
-        return original(*args, masked=masked)
+        return original(*args, masked=masked, **options)
 
     monkeypatch.setattr(shapes, "check_shapes", seen)
     request.getfixturevalue(name).parity()
@@ -177,12 +185,32 @@ def test_what_branches_is_refused_unless_it_is_an_image(
         axis_ranges={**vit.spec.axis_ranges, **sides},
     )
     request = export_request(vit, tmp_path / "model.onnx", spec=spec.to_json())
-    if axis == "height":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            answer = steps.export(request)
-        assert answer["graph"]["inputs"][0]["shape"] == ("batch_size", 3, 32, 32)
-        assert "height, width is fixed, since the model computes otherwise at other sizes" in " ".join(answer["notes"])
-    else:
-        with pytest.raises(ModelError, match="one graph holds one way of computing only: y differs by 1"):
-            steps.export(request)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch and the exporter warn of their own deprecations
+        if axis == "sequence_length":
+            with pytest.raises(ModelError, match="one graph holds one way of computing only: y differs by 1"):
+                steps.export(request)
+            return
+        answer = steps.export(request)
+    assert answer["graph"]["inputs"][0]["shape"] == ("batch_size", 3, 32, 32)
+    assert "height, width is fixed, since the model computes otherwise at other sizes" in " ".join(answer["notes"])
+
+
+def test_a_model_that_takes_one_image_size_is_compared_at_that_size(
+    vit: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = parity_module.compute_references
+    side = vit.spec.sizes.get("height", IMAGE_SIZE)
+    image = replace(vit.spec.inputs[0], shape=("batch_size", 3, "height", "width"))
+
+    def picky(model: Any, feeds: Any, **options: Any) -> Any:
+        taken = [feed for feed in feeds if (feed[0].sizes["height"], feed[0].sizes["width"]) == (side, side)]
+        references, refused = original(model, taken, **options)
+        return references, [*refused, *["another size"] * (len(feeds) - len(taken))]
+
+    monkeypatch.setattr(parity_module, "compute_references", picky)
+    monkeypatch.setattr(steps, "_as_in_graph", lambda *_: (image,))
+    spec = replace(vit.spec, sizes={"batch_size": 2, "height": side, "width": side})
+    result = vit.parity(spec=spec.to_json())
+    assert (result["outcome"], result["axes_proven"]) == ("verified", ("batch_size",))
+    assert result["skipped"][-1] == "another size"

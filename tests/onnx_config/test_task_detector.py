@@ -12,7 +12,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto import modeling_auto
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.task_detector import TASK_SYNONYMS, TASKS, detect_task, known_tasks, newer_release, normalize_task
+from onnx_config.task_detector import (
+    TASK_SYNONYMS,
+    TASKS,
+    detect_task,
+    known_tasks,
+    newer_release,
+    normalize_task,
+    task_of_class,
+)
 
 # Auto mappings that TASKS names and the installed transformers lacks: other releases have them.
 ONLY_IN_OTHER_RELEASES = {"FOR_VISION_2_SEQ"}
@@ -94,15 +102,74 @@ def test_a_task_that_is_asked_for_wins(architecture, asked, class_name):
     assert (found.task, found.class_name) == (normalize_task(asked)[0], class_name)
 
 
-@pytest.mark.parametrize("mapping", [
-    name for name in sorted(vars(modeling_auto)) if re.fullmatch(r"MODEL_(FOR_\w+_)?MAPPING_NAMES", name)
-])  # fmt: skip
-def test_every_auto_mapping_of_this_release_has_a_task(mapping):
-    # A pretraining head is deployed as what lies below it.
-    if mapping == "MODEL_FOR_PRETRAINING_MAPPING_NAMES":
-        return
+# Every auto mapping of this release, by its name without MODEL_ and _MAPPING_NAMES; "" is that of the bare models.
+MAPPINGS = {
+    name.removeprefix("MODEL_").removesuffix("MAPPING_NAMES").rstrip("_"): vars(modeling_auto)[name]
+    for name in sorted(vars(modeling_auto))
+    if re.fullmatch(r"MODEL_(\w+_)?MAPPING_NAMES", name)
+}
+
+WITHOUT_A_TASK = {"FOR_PRETRAINING": "a pretraining head is deployed as what lies below it"}
+
+HEADS = sorted(
+    {
+        (model_type, class_name, mapping)
+        for mapping, classes in MAPPINGS.items()
+        for model_type, entry in classes.items()
+        for class_name in ([entry] if isinstance(entry, str) else entry)
+    }
+)
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_every_auto_mapping_of_this_release_has_a_task_or_a_reason_to_have_none(mapping):
     named = [name for task in TASKS.values() for name in task.mappings]
-    assert named.count(mapping.removeprefix("MODEL_").removesuffix("MAPPING_NAMES").rstrip("_")) == 1
+    assert named.count(mapping) == (0 if mapping in WITHOUT_A_TASK else 1)
+
+
+def test_a_mapping_without_a_task_is_one_of_this_release():
+    assert WITHOUT_A_TASK.keys() <= MAPPINGS.keys()
+    assert all(WITHOUT_A_TASK.values())
+
+
+def test_there_is_a_task_for_every_head_class_of_this_release():
+    """The walk covers more than a thousand classes in more than forty tasks, each in a family."""
+    assert len(TASKS) > 40
+    assert len(HEADS) > 1000
+    tasks = {task_of_class(class_name).task for _, class_name, mapping in HEADS if mapping not in WITHOUT_A_TASK}
+    assert len(tasks) > 40
+    assert tasks <= TASKS.keys()
+    assert {task.family for task in TASKS.values()} == {TASKS[task].family for task in tasks}
+
+
+def test_every_class_can_be_asked_for_by_a_task_that_lists_it():
+    by_mapping = {mapping: task for task, entry in TASKS.items() for mapping in entry.mappings}
+    wrong = []
+    for model_type, class_name, mapping in HEADS:
+        if mapping in WITHOUT_A_TASK or not hasattr(transformers, class_name):
+            continue
+        task = by_mapping[mapping]
+        config = PreTrainedConfig(architectures=[class_name])
+        config.model_type = model_type
+        found = detect_task(config, task)
+        if (found.task, found.class_name, found.family) != (task, class_name, TASKS[task].family):
+            wrong.append((model_type, class_name, mapping, found))
+    assert wrong == []
+
+
+def test_every_class_is_detected_from_its_architecture():
+    """What a saved model names is what is found, but for pretraining heads and backbones of encoder-decoders."""
+    lost = []
+    for model_type, class_name, mapping in HEADS:
+        if not hasattr(transformers, class_name):
+            continue
+        config = PreTrainedConfig(architectures=[class_name])
+        config.model_type = model_type
+        found = detect_task(config)
+        assert found.family == TASKS[found.task].family
+        if found.class_name != class_name and mapping not in {"FOR_PRETRAINING", "FOR_MASKED_LM"}:
+            lost.append((model_type, class_name, mapping, found))
+    assert lost == []
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -143,6 +143,57 @@ def test_padding_shortens_the_later_rows():
     assert (inputs["input_ids"][1, 6:] == 0).all()
 
 
+def images(height, width):
+    return transformers.ViTImageProcessorPil(size={"height": height, "width": width})
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocessor", "asked", "shapes"),
+    [
+        pytest.param("swin-model", images(64, 32), {}, {"pixel_values": (2, 3, 64, 32)}, id="images"),
+        pytest.param("swin-model", images(64, 32), {"height": 96}, {"pixel_values": (2, 3, 96, 32)}, id="asked-for"),
+        pytest.param("vit-model", images(64, 64), {}, {"pixel_values": (2, 3, 32, 32)}, id="an-axis-that-is-fixed"),
+        pytest.param(
+            "wav2vec2-ctc", transformers.Wav2Vec2FeatureExtractor(sampling_rate=4000), {}, {"input_values": (2, 4000)},
+            id="a-second-of-sound",
+        ),
+    ],
+)  # fmt: skip
+def test_a_preprocessors_settings_give_the_sizes_that_were_not_asked_for(model, preprocessor, asked, shapes):
+    inputs = detected(model).generate_dummy_inputs(preprocessor, **asked)
+    assert {name: tuple(inputs[name].shape) for name in shapes} == shapes
+
+
+def tokenizer_of(folder, **settings):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models.build("bert-model", folder))
+    for name, value in settings.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+@pytest.mark.parametrize(("asked", "length"), [(None, 7), (5, 5), (20, 7)])
+def test_a_tokenizer_cuts_texts(tmp_path, asked, length):
+    tokenizer = tokenizer_of(tmp_path, model_max_length=7)
+    assert detected("bert-model").generate_dummy_inputs(tokenizer, seq_length=asked)["input_ids"].shape == (2, length)
+
+
+def test_padding_is_on_the_tokenizers_side_with_its_token(tmp_path):
+    found = detected("bert-model")
+    plain = found.generate_dummy_inputs(seq_length=9)["input_ids"]
+    tokenizer = tokenizer_of(tmp_path, padding_side="left", pad_token="[MASK]")
+    inputs = found.generate_dummy_inputs(tokenizer, seq_length=9, padding=True)
+    assert inputs["attention_mask"].tolist() == [[1] * 9, [0] * 3 + [1] * 6]
+    assert (inputs["input_ids"][1, :3] == tokenizer.mask_token_id).all()
+    assert torch.equal(inputs["input_ids"][1, 3:], plain[1, :6])
+    assert torch.equal(inputs["input_ids"][0], plain[0])
+
+
+def test_padding_of_a_continued_text_is_in_its_past():
+    found = UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), use_past=True)
+    mask = found.generate_dummy_inputs(seq_length=1, padding=True, past_sequence_length=8)["attention_mask"]
+    assert mask.tolist() == [[1] * 9, [0] * 3 + [1] * 6]
+
+
 @pytest.mark.parametrize(
     ("family", "model", "expected"),
     [

@@ -148,6 +148,21 @@ def test_the_second_size(size, largest, second):
     assert vary_axes(draft, model(draft, lambda s: True))["sequence_length"][0] == second
 
 
+@pytest.mark.parametrize(
+    ("size", "law", "steps", "smallest"),
+    [
+        pytest.param(16, lambda n: True, {}, 1, id="any"),
+        pytest.param(16, lambda n: n % 8 == 0, {"sequence_length": 8}, 8, id="a-divisor-of-the-size"),
+        pytest.param(16, lambda n: n % 16 == 0, {"sequence_length": 16}, 16, id="the-size-itself"),
+        pytest.param(16, lambda n: n % 4 == 0 and n > 7, {"sequence_length": 4}, 8, id="from-a-smallest-one-on"),
+    ],
+)
+def test_an_axis_may_grow_in_steps(size, law, steps, smallest):
+    draft = drafted(SIZES | {"sequence_length": size})
+    vary_axes(draft, model(draft, lambda s: law(s["sequence_length"])))
+    assert (draft.steps, draft.smallest["sequence_length"]) == (steps, smallest)
+
+
 def test_an_axis_without_room_is_fixed_without_a_word():
     draft = drafted(SIZES | {"sequence_length": 1}, limits=Settings(max_position_embeddings=1))
     vary_axes(draft, model(draft, lambda s: True))
