@@ -79,7 +79,7 @@ def _resized(draft: Draft, at: tuple[str, int], size: int, why: str, *, sure: bo
 def _missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     """Add what the message asks for, or what was ``None`` where the statement needed it."""
     names = asked_for(answer.refusal or "", draft.declaration)
-    for frame in reversed(answer.frames):
+    for frame in reversed(answer.frames if "None" in (answer.refusal or "") else ()):
         names += [name for name in frame.names if name in frame.nones]
     for name in dict.fromkeys(names):
         argument = draft.declaration.argument(name)

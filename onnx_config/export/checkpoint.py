@@ -131,6 +131,9 @@ def load_model(
     if missing and all(_is_pooler(key) for key in missing) and _has_pooling_switch(cls):
         # A checkpoint saved from a head without a pooler: the class has a switch for just that.
         model, missing = _load(cls, config, folder, getattr(torch, dtype), add_pooling_layer=False)
+    # A buffer of the head itself comes from the code: a backbone's checkpoint lacks it, and nothing of it is random.
+    own = {name for name, _ in model.named_buffers(recurse=False)}
+    missing = [key for key in missing if key not in own]
     if missing:
         raise InputError(
             f"The checkpoint in {str(folder)!r} has no weights for {_some(missing)}, which {cls.__name__} needs; they "

@@ -318,6 +318,7 @@ def parity(request: Json) -> Json:
         # The model may take images of one size only; of that size there are others to compare, and whoever asks for
         # proven axes sees that these are not.
         ranges = {**spec.axis_ranges, **{axis: (sizes[axis], sizes[axis]) for axis in sides}}
+        _, model = _loaded(request, spec)  # the first one ended in float64
         more, _ = compute(check_shapes(sizes, ranges, steps=spec.axis_steps, masked=masked), model)
         references += more
     # ONNX Runtime needs the memory that the model holds.

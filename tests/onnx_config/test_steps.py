@@ -212,5 +212,5 @@ def test_a_model_that_takes_one_image_size_is_compared_at_that_size(
     monkeypatch.setattr(steps, "_as_in_graph", lambda *_: (image,))
     spec = replace(vit.spec, sizes={"batch_size": 2, "height": side, "width": side})
     result = vit.parity(spec=spec.to_json())
-    assert (result["outcome"], result["axes_proven"]) == ("verified", ("batch_size",))
+    assert (result["outcome"], result["axes_proven"]) == ("verified", ("batch_size",)), result["detail"]
     assert result["skipped"][-1] == "another size"
