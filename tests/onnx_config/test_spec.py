@@ -117,7 +117,8 @@ def test_the_size_of_the_weights(parameters, expected):
     spec = ModelSpec.from_json(
         {
             "model_type": "bert", "task": "t", "task_family": "t", "architecture": "A", "inputs": [], "outputs": [],
-            "axis_ranges": {}, "sizes": {}, "preprocessor": None, "parameters": parameters, "cache": [], "values": {}, "axis_steps": {},
+            "axis_ranges": {}, "sizes": {}, "preprocessor": None, "parameters": parameters,
+            "cache": [], "values": {}, "axis_steps": {},
             "declared": [], "proven": [], "assumed": [],
         }
     )  # fmt: skip
