@@ -67,6 +67,8 @@ class Draft:
         """Input -> what its values must be."""
         self.smallest: dict[str, int] = {}
         """Axis -> smallest size that the model takes, where known."""
+        self.most: dict[str, int] = {}
+        """Axis -> largest size that the model was seen to take, where it refused larger ones."""
         self.steps: dict[str, int] = {}
         """Axis -> what its size must be a multiple of, where that is more than one."""
         self.learned: list[str] = []
@@ -83,7 +85,7 @@ class Draft:
         """Return a draft that can be changed without changing this one."""
         other = Draft.__new__(Draft)
         other.__dict__.update(self.__dict__)
-        for name in ("specs", "sizes", "rules", "smallest", "steps", "learned", "assumed"):
+        for name in ("specs", "sizes", "rules", "smallest", "most", "steps", "learned", "assumed"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -176,7 +178,9 @@ class Draft:
     def largest(self, axis: str, name: str) -> int | None:
         """Return the largest size that the config allows for an axis of an input; ``None``: none declared."""
         declared = longest(self.limits, axis, name)
-        return None if declared is None else declared - self.unused_positions.get(declared, 0)
+        usable = None if declared is None else declared - self.unused_positions.get(declared, 0)
+        seen = self.most.get(axis)
+        return usable if seen is None else seen if usable is None else min(seen, usable)
 
     def _documented_shape(self, argument: Argument) -> tuple[int | str, ...]:
         plain = ("batch_size", "sequence_length")

@@ -259,7 +259,9 @@ def _solved_sizes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
     for index, (got, want) in enumerate(wrong_sizes(answer.refusal or "")):
         if got == want:
             continue
-        for group in (*([item] for item in _positions(draft)), *_sides(draft)):
+        # How many rows there are is never what is wrong with one size.
+        single = [[item] for item in _positions(draft) if not is_batch(draft.specs[item[0]].shape[item[1]])]
+        for group in (*single, *_sides(draft)):
             size = group[0][2]
             step = size if size > 1000 else 1
             moved = _with_size(draft, group, size + step)

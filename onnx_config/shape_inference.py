@@ -205,7 +205,7 @@ def _varied(
     """Vary the axes of a draft that was accepted with ``outputs``."""
     before = dict(draft.sizes)
     moved = vary_axes(draft, run)
-    if any(draft.sizes[axis] != before[axis] for axis in draft.axes()):
+    if any(draft.sizes[axis] != before.get(axis) for axis in draft.axes()):
         # A text that had to grow was not yet as long when the first axes were varied.
         outputs = run(draft.sizes).outputs or outputs
         moved = vary_axes(draft, run)

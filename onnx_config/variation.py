@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from onnx_config.config_sizes import modality_of
 from onnx_config.draft import DEFAULT_SIZES, IMAGE_AXES, Draft, is_batch
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import token_counts
@@ -22,6 +23,7 @@ def vary_axes(draft: Draft, run: Run) -> Moved:
     ``run`` calls the model at sizes. Changes ``draft``. Returns, per axis that moves, its second size and the
     outputs there.
     """
+    _split_rows(draft, run)
     moved: Moved = {}
     for axis in draft.axes():
         if axis not in draft.axes():  # tied to one before
@@ -43,6 +45,27 @@ def vary_axes(draft: Draft, run: Run) -> Moved:
     return moved
 
 
+def _split_rows(draft: Draft, run: Run) -> None:
+    """Let texts and images, or sounds, be of different numbers where the model compares each with each.
+
+    Then it returns a table of scores, one side for each. That it returns anything is not enough: a decoder may reshape
+    another number of sounds into something that fits.
+    """
+    kinds = {name: modality_of(name) for name in draft.specs}
+    shared = {kinds[name] for name, spec in draft.specs.items() if "batch_size" in spec.axis_names}
+    if len(shared) < 2 or "text" not in shared or draft.rules:
+        return
+    specs, sizes = dict(draft.specs), dict(draft.sizes)
+    for name, spec in specs.items():
+        shape = tuple(f"{kinds[name]}_batch_size" if axis == "batch_size" else axis for axis in spec.shape)
+        draft.specs[name] = replace(spec, shape=shape)
+    rows = sizes["batch_size"]
+    draft.sizes.update({f"{kind}_batch_size": rows if kind == "text" else rows + 1 for kind in shared})
+    outputs = run(draft.sizes).outputs or {}
+    if not any(sorted(shape) == [rows, rows + 1] for shape, _ in outputs.values()):
+        draft.specs, draft.sizes = specs, sizes
+
+
 def _another(draft: Draft, axis: str, run: Run) -> tuple[int, Shapes] | ProbeResult | None:
     """Return a second size and the outputs there, else the first refusal; ``None`` if there is no room."""
     first: ProbeResult | None = None
@@ -58,7 +81,20 @@ def _another(draft: Draft, axis: str, run: Run) -> tuple[int, Shapes] | ProbeRes
                     draft.steps[axis] = step
             return size, result.outputs
         first = first or result
-    return first
+    return _shorter(draft, axis, run) or first
+
+
+def _shorter(draft: Draft, axis: str, run: Run) -> tuple[int, Shapes] | None:
+    """Return a smaller size and the outputs there, where only larger ones are refused."""
+    size = draft.sizes[axis]
+    smaller = size * 2 // 3
+    if axis.endswith(IMAGE_AXES) or is_batch(axis) or smaller < 1 or axis in draft.steps:
+        return None
+    result = run({**draft.sizes, axis: smaller})
+    if result.outputs is None:
+        return None
+    draft.most[axis] = size
+    return smaller, result.outputs
 
 
 def _step(draft: Draft, axis: str, run: Run) -> int:

@@ -417,9 +417,9 @@ def _doubtful_axes(spec: ModelSpec, stored: Simplified, parity: ParityEntry) -> 
     """
     dynamic = {axis for tensor in stored.graph.inputs for axis in tensor.shape if isinstance(axis, str)}
     dynamic &= spec.axis_ranges.keys()
-    if parity.verdict is Verdict.VERIFIED:
-        return sorted(dynamic - set(parity.axes_proven))
-    return sorted(dynamic & _IMAGE_SIDES)
+    doubtful = dynamic - set(parity.axes_proven) if parity.verdict is Verdict.VERIFIED else dynamic & _IMAGE_SIDES
+    # An image with one free side is of no use.
+    return sorted(doubtful | (dynamic & _IMAGE_SIDES if doubtful & _IMAGE_SIDES else set()))
 
 
 def _narrow_axes(spec: ModelSpec, stored: Simplified) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import pytest
+import torch
 
 from onnx_config.declarations import declare
 from onnx_config.draft import Draft
@@ -215,3 +216,44 @@ def test_placeholders_follow_the_number_of_images(one_row, images, rule):
     assert shapes(found)["pixel_values"] == (images, 3, "height", "width")
     assert found.values == {"input_ids": rule}
     assert found.outputs[0].shape == shapes(found)["input_ids"]
+
+
+def test_a_length_that_only_has_a_largest_size_stays_dynamic():
+    draft = drafted(SIZES)
+    vary_axes(draft, model(draft, lambda s: s["sequence_length"] <= 16))
+    assert "sequence_length" in draft.axes()
+    assert draft.ranges()["sequence_length"] == (1, 16)
+
+
+class Scores(Picky):
+    """Compares each text with each image."""
+
+    def forward(self, input_ids: torch.LongTensor, pixel_values: torch.FloatTensor):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Pixels.
+        """
+        return input_ids.float().mean(dim=1)[:, None] * pixel_values.mean(dim=(1, 2, 3))[None]
+
+
+class Reshaped(Scores):
+    """Sees every text beside its own image, and does not notice one too many."""
+
+    def forward(self, input_ids: torch.LongTensor, pixel_values: torch.FloatTensor):
+        return input_ids.float().mean(dim=1) + pixel_values.reshape(input_ids.shape[0], -1).mean(dim=1)
+
+    forward.__doc__ = Scores.forward.__doc__
+
+
+@pytest.mark.parametrize(
+    ("cls", "texts", "images"),
+    [
+        pytest.param(Scores, "text_batch_size", "image_batch_size", id="a-table-of-scores"),
+        pytest.param(Reshaped, "batch_size", "batch_size", id="a-reshape-that-fits-by-chance"),
+    ],
+)
+def test_texts_and_images_are_of_two_numbers_only_where_each_meets_each(cls, texts, images):
+    found = shapes(inferred(cls))
+    assert (found["input_ids"][0], found["pixel_values"][0]) == (texts, images)
