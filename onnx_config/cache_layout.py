@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from onnx_config.config_sizes import modality_of
 from onnx_config.spec import TensorSpec, base_axis
 
 if TYPE_CHECKING:
@@ -299,6 +300,11 @@ class _Asked:
                 shapes = {t.name: (t.resolve(sizes), t.dtype) for t in self._found.inputs}
                 with _experts_on_shapes(self._runner.model):
                     answer = self._runner.run(shapes, use_cache=True)
+                    if answer.undecidable and self._found.values:
+                        # Where images go into a text shows in values only; texts alone leave the same cache.
+                        held.clear()
+                        texts = {name: s for name, s in shapes.items() if modality_of(name) == "text"}
+                        answer = self._runner.run(texts, use_cache=True)
             else:
                 answer = self._runner.run(self._arrays(sizes), use_cache=True)
         finally:

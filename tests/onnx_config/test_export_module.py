@@ -85,13 +85,11 @@ def test_a_simplified_graph_is_compared_too(tmp_path: Path) -> None:
     assert entry["graphs"][0]["nodes"] <= entry["graphs"][0]["nodes_before_simplify"]
 
 
-def test_an_axis_that_cannot_be_traced_is_fixed_and_the_rest_is_compared(tmp_path: Path) -> None:
-    converted = convert(Recurrent(), tmp_path / "artifact", simplify=False)
-    size = converted.spec.inputs[0].shape[1]
-    assert isinstance(size, int)
-    assert converted.spec.inputs[0].shape == ("batch_size", size, 4)
-    assert any("sequence_length of x is fixed" in note for note in converted.notes)
-    assert (converted.parity.axes_proven, converted.simplified) == (("batch_size",), False)
+def test_a_length_that_cannot_be_traced_as_dynamic_is_no_conversion(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"code fixes sequence_length at the size that it is traced at") as caught:
+        convert(Recurrent(), tmp_path / "artifact", simplify=False)
+    assert caught.value.kind is ErrorKind.EXPORT_FAILED
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_that_does_not_hold_is_not_written(tmp_path: Path) -> None:
