@@ -80,7 +80,7 @@ entries = st.builds(
     task=st.none() | words,
     model_type=st.none() | words,
     architecture=st.none() | words,
-    artifact=st.none() | words.map(lambda name: f"/store/{name}"),
+    artifact=st.none() | words.map(lambda name: str(Path(f"/store/{name}"))),
     graphs=st.lists(graphs, max_size=2, unique_by=(lambda g: g.role, lambda g: g.path)).map(tuple),
     template=st.none() | st.sampled_from(["traced", "reused", "direct"]),
     simplified=st.booleans(),
