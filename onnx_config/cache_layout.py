@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -298,13 +297,12 @@ class _Asked:
         try:
             if isinstance(self._runner, Probe):
                 shapes = {t.name: (t.resolve(sizes), t.dtype) for t in self._found.inputs}
-                with _experts_on_shapes(self._runner.model):
-                    answer = self._runner.run(shapes, use_cache=True)
-                    if answer.undecidable and self._found.values:
-                        # Where images go into a text shows in values only; texts alone leave the same cache.
-                        held.clear()
-                        texts = {name: s for name, s in shapes.items() if modality_of(name) == "text"}
-                        answer = self._runner.run(texts, use_cache=True)
+                answer = self._runner.run(shapes, use_cache=True)
+                if answer.undecidable and self._found.values:
+                    # Where images go into a text shows in values only; texts alone leave the same cache.
+                    held.clear()
+                    texts = {name: s for name, s in shapes.items() if modality_of(name) == "text"}
+                    answer = self._runner.run(texts, use_cache=True)
             else:
                 answer = self._runner.run(self._arrays(sizes), use_cache=True)
         finally:
@@ -318,21 +316,6 @@ class _Asked:
         from onnx_config.input_generator import generate_inputs
 
         return generate_inputs(self._found.inputs, self._config, self._declaration, sizes, rules=self._found.values)
-
-
-@contextmanager
-def _experts_on_shapes(model: Any) -> Iterator[None]:
-    """Let experts be computed in a way that shapes alone can follow; the grouped product takes real numbers only."""
-    chosen = model.get_experts_implementation() if hasattr(model, "get_experts_implementation") else {}
-    can = any(value is not None for value in chosen.values()) and model._can_set_experts_implementation()
-    if not can:
-        yield
-        return
-    model.set_experts_implementation("batched_mm")
-    try:
-        yield
-    finally:
-        model.set_experts_implementation(chosen)
 
 
 def _held(cache: Any, argument: str) -> Iterator[_Held]:
