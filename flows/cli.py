@@ -7,7 +7,6 @@ Exit codes: 0 all verified, 1 something was not, 2 the call or the manifest is w
 from __future__ import annotations
 
 import json as jsonlib
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from flows.catalog_commands import catalog_app
 from flows.manifest import OLDEST_OPSET, Dtype, read_manifest, read_model, select_options
 from flows.plan_command import plan
 from flows.progress import clean, duration, progress_for, summary
+from flows.report_file import ReportingListener, write_report
 from flows.settings import Settings, load_settings, why_not_writable
 from flows.terminal import complain, cores, only_a_document, plain_console, size_text, write_document
 from onnx_config.errors import ErrorKind, FerryError, InputError
@@ -36,7 +36,7 @@ from tasks.request import Device
 if TYPE_CHECKING:
     from onnx_config.spec import ModelSpec, TensorSpec
 
-__all__ = ["app", "batch", "convert", "detect", "doctor", "write_report"]
+__all__ = ["app", "batch", "convert", "detect", "doctor"]
 
 _ALL_KINDS = "all"
 _MOST_WORKERS = 8
@@ -313,7 +313,7 @@ def batch(
             workers=workers,
             engine=engine,
             retry_failed=_kinds(retry_failed),
-            listener=listener,
+            listener=listener if report is None else ReportingListener(listener, report),
         )
     summary(console, done, manifest=str(manifest))
     if report is not None:
@@ -350,26 +350,6 @@ def doctor(
     else:
         print_findings(plain_console(), findings)
     raise typer.Exit(0 if findings.healthy else 1)
-
-
-def write_report(path: Path, report: Report) -> None:
-    """Write ``report`` as JSON; the file is the whole report or stays as it was.
-
-    Raises:
-        InputError: If the file cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            draft.write_text(report.to_json() + "\n", encoding="utf-8")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"The report cannot be written to {str(path)!r} ({error.strerror}). Choose another file."
-        ) from (error)
 
 
 def _check_places(settings: Settings, *, output: Path | None, report: Path | None) -> None:

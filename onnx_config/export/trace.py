@@ -21,6 +21,7 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.attention import hidden_rows_as_in_torch
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
+from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.module_state import preserved_state
@@ -207,6 +208,9 @@ def _export(
         preserved_state(model),
         symbolic_builtins(model),
         _nothing_prepared(),
+        decomposed_where_needed(),
+        # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
+        torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),
         ties_as_in_torch() if tied else contextlib.nullcontext(),
     ):

@@ -338,21 +338,6 @@ def test_batch_says_how_it_went(work: Work) -> None:
     assert [path.name for path in Path("new").iterdir()] == ["report.json"]
 
 
-def test_a_report_that_cannot_be_written_is_whole_or_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = Report.of([model_entry("org/a")], started_at=datetime(2026, 1, 1, tzinfo=UTC), seconds=1)
-    path = tmp_path / "report.json"
-    path.write_text("the last one")
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(InputError, match="No space left on device"):
-        cli.write_report(path, report)
-    assert path.read_text() == "the last one"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_report_that_fails_after_the_work_is_1(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

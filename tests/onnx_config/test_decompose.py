@@ -1,0 +1,130 @@
+"""Programs that need no second trace compute the same without it; those that need one get it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from onnx_config.export.decompose import decomposed_where_needed
+
+
+class Called(torch.nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(torch.nn.functional.linear(x, self.weight))
+
+
+def a_chain_of_writes(y: torch.Tensor) -> torch.Tensor:
+    y.add_(1.0)
+    y.mul_(2.0)
+    return y + y.clamp_(min=3.0)
+
+
+def a_write_seen_through_a_view(y: torch.Tensor) -> torch.Tensor:
+    flat = y.view(-1)
+    y.add_(1.0)
+    return flat * 2
+
+
+def a_view_between_two_writes(y: torch.Tensor) -> torch.Tensor:
+    y.add_(1.0)
+    flat = y.view(-1)
+    y.mul_(3.0)
+    return flat + 1
+
+
+def a_write_into_a_part(y: torch.Tensor) -> torch.Tensor:
+    y[:, 0].add_(5.0)
+    return y * 1.0
+
+
+def a_write_under_two_names(y: torch.Tensor) -> torch.Tensor:
+    z = y.to(torch.float32)
+    z.add_(1.0)
+    return y + z
+
+
+def a_write_of_a_larger_type(y: torch.Tensor) -> torch.Tensor:
+    return y.add_(torch.full((3,), 1.0 / 3, dtype=torch.float64)) * 3
+
+
+def masks(y: torch.Tensor) -> torch.Tensor:
+    kept = (y > 0) & (y < 50) | (y > 60)
+    return torch.max(y, y.to(torch.float64).to(torch.float32) * 2) * kept.to(y.dtype) + torch.min(y, -y)
+
+
+def best_of_two(y: torch.Tensor) -> torch.Tensor:
+    values, _ = y.topk(2, dim=-1)
+    values.div_(values.sum(dim=-1, keepdim=True))
+    return values
+
+
+def a_new_tensor_written_to(y: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(y).scatter_add_(1, torch.zeros_like(y, dtype=torch.int64), y)
+
+
+def a_constant(y: torch.Tensor) -> torch.Tensor:
+    return y * torch.tensor([1.0, 2.0, 3.0])
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+SPARED = [a_chain_of_writes, masks, best_of_two, a_new_tensor_written_to, a_constant, a_write_under_two_names]
+TRACED_AGAIN = [
+    a_write_seen_through_a_view,
+    a_view_between_two_writes,
+    a_write_into_a_part,
+    a_write_of_a_larger_type,
+]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    calls: list[None] = []
+    run = torch.export.ExportedProgram.run_decompositions
+
+    def counting(*args: object, **options: object) -> object:
+        calls.append(None)
+        return run(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", counting)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("function", "again"),
+    [*((f, False) for f in SPARED), *((f, True) for f in TRACED_AGAIN)],
+    ids=[f.__name__ for f in (*SPARED, *TRACED_AGAIN)],
+)
+def test_what_is_traced_again_and_what_is_not_computes_the_same(
+    function: Callable[[torch.Tensor], torch.Tensor], again: bool, counted: list[None]
+) -> None:
+    model = Called(function).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 4),), dynamic_shapes={"x": {0: batch}}, strict=False)
+    with decomposed_where_needed():
+        made = torch.onnx.export(program, args=(), verbose=False)
+    assert bool(counted) == again
+    assert made is not None
+    session = onnxruntime.InferenceSession(made.model_proto.SerializeToString())
+    for rows in (1, 2, 5):
+        x = torch.randn(rows, 4, generator=torch.Generator().manual_seed(rows))
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_torch_is_left_as_it_was() -> None:
+    from torch.onnx._internal.exporter import _fx_passes
+
+    before = _fx_passes.decompose_with_registry
+    with decomposed_where_needed():
+        assert _fx_passes.decompose_with_registry is not before
+    assert _fx_passes.decompose_with_registry is before
