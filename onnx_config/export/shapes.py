@@ -114,11 +114,15 @@ class _Change:
         # Many image models take multiples of 32 only, or pad to them: one shape of all tries another size.
         if not self.factor or traced < _IMAGE_STEP:
             return self.plain(traced)
-        return max(_IMAGE_STEP, int(traced * self.factor) // _IMAGE_STEP * _IMAGE_STEP) + self.image_offset
+        # Attention over all pixels grows with the square of their number.
+        size = int(traced * min(self.factor, _LARGEST_IMAGE))
+        size = (size + _IMAGE_STEP - 1 if size > traced else size) // _IMAGE_STEP * _IMAGE_STEP
+        return max(_IMAGE_STEP, size) + self.image_offset
 
 
 _IMAGE_AXES = ("height", "width")
 _IMAGE_STEP = 32
+_LARGEST_IMAGE = 1.5
 _traced = _Change(1.0)
 _medium = _Change(0.75, 1)
 _odd = _Change(1.0, 7, 5)

@@ -5,13 +5,16 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.spec import ModelSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from onnx_config.export.escapes import Escapes
 
 __all__ = ["check_options", "detect", "export", "parity", "simplify", "stamp"]
 
@@ -145,6 +148,7 @@ def export(request: Json) -> Json:
             flags=flags,
             fixed=fixed,
             tied=watch.seen,
+            escapes=lambda: _escapes(spec, universal, model, sizes),
         )
         write_graph(trace.model, path)
         branching = _branching_axes(trace.untried, path, spec, universal, model)
@@ -162,6 +166,40 @@ def export(request: Json) -> Json:
             kind=ErrorKind.EXPORT_FAILED,
         )
     return {"graph": _summary(summarize(trace.model)), "notes": [*notes, *trace.notes]}
+
+
+def _escapes(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> tuple[Any, Escapes]:
+    """Return inputs to trace with, and what the model's code reads on them and at the sizes of the checks.
+
+    Later rows are padded in them, since code that looks whether anything is takes the way for all only then.
+    """
+    import torch
+
+    from onnx_config.export.escapes import escapes_of
+    from onnx_config.export.shapes import CheckShape, check_shapes
+    from onnx_config.input_generator import generate_inputs, with_room
+    from onnx_config.module_state import preserved_state
+
+    masked = any(tensor.name.endswith("mask") for tensor in spec.inputs)
+    shapes = [CheckShape(label="traced", sizes=sizes, padding=masked)]
+    for shape in check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked):
+        room = with_room(spec.inputs, spec.values, {**spec.sizes, **shape.sizes})
+        shapes.append(replace(shape, sizes=room))
+    feeds = [
+        generate_inputs(
+            spec.inputs,
+            universal.config,
+            universal.declaration,
+            shape.sizes,
+            rules=spec.values,
+            seed=shape.seed,
+            padding=shape.padding,
+        )
+        for shape in shapes
+    ]
+    tensors = [{name: torch.from_numpy(value) for name, value in arrays.items()} for arrays in feeds]
+    with preserved_state(model):
+        return tensors[0], escapes_of(lambda feed: model(**feed, **universal.forward_flags), tensors)
 
 
 def _uneven(spec: ModelSpec, fixed: Iterable[str]) -> dict[str, int]:

@@ -114,6 +114,8 @@ class _List(metaclass=_Like):
 
 def _tensor(original: Any) -> Any:
     def tensor(data: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(data, torch.SymInt):
+            return torch.full((), data, **{"dtype": torch.int64, **options})  # type: ignore[call-overload]  # a symbol
         return data.tensor(**options) if isinstance(data, Positions) else original(data, *arguments, **options)
 
     return tensor

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.attention import hidden_rows_as_in_torch
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
+from onnx_config.export.escapes import Escapes, replayed
+from onnx_config.export.operators import symbolic_operators
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.module_state import preserved_state
@@ -38,7 +40,7 @@ _FREE_AXES = ("batch_size", "sequence_length")
 _UNBOUNDED = 2**31
 
 # Windows and patches of an image whose size is unknown can take torch's solver minutes.
-_IMAGE_AXES_CPU_SECONDS = 60.0
+_IMAGE_AXES_CPU_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ def trace_model(
     optimize: bool = True,
     fixed: Iterable[str] = (),
     tied: bool = False,
+    escapes: Callable[[], tuple[Mapping[str, torch.Tensor], Escapes]] | None = None,
 ) -> Trace:
     """Return the graph of ``model`` with named axes and only the outputs asked for.
 
@@ -93,6 +96,8 @@ def trace_model(
         optimize: Whether the exporter folds constants and removes dead nodes.
         fixed: Axes to fix at the sample's size although they are declared dynamic.
         tied: Whether the model has a top-k that chooses among equal values.
+        escapes: Returns inputs to trace with instead, and what the model's code reads of its tensors, for a model that
+            cannot be traced without; ``None``: not known.
 
     Raises:
         ModelError: If every attempt failed (``export_failed``); the message is that of the last one.
@@ -102,12 +107,15 @@ def trace_model(
     axes = frozenset(a for spec in tensors for a in spec.axis_names) - frozenset(fixed)
     notes: list[str] = []
     failures: list[tuple[_Attempt, Exception]] = []
-    for attempt in _attempts(axes):
+    reading: Escapes | None = None
+    attempts = _attempts(axes)
+    while attempts:
+        attempt = attempts.pop(0)
         if failures and isinstance(failures[-1][1], OutOfTimeError) and failures[-1][0].axes == attempt.axes:
             continue
         try:
             with cpu_limit(attempt.cpu_seconds):
-                program, bounds = _export(
+                program, bounds, taken = _export(
                     model,
                     inputs,
                     tensors,
@@ -117,10 +125,14 @@ def trace_model(
                     flags=flags,
                     optimize=optimize,
                     tied=tied,
+                    reading=reading,
                 )
         # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
         except Exception as error:  # noqa: BLE001
             failures.append((attempt, error))
+            if reading is None and escapes is not None and _reads_values(error):
+                inputs, reading = escapes()
+                attempts = _attempts(axes)
             continue
         names, said, lost = _name_axes(program, tensors, attempt)
         # A graph for the one image size that a preprocessor makes is of use; one for the batch or the length that
@@ -134,13 +146,22 @@ def trace_model(
                 f"{', '.join(untraceable)} could not be traced as dynamic and is fixed: {_first_line(failures[-1][1])}"
             )
         _keep_outputs(program, kept)
-        return Trace(model=program, notes=(*notes, *said), untried=_untried(names, bounds, axis_ranges))
+        return Trace(model=program, notes=(*notes, *taken, *said), untried=_untried(names, bounds, axis_ranges))
     last = failures[-1][1]
     raise ModelError(
         f"{type(model).__name__} could not be traced in {len(failures)} attempts. "
         f"The last one ended with {_first_line(last)}",
         kind=ErrorKind.EXPORT_FAILED,
     ) from last
+
+
+def _reads_values(error: BaseException) -> bool:
+    """Return whether a trace failed since the model's code reads values that a trace does not have."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    reads = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
+    return isinstance(error, reads) or ".numpy() is not supported" in str(error)
 
 
 def _attempts(axes: frozenset[str]) -> list[_Attempt]:
@@ -163,8 +184,9 @@ def _export(
     flags: Mapping[str, Any],
     optimize: bool,
     tied: bool,
-) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]]]:
-    """Return the graph, and for each of torch's symbols the sizes for which its trace holds."""
+    reading: Escapes | None,
+) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]], list[str]]:
+    """Return the graph, the sizes for which its trace holds, by torch's symbols, and what it takes for granted."""
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_dynamo import DynamoExporter
     from transformers.exporters.exporter_onnx import OnnxExporter
@@ -207,19 +229,21 @@ def _export(
         # A model that adapts itself to the sizes it meets would hide that from the next attempt.
         preserved_state(model),
         symbolic_builtins(model),
+        symbolic_operators(model),
         _nothing_prepared(),
         decomposed_where_needed(),
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),
         ties_as_in_torch() if tied else contextlib.nullcontext(),
+        contextlib.nullcontext() if reading is None else replayed(reading) as replay,
     ):
         exported = exporter.export(model, {**inputs, **flags}, config)
     program = exported.program
     if not isinstance(program, onnx_ir.Model):
         raise TypeError(f"the exporter returned a {type(program).__name__}")
     _name_like_forward(program)
-    return program, bounds
+    return program, bounds, [] if replay is None else replay.notes
 
 
 @contextlib.contextmanager

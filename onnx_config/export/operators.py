@@ -1,0 +1,124 @@
+"""Keeps sizes symbolic in operators that torch traces with the sample's sizes only.
+
+``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not. And
+``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+
+__all__ = ["symbolic_operators"]
+
+
+_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_ONE_ROW = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+
+
+def _max_pool1d(original: Any) -> Any:
+    def max_pool1d(
+        input: torch.Tensor,  # noqa: A002  # torch's name, used as a keyword
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        given = {**dict(zip(_POOLING, arguments, strict=False)), **options}
+        if given.get("return_indices") or not any(isinstance(size, torch.SymInt) for size in input.shape):
+            return original(input, *arguments, **options)
+        rows: dict[str, Any] = {
+            name: (edge, _one(given[name])) for name, edge in _ONE_ROW.items() if given.get(name) is not None
+        }
+        pooled = torch.nn.functional.max_pool2d(input.unsqueeze(-2), ceil_mode=given.get("ceil_mode", False), **rows)
+        return pooled.squeeze(-2)
+
+    return max_pool1d
+
+
+def _div(original: Any) -> Any:
+    def div(first: Any, second: Any, **options: Any) -> Any:
+        sizes = (first, second)
+        # Sizes are not negative, so that both kinds of rounding are one.
+        rounded = options.get("rounding_mode") in ("trunc", "floor")
+        if rounded and any(isinstance(s, torch.SymInt) for s in sizes) and not isinstance(first + second, torch.Tensor):
+            return first // second
+        return original(first, second, **options)
+
+    return div
+
+
+def _from_numpy(original: Any) -> Any:
+    def from_numpy(array: Any) -> torch.Tensor:
+        # A constant with a value; the other one would have a shape only.
+        types = {"float32": torch.float32, "float64": torch.float64, "int32": torch.int32, "int64": torch.int64}
+        dtype = types.get(str(array.dtype))
+        return original(array) if dtype is None or not array.size else torch.tensor(array.tolist(), dtype=dtype)
+
+    return from_numpy
+
+
+class _Context:
+    """What a function with a derivative of its own keeps for it: nothing is derived in a graph."""
+
+    def save_for_backward(self, *_: Any) -> None: ...
+
+    def mark_dirty(self, *_: Any) -> None: ...
+
+    def mark_non_differentiable(self, *_: Any) -> None: ...
+
+    def set_materialize_grads(self, _: bool) -> None: ...
+
+
+def _apply(original: Any) -> Any:
+    plain = original.__func__
+
+    def apply(cls: Any, *arguments: Any, **options: Any) -> Any:
+        # Those with ``setup_context`` have a forward without a context.
+        if cls.setup_context is not torch.autograd.function._SingleLevelFunction.setup_context:
+            return plain(cls, *arguments, **options)
+        return cls.forward(_Context(), *arguments, **options)
+
+    return classmethod(apply)
+
+
+def _one(value: Any) -> int:
+    return int(value[0]) if isinstance(value, (tuple, list)) else int(value)
+
+
+def _bound_functions(model: torch.nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    """Return where modules keep ``apply`` of functions with a derivative of their own."""
+    plain = vars(torch.autograd.Function)["apply"].__func__
+    return [
+        (part.__dict__, name, value)
+        for part in model.modules()
+        for name, value in vars(part).items()
+        if isinstance(value, MethodType) and value.__func__ is plain
+    ]
+
+
+@contextmanager
+def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
+    """Replace such operators until the exit, also where the model's modules keep them."""
+    functional = torch.nn.functional
+    places: tuple[tuple[Any, str, Any], ...] = (
+        (functional, "max_pool1d", _max_pool1d),
+        (torch, "div", _div),
+        (torch, "from_numpy", _from_numpy),
+        (torch.autograd.Function, "apply", _apply),
+    )
+    before = [vars(owner)[name] for owner, name, _ in places]
+    bound = _bound_functions(model)
+    for (owner, name, made), original in zip(places, before, strict=True):
+        setattr(owner, name, made(original))
+    for values, name, value in bound:
+        values[name] = _apply(value).__get__(None, value.__self__)
+    try:
+        yield
+    finally:
+        for values, name, value in bound:
+            values[name] = value
+        for (owner, name, _), original in zip(places, before, strict=True):
+            setattr(owner, name, original)
