@@ -68,6 +68,7 @@ def decomposed_where_needed() -> Iterator[None]:
     def decompose(program: Any, registry: Any) -> Any:
         translated = set(_decomp.get_onnx_implemented_overloads(registry))
         spelled = _spelled(program.graph_module.graph, translated)
+        _name_outputs(program)
         program.graph_module.recompile()
         return program if spelled else original(program, registry)
 
@@ -77,6 +78,14 @@ def decomposed_where_needed() -> Iterator[None]:
         yield
     finally:
         _fx_passes.decompose_with_registry = original
+
+
+def _name_outputs(program: Any) -> None:
+    """Let a program's signature name the nodes that it returns now."""
+    (returned,) = program.graph_module.graph.find_nodes(op="output")
+    for spec, node in zip(program.graph_signature.output_specs, returned.args[0], strict=True):
+        if isinstance(node, torch.fx.Node):
+            spec.arg.name = node.name
 
 
 def _spelled(graph: torch.fx.Graph, translated: set[Any]) -> bool:

@@ -16,6 +16,7 @@ import torch
 __all__ = ["symbolic_operators"]
 
 
+_INHERITED = object()
 _POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _ONE_ROW = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
 
@@ -58,6 +59,16 @@ def _from_numpy(original: Any) -> Any:
         return original(array) if dtype is None or not array.size else torch.tensor(array.tolist(), dtype=dtype)
 
     return from_numpy
+
+
+def _remainder(original: Any) -> Any:
+    def remainder(first: torch.Tensor, second: Any) -> Any:
+        # The operator takes a number or a tensor, and a size that is a symbol is neither to it.
+        if isinstance(second, torch.SymInt):
+            second = torch.full((), second, dtype=torch.int64)  # type: ignore[call-overload]  # a symbol
+        return original(first, second)
+
+    return remainder
 
 
 class _Context:
@@ -107,12 +118,13 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         (functional, "max_pool1d", _max_pool1d),
         (torch, "div", _div),
         (torch, "from_numpy", _from_numpy),
+        (torch.Tensor, "__mod__", _remainder),
         (torch.autograd.Function, "apply", _apply),
     )
-    before = [vars(owner)[name] for owner, name, _ in places]
+    before = [vars(owner).get(name, _INHERITED) for owner, name, _ in places]
     bound = _bound_functions(model)
-    for (owner, name, made), original in zip(places, before, strict=True):
-        setattr(owner, name, made(original))
+    for owner, name, made in places:
+        setattr(owner, name, made(getattr(owner, name)))
     for values, name, value in bound:
         values[name] = _apply(value).__get__(None, value.__self__)
     try:
@@ -121,4 +133,7 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         for values, name, value in bound:
             values[name] = value
         for (owner, name, _), original in zip(places, before, strict=True):
-            setattr(owner, name, original)
+            if original is _INHERITED:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)

@@ -197,7 +197,9 @@ def _export(
     class Listening(DynamoExporter):
         def export_program(self, *arguments: Any, **options: Any) -> Any:
             traced, metadata = super().export_program(*arguments, **options)
-            bounds.update({str(s): (int(r.lower), int(min(r.upper, _UNBOUNDED))) for s, r in _ranges(traced)})
+            for symbol, limits in _ranges(traced):
+                # Numbers that were read of values may be negative without an end.
+                bounds[str(symbol)] = (int(max(limits.lower, 0)), int(min(limits.upper, _UNBOUNDED)))
             return traced, metadata
 
     class Exporter(OnnxExporter, Listening): ...

@@ -71,13 +71,31 @@ def a_new_tensor_written_to(y: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(y).scatter_add_(1, torch.zeros_like(y, dtype=torch.int64), y)
 
 
+def a_conversion_to_what_it_is(y: torch.Tensor) -> torch.Tensor:
+    return (y + 1).to(torch.float32)
+
+
+def a_write_to_what_is_returned(y: torch.Tensor) -> torch.Tensor:
+    y.add_(1.0)
+    return y
+
+
 def a_constant(y: torch.Tensor) -> torch.Tensor:
     return y * torch.tensor([1.0, 2.0, 3.0])
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
-SPARED = [a_chain_of_writes, masks, best_of_two, a_new_tensor_written_to, a_constant, a_write_under_two_names]
+SPARED = [
+    a_write_to_what_is_returned,
+    a_chain_of_writes,
+    masks,
+    best_of_two,
+    a_new_tensor_written_to,
+    a_constant,
+    a_write_under_two_names,
+    a_conversion_to_what_it_is,
+]
 TRACED_AGAIN = [
     a_write_seen_through_a_view,
     a_view_between_two_writes,

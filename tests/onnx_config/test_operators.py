@@ -1,0 +1,75 @@
+"""Operators that torch traces with the sample's sizes keep their symbols, and compute what they did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onnx_config.export import symbolic
+from onnx_config.export.operators import symbolic_operators
+from tests.onnx_config.test_trace import Small, run, shapes, traced
+
+
+class Pooled(Small):
+    """Pools rows, and cuts them into chunks by a quotient that torch makes a tensor of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = torch.nn.MaxPool1d(kernel_size=3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        halves = torch.div(x.shape[-1] + 1, 2, rounding_mode="trunc")
+        length = torch.tensor(x.shape[-1], device=x.device)
+        return {"y": self.pool(x) * self.scale, "z": torch.nn.functional.pad(x, (0, 1))[..., :halves] * length}
+
+
+class Doubled(torch.autograd.Function):
+    """A function with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.tensor(2.0, device=x.device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 2
+
+
+class Functional(Small):
+    """Keeps such a function, as quantised models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function = Doubled.apply
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.function(x) * self.scale + Doubled.apply(x)}
+
+
+@pytest.mark.parametrize("cls", [Pooled, Functional])
+def test_sizes_stay_symbols(cls: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "_MODELS", __name__)
+    model = cls()
+    names = list(model(torch.rand(2, 3, 9)))
+    result = traced(model, {"x": (("batch_size", 2), ("", 3), ("sequence_length", 9))}, names)
+    assert shapes(result)["x"] == ("batch_size", 3, "sequence_length")
+    x = torch.rand(3, 3, 14)
+    for name, value in run(result, tmp_path / "model.onnx", x=x).items():
+        torch.testing.assert_close(torch.from_numpy(value), model(x)[name].detach())
+
+
+def test_torch_is_left_as_it_was() -> None:
+    model = Functional()
+    before = (torch.nn.functional.max_pool1d, torch.div, torch.from_numpy, vars(torch.autograd.Function)["apply"])
+    kept = vars(model)["function"]
+    with symbolic_operators(model):
+        assert torch.div is not before[1]
+        assert torch.div(torch.tensor(7.0), 2, rounding_mode="floor").item() == 3
+        assert vars(model)["function"] is not kept
+    after = (torch.nn.functional.max_pool1d, torch.div, torch.from_numpy, vars(torch.autograd.Function)["apply"])
+    assert after == before
+    assert vars(model)["function"] is kept
