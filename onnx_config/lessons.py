@@ -433,7 +433,10 @@ def _more_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidat
             if isinstance(value, int) and not isinstance(value, bool) and value > 0
             and re.search(r"channels|codebooks|mel|feat|frames|bins|patches|d_model|state_dim", key)
         ]  # fmt: skip
-        for size in dict.fromkeys((1, *declared[:6], *numbers[:4])):
+        argument = draft.declaration.argument(name)
+        # One more axis of a text whose axes are documented hides what is wrong rather than mends it.
+        documented = modality_of(name) == "text" and argument is not None and argument.shape is not None
+        for size in dict.fromkeys((*(() if documented else (1,)), *declared[:6], *numbers[:4])):
             for position in (1, len(spec.shape)):
                 shape = (*spec.shape[:position], size, *spec.shape[position:])
                 why = f"{name} has a further axis of size {size} at position {position}"

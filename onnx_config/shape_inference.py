@@ -64,6 +64,9 @@ class Inference:
     refusal: str | None = None
     """What the class said last where it accepted nothing; ``None`` where it did, or where nothing was run."""
 
+    runs: int = 0
+    """How many proposals were run until the class accepted one, or nothing was left to try."""
+
 
 def infer(
     declaration: Declaration,
@@ -102,19 +105,22 @@ def infer(
             return runner.run(draft.shapes(sizes), **flags)
         return runner.run(draft.arrays(sizes), **flags)
 
-    draft, result = _settle(draft, run)
+    draft, result, runs = _settle(draft, run)
     if result.outputs is None:
         why = "depends on values" if result.undecidable else "was refused"
         note = f"a run {why}: {result.refusal}"[:400]
         found = _finish(draft, _documented_outputs(declaration, config, names), (note,))
-        return found if result.undecidable else replace(found, refusal=result.refusal)
+        return found if result.undecidable else replace(found, refusal=result.refusal, runs=runs)
     if not isinstance(runner, Probe):
         draft, result = _without_measuring_masks(draft, result, runner, run, flags=flags)
     return _varied(draft, result.outputs or {}, lambda sizes: run(draft, sizes))
 
 
-def _settle(draft: Draft, run: Callable[[Draft], ProbeResult]) -> tuple[Draft, ProbeResult]:
-    """Propose, and change what the model says is wrong, until it accepts or nothing helps any more."""
+def _settle(draft: Draft, run: Callable[[Draft], ProbeResult]) -> tuple[Draft, ProbeResult, int]:
+    """Propose, and change what the model says is wrong, until it accepts or nothing helps any more.
+
+    Returns the last proposal, what the model said to it, and how many were run.
+    """
     runs, started = 0, time.monotonic()
 
     def ask(proposal: Draft) -> ProbeResult:
@@ -150,7 +156,7 @@ def _settle(draft: Draft, run: Callable[[Draft], ProbeResult]) -> tuple[Draft, P
         if best is None:
             break
         draft, answer = best
-    return draft, answer
+    return draft, answer, runs
 
 
 def _is_further(new: ProbeResult, old: ProbeResult) -> bool:

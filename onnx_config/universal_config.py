@@ -278,7 +278,11 @@ class UniversalOnnxConfig:
 
     @cached_property
     def inference(self) -> Inference:
-        """Inputs, outputs and axes as settled with the class."""
+        """Inputs, outputs and axes as settled with the class.
+
+        Raises:
+            ModelError: ``unsupported``, if the class cannot be built, or accepts none of the inputs that were tried.
+        """
         if self.source is not None and self.source.inference is not None:
             return self.source.inference
         from onnx_config.full_size import at_full_size
@@ -318,7 +322,9 @@ class UniversalOnnxConfig:
             if twin.is_full:
                 break
         found = ask(self.probe, self.config)
-        return refused if refused is not None and found.refusal is not None else found
+        if found.refusal is not None:
+            raise _no_inputs_found(self.model_class, refused or found)
+        return found
 
     @property
     def forward_flags(self) -> dict[str, Any]:
@@ -540,6 +546,18 @@ class UniversalOnnxConfig:
 
     def __repr__(self) -> str:
         return f"UniversalOnnxConfig({self.model_type!r}, task={self.task!r}, architecture={self.architecture!r})"
+
+
+def _no_inputs_found(cls: type, last: Inference) -> ModelError:
+    """Return the error for a class that accepts none of the inputs that were tried, with the last ones."""
+    tried = ", ".join(f"{spec.name} {list(spec.resolve(last.sizes))} {spec.dtype}" for spec in last.inputs)
+    changed = f" after these changes: {'; '.join(last.learned)}" if last.learned else ""
+    return ModelError(
+        f"{cls.__name__} refuses all inputs that were tried ({last.runs} runs of a model made small). The last were "
+        f"{tried}{changed}. It said: {(last.refusal or '').rstrip('.')}. If sizes in config.json contradict one "
+        "another, correct them; else this class takes inputs that cannot be found out from its declarations.",
+        kind=ErrorKind.UNSUPPORTED,
+    )
 
 
 def _as_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedConfig:

@@ -174,7 +174,7 @@ def test_the_last_refusal_counts_not_the_first():
     assert "positions was added since the model asks for it" in found.learned
 
 
-@pytest.mark.parametrize(("most", "expected"), [(3, 4), (250, 10)])
+@pytest.mark.parametrize(("most", "expected"), [(3, 4), (250, 8)])
 def test_runs_are_bounded(most, expected, monkeypatch):
     runs = []
     monkeypatch.setattr(shape_inference, "_MAX_RUNS", most)

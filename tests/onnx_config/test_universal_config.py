@@ -345,6 +345,44 @@ def test_a_contradictory_config_is_told_when_the_class_is_built():
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        pytest.param(
+            {"model_type": "vit", "image_size": 8, "patch_size": 16, "num_hidden_layers": 1},
+            ["ViTModel refuses all inputs that were tried", "pixel_values [2, 3, 16, 16]", "doesn't match model (8*8)"],
+            id="a patch larger than the image",
+        ),
+        pytest.param(
+            {
+                "model_type": "llama",
+                "architectures": ["LlamaForCausalLM"],
+                "hidden_size": 64,
+                "intermediate_size": 64,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 1,
+                "num_key_value_heads": 3,
+            },
+            ["refuses all inputs", "input_ids [2, 16] int64", "tensor a (4) must match the size of tensor b (3)"],
+            id="heads that are no multiple",
+        ),
+    ],
+)
+def test_sizes_that_contradict_one_another_are_told_with_what_was_tried(config, words):
+    with pytest.raises(ModelError) as caught:
+        _ = UniversalOnnxConfig(config).spec
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_running_out_of_attempts_is_told_with_the_last_refusal(monkeypatch):
+    monkeypatch.setattr("onnx_config.shape_inference._MAX_RUNS", 1)
+    monkeypatch.setattr("onnx_config.universal_config._MAX_TWINS", 1)
+    config = {"model_type": "vit", "image_size": 8, "patch_size": 16, "num_hidden_layers": 1}
+    with pytest.raises(ModelError, match=r"\([12] runs of a model made small\).*Kernel size can't be greater"):
+        _ = UniversalOnnxConfig(config).spec
+
+
 def test_dynamic_axes_are_those_of_inputs_and_outputs():
     found = detected("bert-sequence-classification")
     text = {0: "batch_size", 1: "sequence_length"}
