@@ -85,7 +85,8 @@ def _with(
         low, high = limits[axis]
         if _is_batch(axis):
             # Two batches in one model (texts and images) are never of one size, but for the single row.
-            size = batch if batch == 1 else batch + batches
+            # Rows that come in groups are as many groups.
+            size = low * (batch if batch == 1 else batch + batches)
             batches += 1
         elif axis.endswith(_IMAGE_AXES):
             size = other.image(traced)

@@ -206,13 +206,16 @@ def _uneven(spec: ModelSpec, fixed: Iterable[str]) -> dict[str, int]:
     """Return the sizes to trace at, each length of a text an odd one that is no multiple of anything.
 
     A model that fills its sequence up to whole chunks, windows or blocks takes a branch of its own where there is
-    nothing to fill up, and so would its graph.
+    nothing to fill up, and so would its graph. What comes in groups comes in two of them: of one, torch takes for
+    granted that there is one.
     """
     uneven = {}
     for axis, size in spec.sizes.items():
         high = spec.axis_ranges.get(axis, (1, None))[1] or _UNEVEN_LENGTH
         free = axis.endswith("sequence_length") and axis not in fixed
         uneven[axis] = _UNEVEN_LENGTH if free and size < _UNEVEN_LENGTH <= high else size
+        if axis not in fixed and size == spec.axis_steps.get(axis):
+            uneven[axis] = 2 * size
     return uneven
 
 

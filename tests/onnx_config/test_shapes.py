@@ -103,3 +103,9 @@ def test_two_batches_of_one_model_differ() -> None:
 def test_without_dynamic_axes_only_values_differ() -> None:
     assert [dict(shape.sizes) for shape in check_shapes({}, {}, masked=False)] == [{}] * 4
     assert [shape.padding for shape in check_shapes({}, {}, masked=True)] == [False] * 4 + [True]
+
+
+def test_rows_that_come_in_groups_are_compared_in_several_numbers_of_groups() -> None:
+    shapes = check_shapes({"batch_size": 16}, {"batch_size": (8, None)}, steps={"batch_size": 8}, masked=False)
+    assert {s.sizes["batch_size"] for s in shapes} >= {8, 24, 32, 40}
+    assert all(s.sizes["batch_size"] % 8 == 0 for s in shapes)

@@ -159,6 +159,14 @@ def test_a_text_is_traced_at_a_length_that_is_a_multiple_of_nothing(
     assert steps._uneven(spec, fixed) == {"batch_size": 2, "sequence_length": traced}
 
 
+def test_rows_that_come_in_groups_are_traced_with_two_of_them(bert: Converted) -> None:
+    spec = replace(
+        bert.spec, sizes={"batch_size": 8}, axis_ranges={"batch_size": (8, None)}, axis_steps={"batch_size": 8}
+    )
+    assert steps._uneven(spec, ()) == {"batch_size": 16}
+    assert steps._uneven(spec, ("batch_size",)) == {"batch_size": 8}
+
+
 def test_a_graph_that_takes_one_branch_of_several_is_refused(bert: Converted, tmp_path: Path) -> None:
     universal, model = steps._loaded({"folder": str(bert.source)}, bert.spec)
     untried = (("sequence_length", 21), ("batch_size", 10**9))
