@@ -36,6 +36,8 @@ _READS: Mapping[Any, str] = {
 _COUNTS = frozenset({_Tensor.nonzero, torch.nonzero, torch.where, _Tensor.__getitem__, torch.masked_select})
 """What returns as many rows as the values say."""
 
+_DATA = _Tensor.data.__get__  # type: ignore[attr-defined]  # a property
+
 Place = tuple[str, int, str]
 """File, line and what is done there."""
 
@@ -108,6 +110,9 @@ class replayed(TorchFunctionMode):  # noqa: N801  # used as a context manager on
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == _DATA:  # made anew whenever it is asked for
+            # What is read past the trace would be a tensor that the trace does not know.
+            return args[0].detach()
         if func is _Tensor.unbind and id(args[0]) in self._all:
             # All there might be, rather than those that are: a graph has as many steps for every input.
             return tuple(torch.tensor([index]) for index in range(self._all[id(args[0])][1]))

@@ -161,7 +161,8 @@ def _reads_values(error: BaseException) -> bool:
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     reads = (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException)
-    return isinstance(error, reads) or ".numpy() is not supported" in str(error)
+    told = (".numpy() is not supported", "a fake tensor in the exported program constant")
+    return isinstance(error, reads) or any(words in str(error) for words in told)
 
 
 def _attempts(axes: frozenset[str]) -> list[_Attempt]:
