@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["Habits", "Preprocessor", "declared_preprocessors", "given_preprocessors", "habits_of"]
+__all__ = [
+    "Habits",
+    "Preprocessor",
+    "declared_preprocessors",
+    "given_preprocessors",
+    "habits_of",
+    "image_size_in",
+]
 
 _MAPPINGS = (
     ("transformers.models.auto.tokenization_auto", "TOKENIZER_MAPPING_NAMES"),
@@ -117,6 +127,22 @@ def _image_sizes(part: Any) -> dict[str, int]:
         if found is not None:
             return {"height": found[0], "width": found[1]}
     return {}
+
+
+def image_size_in(folder: Path) -> tuple[int, int] | None:
+    """Return (height, width) in pixels that the image processor of a model folder makes, where it says so.
+
+    A file that cannot be read says nothing.
+    """
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        try:
+            value = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for part in (value, value.get("image_processor")) if isinstance(value, dict) else ():
+            if isinstance(part, dict) and (found := _image_sizes(SimpleNamespace(**part))):
+                return found["height"], found["width"]
+    return None
 
 
 def _height_and_width(size: Any) -> tuple[int, int] | None:

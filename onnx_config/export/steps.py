@@ -22,6 +22,7 @@ Json = dict[str, Any]
 
 _LARGEST_TRIED = 4096
 _UNEVEN_LENGTH = 19
+_SIDES = ("height", "width")
 
 
 def detect(request: Json) -> Json:
@@ -105,7 +106,7 @@ def export(request: Json) -> Json:
 
     from onnx_config.export.graph_file import summarize, write_graph
     from onnx_config.export.ties import TieWatch
-    from onnx_config.export.trace import trace_model
+    from onnx_config.export.trace import NO_SIZE, trace_model
     from onnx_config.input_generator import generate_inputs
     from onnx_config.module_state import preserved_state
     from onnx_config.probe import flat_outputs
@@ -116,7 +117,18 @@ def export(request: Json) -> Json:
     universal, model = _loaded(request, spec)
     flags = universal.forward_flags
     fixed = tuple(request.get("fixed", ()))
-    for sizes in (_uneven(spec, fixed), spec.sizes):
+    sides = {axis for axis in spec.axis_ranges if axis.endswith(_SIDES)}
+    size = _image_size(universal, Path(request["folder"]))
+    if size is None and sides & set(fixed):
+        raise ModelError(
+            f"The graph of {spec.architecture} holds for images of the traced size only. {NO_SIZE}",
+            kind=ErrorKind.EXPORT_FAILED,
+        )
+    tried = [_uneven(spec, fixed), spec.sizes]
+    if size is not None and set(_SIDES) <= sides:
+        # An image whose size has to be fixed is to have the one that it will be brought to.
+        tried.insert(0, {**tried[0], **dict(zip(_SIDES, size, strict=True))})
+    for sizes in tried:
         arrays = generate_inputs(spec.inputs, universal.config, universal.declaration, sizes, rules=spec.values)
         inputs = {name: torch.from_numpy(value) for name, value in arrays.items()}
         try:
@@ -149,16 +161,17 @@ def export(request: Json) -> Json:
             fixed=fixed,
             tied=watch.seen,
             escapes=lambda: _escapes(spec, universal, model, sizes),
+            sides=size is not None,
         )
         write_graph(trace.model, path)
         branching = _branching_axes(trace.untried, path, spec, universal, model)
-        sides = {axis for axis in spec.axis_ranges if axis.endswith(("height", "width"))} - set(fixed)
-        if not branching.keys() & sides:
+        free = sides - set(fixed)
+        if size is None or not branching.keys() & free:
             break
         # An image can be brought to the one size that preprocessors make.
-        why = next(branching[axis] for axis in sorted(branching.keys() & sides))
-        notes.append(f"{', '.join(sorted(sides))} is fixed, since the model computes otherwise at other sizes: {why}")
-        fixed = (*fixed, *sides)
+        why = next(branching[axis] for axis in sorted(branching.keys() & free))
+        notes.append(f"{', '.join(sorted(free))} is fixed, since the model computes otherwise at other sizes: {why}")
+        fixed = (*fixed, *free)
     for axis, why in branching.items():
         raise ModelError(
             f"{spec.architecture} computes otherwise at other sizes of {axis}, and one graph holds one way of "
@@ -166,6 +179,18 @@ def export(request: Json) -> Json:
             kind=ErrorKind.EXPORT_FAILED,
         )
     return {"graph": _summary(summarize(trace.model)), "notes": [*notes, *trace.notes]}
+
+
+def _image_size(universal: Any, folder: Path) -> tuple[int, int] | None:
+    """Return the size that images are brought to, where a file of the model says so."""
+    from onnx_config.config_sizes import image_size
+    from onnx_config.preprocessors import image_size_in
+
+    if universal.source is not None:
+        # Another library's: its sizes are those of the spec.
+        sizes = universal.spec.sizes
+        return sizes.get("height", 0), sizes.get("width", 0)
+    return image_size(universal.config) or image_size_in(folder)
 
 
 def _escapes(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> tuple[Any, Escapes]:

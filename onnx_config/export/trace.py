@@ -32,7 +32,13 @@ from onnx_config.spec import TensorSpec, base_axis, size_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Trace", "trace_model"]
+__all__ = ["NO_SIZE", "Trace", "trace_model"]
+
+NO_SIZE = (
+    "Neither config.json nor preprocessor_config.json says which size images are brought to, so that there is none "
+    "to fix."
+)
+"""Why a graph for one size of images was not made."""
 
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 _IMAGE_AXES = ("height", "width")
@@ -82,6 +88,7 @@ def trace_model(
     fixed: Iterable[str] = (),
     tied: bool = False,
     escapes: Callable[[], tuple[Mapping[str, torch.Tensor], Escapes]] | None = None,
+    sides: bool = True,
 ) -> Trace:
     """Return the graph of ``model`` with named axes and only the outputs asked for.
 
@@ -98,6 +105,7 @@ def trace_model(
         tied: Whether the model has a top-k that chooses among equal values.
         escapes: Returns inputs to trace with instead, and what the model's code reads of its tensors, for a model that
             cannot be traced without; ``None``: not known.
+        sides: Whether the size of images may be fixed at the sample's, since that is the one that they are brought to.
 
     Raises:
         ModelError: If every attempt failed (``export_failed``); the message is that of the last one.
@@ -108,7 +116,7 @@ def trace_model(
     notes: list[str] = []
     failures: list[tuple[_Attempt, Exception]] = []
     reading: Escapes | None = None
-    attempts = _attempts(axes)
+    attempts = _attempts(axes, sides=sides)
     while attempts:
         attempt = attempts.pop(0)
         if failures and isinstance(failures[-1][1], OutOfTimeError) and failures[-1][0].axes == attempt.axes:
@@ -132,7 +140,7 @@ def trace_model(
             failures.append((attempt, error))
             if reading is None and escapes is not None and _reads_values(error):
                 inputs, reading = escapes()
-                attempts = _attempts(axes)
+                attempts = _attempts(axes, sides=sides)
             continue
         names, said, lost = _name_axes(program, tensors, attempt)
         # A graph for the one image size that a preprocessor makes is of use; one for the batch or the length that
@@ -148,9 +156,11 @@ def trace_model(
         _keep_outputs(program, kept)
         return Trace(model=program, notes=(*notes, *taken, *said), untried=_untried(names, bounds, axis_ranges))
     last = failures[-1][1]
+    open_sides = not sides and any(axis.endswith(_IMAGE_AXES) for axis in axes)
+    hint = f". {NO_SIZE}" if open_sides else ""
     raise ModelError(
         f"{type(model).__name__} could not be traced in {len(failures)} attempts. "
-        f"The last one ended with {_first_line(last)}",
+        f"The last one ended with {_first_line(last)}{hint}",
         kind=ErrorKind.EXPORT_FAILED,
     ) from last
 
@@ -165,12 +175,14 @@ def _reads_values(error: BaseException) -> bool:
     return isinstance(error, reads) or any(words in str(error) for words in told)
 
 
-def _attempts(axes: frozenset[str]) -> list[_Attempt]:
+def _attempts(axes: frozenset[str], *, sides: bool) -> list[_Attempt]:
     """Return what to try, in this order: with all axes, and, of images, with the size that preprocessors make."""
     attempts = []
-    if sides := {axis for axis in axes if axis.endswith(_IMAGE_AXES)}:
+    if found := {axis for axis in axes if axis.endswith(_IMAGE_AXES)}:
         attempts = [_Attempt(axes=axes, automatic=a, cpu_seconds=_IMAGE_AXES_CPU_SECONDS) for a in (False, True)]
-        axes -= sides
+        if not sides:
+            return attempts
+        axes -= found
     return [*attempts, _Attempt(axes=axes, automatic=False), _Attempt(axes=axes, automatic=True)]
 
 

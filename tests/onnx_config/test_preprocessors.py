@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import tiny_models
 from transformers import (
@@ -14,7 +17,13 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from onnx_config.preprocessors import Habits, declared_preprocessors, given_preprocessors, habits_of
+from onnx_config.preprocessors import (
+    Habits,
+    declared_preprocessors,
+    given_preprocessors,
+    habits_of,
+    image_size_in,
+)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +111,38 @@ def test_a_processor_has_the_habits_of_its_parts(tmp_path):
     found = habits_of(processor)
     assert found.sizes.keys() == {"height", "width"}
     assert found.padding_side == processor.tokenizer.padding_side
+
+
+@pytest.mark.parametrize(
+    ("files", "size"),
+    [
+        pytest.param({}, None, id="no-file"),
+        pytest.param({"preprocessor_config.json": "{"}, None, id="no-json"),
+        pytest.param({"preprocessor_config.json": "[1]"}, None, id="no-object"),
+        pytest.param({"preprocessor_config.json": '{"sampling_rate": 16000}'}, None, id="of-sounds"),
+        pytest.param(
+            {"preprocessor_config.json": json.dumps({"do_resize": True, "size": {"height": 30, "width": 40}})},
+            (30, 40),
+            id="resized",
+        ),
+        pytest.param(
+            {
+                "preprocessor_config.json": json.dumps(
+                    {"do_resize": True, "size": 256, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+                )
+            },
+            (224, 224),
+            id="cropped",
+        ),
+        pytest.param({"preprocessor_config.json": '{"do_resize": false, "size": 256}'}, None, id="left-as-it-is"),
+        pytest.param(
+            {"processor_config.json": '{"image_processor": {"do_resize": true, "size": {"shortest_edge": 96}}}'},
+            (96, 96),
+            id="inside-a-processor",
+        ),
+    ],
+)
+def test_a_folder_says_which_size_images_are_brought_to(files, size, tmp_path: Path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert image_size_in(tmp_path) == size

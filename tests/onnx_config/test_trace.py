@@ -289,6 +289,19 @@ def test_image_axes_are_given_up_last_and_said_so(monkeypatch: pytest.MonkeyPatc
     )
 
 
+def test_an_images_size_is_not_fixed_where_nothing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[list[str]] = []
+
+    def export(*args: Any, **_: Any) -> Any:
+        attempts.append(sorted(args[3].axes))
+        raise RuntimeError("cannot guard on height")
+
+    monkeypatch.setattr(trace_module, "_export", export)
+    with pytest.raises(ModelError, match=r"cannot guard on height\. Neither config\.json nor preprocessor_config"):
+        traced(Halving(), IMAGE, ["pooled"], sides=False)
+    assert attempts == [["batch_size", "height", "width"]] * 2
+
+
 @pytest.mark.parametrize(
     ("model", "cause"),
     [
