@@ -186,8 +186,9 @@ class Draft:
         plain = ("batch_size", "sequence_length")
         # The tokenizer makes its outputs in one shape; the common docstring of masks knows only two axes.
         text = modality_of(argument.name) == "text" and not argument.name.startswith("decoder_")
-        # Rows that stand for several texts each are only the ids'.
-        alike = argument.shape in (None, plain) and "*" not in str((self._text_shape or ("",))[0])
+        # Rows that stand for several texts each are only the ids' and their mask's.
+        several = "*" in str((self._text_shape or ("",))[0]) and argument.name != "attention_mask"
+        alike = argument.shape in (None, plain) and not several
         if text and self._text_shape and (argument.name == "input_ids" or alike):
             return self._text_shape
         if argument.shape is not None:
