@@ -22,6 +22,7 @@ Json = dict[str, Any]
 
 _LARGEST_TRIED = 4096
 _UNEVEN_LENGTH = 19
+_SHORTER = 3
 _SIDES = ("height", "width")
 
 
@@ -239,6 +240,9 @@ def _uneven(spec: ModelSpec, fixed: Iterable[str]) -> dict[str, int]:
         high = spec.axis_ranges.get(axis, (1, None))[1] or _UNEVEN_LENGTH
         free = axis.endswith("sequence_length") and axis not in fixed
         uneven[axis] = _UNEVEN_LENGTH if free and size < _UNEVEN_LENGTH <= high else size
+        if free and size == high > _SHORTER:
+            # Nor is it the longest one, which some models take as it is and bring all others to.
+            uneven[axis] = size - _SHORTER
         if axis not in fixed and size == spec.axis_steps.get(axis):
             uneven[axis] = 2 * size
     return uneven

@@ -147,6 +147,8 @@ def test_nothing_is_written_but_what_is_named(bert: Converted) -> None:
         pytest.param(16, None, (), 19, id="even"),
         pytest.param(16, 512, (), 19, id="even-and-bounded"),
         pytest.param(16, 18, (), 16, id="no-room"),
+        pytest.param(16, 16, (), 13, id="the-longest"),
+        pytest.param(2, 2, (), 2, id="too-short"),
         pytest.param(33, None, (), 33, id="longer-already"),
         pytest.param(16, None, ("sequence_length",), 16, id="fixed"),
     ],
