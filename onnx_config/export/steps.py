@@ -146,6 +146,7 @@ def export(request: Json) -> Json:
                 f"({', '.join(f'{n} {list(a.shape)}' for n, a in arrays.items())}): {type(error).__name__}: {error}",
                 kind=ErrorKind.UNSUPPORTED,
             ) from error
+    tied = watch.seen or _ties_in_padding(spec, universal, model, sizes)
     expected = [t.name for t in spec.outputs]
     kept = [name for name in returned if name in expected] or returned
     notes = [f"{name} is declared, yet this checkpoint does not return it" for name in expected if name not in returned]
@@ -160,7 +161,7 @@ def export(request: Json) -> Json:
             opset=request["opset"],
             flags=flags,
             fixed=fixed,
-            tied=watch.seen,
+            tied=tied,
             escapes=lambda: _escapes(spec, universal, model, sizes),
             sides=size is not None,
         )
@@ -180,6 +181,28 @@ def export(request: Json) -> Json:
             kind=ErrorKind.EXPORT_FAILED,
         )
     return {"graph": _summary(summarize(trace.model)), "notes": [*notes, *trace.notes]}
+
+
+def _ties_in_padding(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> bool:
+    """Return whether padded rows make a top-k choose among equal values: a padding token's embedding is mostly zero."""
+    import torch
+
+    from onnx_config.export.ties import TieWatch
+    from onnx_config.input_generator import generate_inputs
+    from onnx_config.module_state import preserved_state
+
+    if not any(tensor.name.endswith("mask") for tensor in spec.inputs):
+        return False
+    arrays = generate_inputs(
+        spec.inputs, universal.config, universal.declaration, sizes, rules=spec.values, padding=True
+    )
+    with torch.no_grad(), preserved_state(model), TieWatch() as watch:
+        try:
+            model(**{name: torch.from_numpy(value) for name, value in arrays.items()}, **universal.forward_flags)
+        # The model's own code decides what it raises on inputs that it does not take.
+        except Exception:  # noqa: BLE001
+            return False
+    return bool(watch.seen)
 
 
 def _image_size(universal: Any, folder: Path) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from onnx_config import UniversalOnnxConfig
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export import parity as parity_module
 from onnx_config.export import steps
@@ -167,6 +168,23 @@ def test_rows_that_come_in_groups_are_traced_with_two_of_them(bert: Converted) -
     )
     assert steps._uneven(spec, ()) == {"batch_size": 16}
     assert steps._uneven(spec, ("batch_size",)) == {"batch_size": 8}
+
+
+class Routed(torch.nn.Module):
+    """Chooses among the features of tokens, which are all zero for a padding token."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        features = (input_ids != 0)[..., None] * torch.arange(1.0, 5.0)
+        return features.topk(2).values * attention_mask[..., None]
+
+
+def test_padding_is_looked_at_for_equal_values_to_choose_among(bert: Converted) -> None:
+    universal = UniversalOnnxConfig.from_model_path(bert.source)
+    assert steps._ties_in_padding(bert.spec, universal, Routed().eval(), bert.spec.sizes)
+    unpadded = replace(bert.spec, inputs=tuple(t for t in bert.spec.inputs if not t.name.endswith("mask")))
+    assert not steps._ties_in_padding(unpadded, universal, Routed().eval(), bert.spec.sizes)
+    refusing = torch.nn.Linear(2, 2)
+    assert not steps._ties_in_padding(bert.spec, universal, refusing, bert.spec.sizes)
 
 
 def test_a_graph_that_takes_one_branch_of_several_is_refused(bert: Converted, tmp_path: Path) -> None:
