@@ -54,8 +54,11 @@ def raising(model: onnx.ModelProto) -> None:
     raise RuntimeError("shape inference\nfailed")
 
 
+_ADDED = 30
+
+
 def growing(model: onnx.ModelProto) -> None:
-    for i in range(30):
+    for i in range(_ADDED):
         model.graph.node.append(helper.make_node("Neg", ["last_hidden_state"], [f"more_{i}"]))
 
 
@@ -85,7 +88,7 @@ def widening_an_output(model: onnx.ModelProto) -> None:
     ("change", "reason"),
     [
         pytest.param(raising, "onnxsim failed with RuntimeError: shape inference failed", id="raises"),
-        pytest.param(growing, "onnxsim made 148 nodes of 123", id="grows"),
+        pytest.param(growing, "onnxsim made {more} nodes of {before}", id="grows"),
         pytest.param(losing_an_output, "onnxsim changed the outputs", id="loses-an-output"),
         pytest.param(swapping_outputs, "onnxsim changed the outputs", id="swaps-outputs"),
         pytest.param(widening_an_output, "onnxsim changed the outputs", id="another-output-type"),
@@ -107,7 +110,10 @@ def test_a_worse_graph_gives_way_to_the_plain_one(
         {"graph": str(bert.traced), "output": str(output), "metadata": CERTIFICATE, "simplify": True}
     )
     assert (answer["simplified"], answer["graph"]["nodes"]) == (False, answer["nodes_before"])
-    assert answer["reason"].startswith(reason)
+    before = answer["nodes_before"]
+    assert answer["reason"].startswith(
+        reason.format(before=before, more=summarize(read_graph(bert.stored)).nodes + _ADDED)
+    )
     written = read_graph(output)
     assert summarize(written) == summarize(read_graph(bert.traced))
     assert dict(written.metadata_props) == CERTIFICATE
