@@ -186,8 +186,11 @@ class Draft:
         plain = ("batch_size", "sequence_length")
         # The tokenizer makes its outputs in one shape; the common docstring of masks knows only two axes.
         text = modality_of(argument.name) == "text" and not argument.name.startswith("decoder_")
-        # Rows that stand for several texts each are only the ids' and their mask's.
-        several = "*" in str((self._text_shape or ("",))[0]) and argument.name != "attention_mask"
+        # Rows of one text's codebooks are only the ids'; rows of several texts are their mask's too.
+        rows = str((self._text_shape or ("",))[0])
+        several = "*" in rows and not (
+            argument.name == "attention_mask" and "*" not in str(self._axis("input_ids", rows))
+        )
         alike = argument.shape in (None, plain) and not several
         if text and self._text_shape and (argument.name == "input_ids" or alike):
             return self._text_shape
