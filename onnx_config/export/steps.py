@@ -14,6 +14,8 @@ from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.spec import ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from onnx_config.export.escapes import Escapes
 
 __all__ = ["check_options", "detect", "export", "parity", "simplify", "stamp"]
@@ -108,7 +110,6 @@ def export(request: Json) -> Json:
     from onnx_config.export.graph_file import summarize, write_graph
     from onnx_config.export.ties import TieWatch
     from onnx_config.export.trace import NO_SIZE, trace_model
-    from onnx_config.input_generator import generate_inputs
     from onnx_config.module_state import preserved_state
     from onnx_config.probe import flat_outputs
 
@@ -119,7 +120,7 @@ def export(request: Json) -> Json:
     flags = universal.forward_flags
     fixed = tuple(request.get("fixed", ()))
     sides = {axis for axis in spec.axis_ranges if axis.endswith(_SIDES)}
-    size = _image_size(universal, Path(request["folder"]))
+    size = _image_size(spec, universal, Path(request["folder"]))
     if size is None and sides & set(fixed):
         raise ModelError(
             f"The graph of {spec.architecture} holds for images of the traced size only. {NO_SIZE}",
@@ -130,8 +131,7 @@ def export(request: Json) -> Json:
         # An image whose size has to be fixed is to have the one that it will be brought to.
         tried.insert(0, {**tried[0], **dict(zip(_SIDES, size, strict=True))})
     for sizes in tried:
-        arrays = generate_inputs(spec.inputs, universal.config, universal.declaration, sizes, rules=spec.values)
-        inputs = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        inputs = _tensors(spec, universal, sizes)
         try:
             # A model that adapts itself to the sizes it meets would be traced as it is after that.
             with torch.no_grad(), preserved_state(model), TieWatch() as watch:
@@ -143,10 +143,10 @@ def export(request: Json) -> Json:
                 continue
             raise ModelError(
                 f"{spec.architecture} refuses the inputs that its declarations suggest "
-                f"({', '.join(f'{n} {list(a.shape)}' for n, a in arrays.items())}): {type(error).__name__}: {error}",
+                f"({', '.join(f'{n} {list(t.shape)}' for n, t in inputs.items())}): {type(error).__name__}: {error}",
                 kind=ErrorKind.UNSUPPORTED,
             ) from error
-    tied = watch.seen or _ties_in_padding(spec, universal, model, sizes)
+    tied = watch.seen or (watch.chose and _ties_in_padding(spec, universal, model, sizes))
     expected = [t.name for t in spec.outputs]
     kept = [name for name in returned if name in expected] or returned
     notes = [f"{name} is declared, yet this checkpoint does not return it" for name in expected if name not in returned]
@@ -183,37 +183,52 @@ def export(request: Json) -> Json:
     return {"graph": _summary(summarize(trace.model)), "notes": [*notes, *trace.notes]}
 
 
+def _tensors(
+    spec: ModelSpec, universal: Any, sizes: Mapping[str, int], *, seed: int = 0, padding: bool = False
+) -> dict[str, torch.Tensor]:
+    import torch
+
+    from onnx_config.input_generator import generate_inputs
+
+    arrays = generate_inputs(
+        spec.inputs,
+        universal.config,
+        universal.declaration,
+        sizes,
+        rules=spec.values,
+        seed=seed,
+        padding=padding,
+    )
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
 def _ties_in_padding(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> bool:
     """Return whether padded rows make a top-k choose among equal values: a padding token's embedding is mostly zero."""
     import torch
 
     from onnx_config.export.ties import TieWatch
-    from onnx_config.input_generator import generate_inputs
     from onnx_config.module_state import preserved_state
 
     if not any(tensor.name.endswith("mask") for tensor in spec.inputs):
         return False
-    arrays = generate_inputs(
-        spec.inputs, universal.config, universal.declaration, sizes, rules=spec.values, padding=True
-    )
+    inputs = _tensors(spec, universal, sizes, padding=True)
     with torch.no_grad(), preserved_state(model), TieWatch() as watch:
         try:
-            model(**{name: torch.from_numpy(value) for name, value in arrays.items()}, **universal.forward_flags)
+            model(**inputs, **universal.forward_flags)
         # The model's own code decides what it raises on inputs that it does not take.
         except Exception:  # noqa: BLE001
             return False
     return bool(watch.seen)
 
 
-def _image_size(universal: Any, folder: Path) -> tuple[int, int] | None:
+def _image_size(spec: ModelSpec, universal: Any, folder: Path) -> tuple[int, int] | None:
     """Return the size that images are brought to, where a file of the model says so."""
     from onnx_config.config_sizes import image_size
     from onnx_config.preprocessors import image_size_in
 
     if universal.source is not None:
         # Another library's: its sizes are those of the spec.
-        sizes = universal.spec.sizes
-        return sizes.get("height", 0), sizes.get("width", 0)
+        return spec.sizes.get("height", 0), spec.sizes.get("width", 0)
     return image_size(universal.config) or image_size_in(folder)
 
 
@@ -222,11 +237,9 @@ def _escapes(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, in
 
     Later rows are padded in them, since code that looks whether anything is takes the way for all only then.
     """
-    import torch
-
     from onnx_config.export.escapes import escapes_of
     from onnx_config.export.shapes import CheckShape, check_shapes
-    from onnx_config.input_generator import generate_inputs, with_room
+    from onnx_config.input_generator import with_room
     from onnx_config.module_state import preserved_state
 
     masked = any(tensor.name.endswith("mask") for tensor in spec.inputs)
@@ -234,19 +247,7 @@ def _escapes(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, in
     for shape in check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked):
         room = with_room(spec.inputs, spec.values, {**spec.sizes, **shape.sizes})
         shapes.append(replace(shape, sizes=room))
-    feeds = [
-        generate_inputs(
-            spec.inputs,
-            universal.config,
-            universal.declaration,
-            shape.sizes,
-            rules=spec.values,
-            seed=shape.seed,
-            padding=shape.padding,
-        )
-        for shape in shapes
-    ]
-    tensors = [{name: torch.from_numpy(value) for name, value in arrays.items()} for arrays in feeds]
+    tensors = [_tensors(spec, universal, s.sizes, seed=s.seed, padding=s.padding) for s in shapes]
     with preserved_state(model):
         return tensors[0], escapes_of(lambda feed: model(**feed, **universal.forward_flags), tensors)
 
@@ -260,10 +261,10 @@ def _uneven(spec: ModelSpec, fixed: Iterable[str]) -> dict[str, int]:
     """
     uneven = {}
     for axis, size in spec.sizes.items():
-        high = spec.axis_ranges.get(axis, (1, None))[1] or _UNEVEN_LENGTH
+        high = spec.axis_ranges.get(axis, (1, None))[1]
         free = axis.endswith("sequence_length") and axis not in fixed
-        uneven[axis] = _UNEVEN_LENGTH if free and size < _UNEVEN_LENGTH <= high else size
-        if free and size == high > _SHORTER:
+        uneven[axis] = _UNEVEN_LENGTH if free and size < _UNEVEN_LENGTH <= (high or _UNEVEN_LENGTH) else size
+        if free and size == high and size > _SHORTER:
             # Nor is it the longest one, which some models take as it is and bring all others to.
             uneven[axis] = size - _SHORTER
         if axis not in fixed and size == spec.axis_steps.get(axis):

@@ -26,14 +26,17 @@ class TieWatch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.chose = False
+        """Whether a top-k took some of a row and left others."""
         self.seen = False
-        """Whether some row was equal all over, and not taken as a whole."""
+        """Whether some row that it chose from was equal all over."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.topk.default and not self.seen:
             values, count = args[0], args[1]
             dim = args[2] if len(args) > 2 else -1
             if values.dim() and values.numel() and count < values.shape[dim]:
+                self.chose = True
                 self.seen = bool((values.amax(dim) == values.amin(dim)).any())
         return func(*args, **(kwargs or {}))
 

@@ -151,6 +151,7 @@ def test_nothing_is_written_but_what_is_named(bert: Converted) -> None:
         pytest.param(16, 16, (), 13, id="the-longest"),
         pytest.param(2, 2, (), 2, id="too-short"),
         pytest.param(33, None, (), 33, id="longer-already"),
+        pytest.param(19, None, (), 19, id="uneven-already"),
         pytest.param(16, None, ("sequence_length",), 16, id="fixed"),
     ],
 )
