@@ -11,7 +11,7 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir
@@ -24,6 +24,7 @@ from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import Escapes, replayed
 from onnx_config.export.operators import symbolic_operators
+from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.module_state import preserved_state
@@ -73,6 +74,16 @@ class _Attempt:
     """Whether torch may find out how the axes relate, rather than being told that they do not."""
     cpu_seconds: float | None = None
     """Processor time after which it is given up; ``None``: none."""
+    rows: str | None = None
+    """The axis that counts rows, where they are computed one after another; ``None``: all at once."""
+
+
+class _FixedAxesError(ValueError):
+    """The model's code fixes axes without which a graph is of no use."""
+
+    def __init__(self, axes: Iterable[str]) -> None:
+        self.axes = frozenset(axes)
+        super().__init__(f"the model's code fixes {', '.join(sorted(self.axes))} at the size that it is traced at")
 
 
 def trace_model(
@@ -117,7 +128,7 @@ def trace_model(
     failures: list[tuple[_Attempt, Exception]] = []
     reading: Escapes | None = None
     attempts = _attempts(axes, sides=sides)
-    while attempts:
+    while attempts := attempts or _attempts_by_rows(failures, tensors):
         attempt = attempts.pop(0)
         if failures and isinstance(failures[-1][1], OutOfTimeError) and failures[-1][0].axes == attempt.axes:
             continue
@@ -125,7 +136,7 @@ def trace_model(
             with cpu_limit(attempt.cpu_seconds):
                 program, bounds, taken = _export(
                     model,
-                    inputs,
+                    inputs if attempt.rows is None else _one_row(inputs, tensors, attempt.rows),
                     tensors,
                     attempt,
                     axis_ranges=axis_ranges,
@@ -133,12 +144,13 @@ def trace_model(
                     flags=flags,
                     optimize=optimize,
                     tied=tied,
-                    reading=reading,
+                    # What was read of many rows says nothing about what is read of one.
+                    reading=reading if attempt.rows is None else None,
                 )
         # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
         except Exception as error:  # noqa: BLE001
             failures.append((attempt, error))
-            if reading is None and escapes is not None and _reads_values(error):
+            if attempt.rows is None and reading is None and escapes is not None and _reads_values(error):
                 inputs, reading = escapes()
                 attempts = _attempts(axes, sides=sides)
             continue
@@ -146,14 +158,20 @@ def trace_model(
         # A graph for the one image size that a preprocessor makes is of use; one for the batch or the length that
         # happened to be traced is not.
         if useless := sorted(axis for axis in lost if axis.endswith(_FREE_AXES)):
-            text = f"the model's code fixes {', '.join(useless)} at the size that it is traced at"
-            failures.append((attempt, ValueError(text)))
+            failures.append((attempt, _FixedAxesError(useless)))
             continue
-        if untraceable := sorted(axes - attempt.axes):
-            notes.append(
-                f"{', '.join(untraceable)} could not be traced as dynamic and is fixed: {_first_line(failures[-1][1])}"
-            )
+        if untraceable := sorted(axes - attempt.axes - {attempt.rows}):
+            why = [error for failed, error in failures if failed.axes.issuperset(untraceable)]
+            notes.append(f"{', '.join(untraceable)} could not be traced as dynamic and is fixed: {_first_line(why[-1])}")
         _keep_outputs(program, kept)
+        if attempt.rows is not None:
+            try:
+                scan_rows(program, attempt.rows, [t.name for t in tensors if t.shape and t.shape[0] == attempt.rows])
+            except ValueError as error:
+                failures.append((attempt, error))
+                continue
+            NameFixPass()(program)
+            notes.append(f"the rows of {attempt.rows} are computed one after another, as the model's code does")
         return Trace(model=program, notes=(*notes, *taken, *said), untried=_untried(names, bounds, axis_ranges))
     last = failures[-1][1]
     open_sides = not sides and any(axis.endswith(_IMAGE_AXES) for axis in axes)
@@ -184,6 +202,27 @@ def _attempts(axes: frozenset[str], *, sides: bool) -> list[_Attempt]:
             return attempts
         axes -= found
     return [*attempts, _Attempt(axes=axes, automatic=False), _Attempt(axes=axes, automatic=True)]
+
+
+def _attempts_by_rows(
+    failures: Iterable[tuple[_Attempt, Exception]], specs: tuple[TensorSpec, ...]
+) -> list[_Attempt]:
+    """Return the attempts that failed for the number of rows alone, now with one row; none the second time."""
+    again = []
+    for attempt, error in failures:
+        if attempt.rows is not None:
+            return []
+        rows = row_axis(specs, attempt.axes)
+        if rows is not None and isinstance(error, _FixedAxesError) and error.axes == {rows}:
+            again.append(replace(attempt, axes=attempt.axes - {rows}, rows=rows))
+    return again
+
+
+def _one_row(
+    inputs: Mapping[str, torch.Tensor], specs: tuple[TensorSpec, ...], axis: str
+) -> dict[str, torch.Tensor]:
+    counted = {spec.name for spec in specs if spec.shape and spec.shape[0] == axis}
+    return {name: tensor[:1] if name in counted else tensor for name, tensor in inputs.items()}
 
 
 def _export(
