@@ -83,9 +83,7 @@ def scan_rows(program: onnx_ir.Model, axis: str, inputs: Iterable[str]) -> None:
         closed.outputs[0].shape = onnx_ir.Shape(rest)
         body_outputs.append(closed.outputs[0])
         closers.append(closed)
-        results.append(
-            onnx_ir.Value(name=value.name, type=value.type, shape=onnx_ir.Shape([axis, *rest]))
-        )
+        results.append(onnx_ir.Value(name=value.name, type=value.type, shape=onnx_ir.Shape([axis, *rest])))
         value.name = f"{value.name}_of_one"
     graph.outputs.clear()
     graph.remove(nodes)

@@ -24,6 +24,7 @@ from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import Escapes, replayed
 from onnx_config.export.operators import symbolic_operators
+from onnx_config.export.rewriting import exact_constants
 from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
@@ -162,7 +163,9 @@ def trace_model(
             continue
         if untraceable := sorted(axes - attempt.axes - {attempt.rows}):
             why = [error for failed, error in failures if failed.axes.issuperset(untraceable)]
-            notes.append(f"{', '.join(untraceable)} could not be traced as dynamic and is fixed: {_first_line(why[-1])}")
+            notes.append(
+                f"{', '.join(untraceable)} could not be traced as dynamic and is fixed: {_first_line(why[-1])}"
+            )
         _keep_outputs(program, kept)
         if attempt.rows is not None:
             try:
@@ -204,9 +207,7 @@ def _attempts(axes: frozenset[str], *, sides: bool) -> list[_Attempt]:
     return [*attempts, _Attempt(axes=axes, automatic=False), _Attempt(axes=axes, automatic=True)]
 
 
-def _attempts_by_rows(
-    failures: Iterable[tuple[_Attempt, Exception]], specs: tuple[TensorSpec, ...]
-) -> list[_Attempt]:
+def _attempts_by_rows(failures: Iterable[tuple[_Attempt, Exception]], specs: tuple[TensorSpec, ...]) -> list[_Attempt]:
     """Return the attempts that failed for the number of rows alone, now with one row; none the second time."""
     again = []
     for attempt, error in failures:
@@ -218,9 +219,7 @@ def _attempts_by_rows(
     return again
 
 
-def _one_row(
-    inputs: Mapping[str, torch.Tensor], specs: tuple[TensorSpec, ...], axis: str
-) -> dict[str, torch.Tensor]:
+def _one_row(inputs: Mapping[str, torch.Tensor], specs: tuple[TensorSpec, ...], axis: str) -> dict[str, torch.Tensor]:
     counted = {spec.name for spec in specs if spec.shape and spec.shape[0] == axis}
     return {name: tensor[:1] if name in counted else tensor for name, tensor in inputs.items()}
 
@@ -286,6 +285,7 @@ def _export(
         symbolic_operators(model),
         _nothing_prepared(),
         decomposed_where_needed(),
+        exact_constants(),
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),

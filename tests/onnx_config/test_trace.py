@@ -58,8 +58,17 @@ class Halving(Small):
 class RowByRow(Small):
     """Walks over its rows in Python, which makes their number a part of the graph."""
 
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        shared = 0.0 if y is None else y.sum()
+        rows = torch.stack([row * self.scale + shared for row in x])
+        return {"rows": rows, "first": rows[:, 0], "total": rows.flatten()}
+
+
+class Tiny(Small):
+    """Adds next to nothing, to next to nothing."""
+
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"y": torch.stack([row * self.scale for row in x])}
+        return {"y": torch.rsqrt(x + 1e-8) * self.scale}
 
 
 class Stepped(Small):
@@ -210,18 +219,63 @@ def test_the_model_is_the_same_after_the_call() -> None:
 
 
 def test_an_axis_that_cannot_be_dynamic_is_fixed_and_said_so(tmp_path: Path) -> None:
-    result = traced(RowByRow(), {"x": (("rows", 2), ("sequence_length", 6))}, ["y"])
+    result = traced(RowByRow(), {"x": (("rows", 2), ("sequence_length", 6))}, ["rows"])
     assert shapes(result)["x"] == (2, "sequence_length")
     assert result.notes == ("rows of x is fixed at 2 in the graph",)
     x = torch.rand(2, 9)
-    assert run(result, tmp_path / "model.onnx", x=x)["y"].shape == (2, 9)
+    assert run(result, tmp_path / "model.onnx", x=x)["rows"].shape == (2, 9)
 
 
-@pytest.mark.parametrize("axis", ["batch_size", "decoder_sequence_length"])
-def test_a_graph_for_the_size_that_happened_to_be_traced_is_no_graph(axis: str) -> None:
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        pytest.param({"x": (("decoder_sequence_length", 2), ("width", 6))}, id="no-rows"),
+        pytest.param(
+            {"x": (("batch_size", 2), ("width", 6)), "y": (("image_batch_size", 3), ("width", 6))},
+            id="rows-of-two-kinds",
+        ),
+        pytest.param(
+            {"x": (("batch_size", 2), ("width", 6)), "y": (("width", 6), ("batch_size", 2))}, id="rows-inside"
+        ),
+    ],
+)
+def test_a_graph_for_the_size_that_happened_to_be_traced_is_no_graph(
+    inputs: dict[str, tuple[tuple[str, int], ...]],
+) -> None:
+    axis = inputs["x"][0][0]
     with pytest.raises(ModelError, match=f"the model's code fixes {axis} at the size that it is traced at") as caught:
-        traced(RowByRow(), {"x": ((axis, 2), ("width", 6))}, ["y"])
+        traced(RowByRow(), inputs, ["rows"])
     assert caught.value.kind is ErrorKind.EXPORT_FAILED
+
+
+def test_rows_that_a_model_takes_apart_are_computed_one_after_another(tmp_path: Path) -> None:
+    model = RowByRow()
+    inputs = {"x": (("batch_size", 2), ("sequence_length", 6)), "y": (("", 1), ("sequence_length", 6))}
+    result = traced(model, inputs, ["rows", "first"])
+    assert result.notes == ("the rows of batch_size are computed one after another, as the model's code does",)
+    assert shapes(result) == {
+        "x": ("batch_size", "sequence_length"),
+        "y": (1, "sequence_length"),
+        "rows": ("batch_size", "sequence_length"),
+        "first": ("batch_size",),
+    }
+    for rows in (1, 2, 5):
+        x, y = torch.rand(rows, 4), torch.rand(1, 4)
+        got = run(result, tmp_path / "model.onnx", x=x, y=y)
+        assert got.keys() == {"rows", "first"}
+        wanted = model(x, y)
+        assert all(torch.allclose(torch.from_numpy(value), wanted[name]) for name, value in got.items())
+
+
+def test_rows_are_not_gone_over_where_an_output_has_none() -> None:
+    with pytest.raises(ModelError, match=r"the first axis of total.* is not one row"):
+        traced(RowByRow(), {"x": (("batch_size", 2), ("sequence_length", 6))}, ["rows", "total"])
+
+
+def test_an_epsilon_is_not_taken_for_zero(tmp_path: Path) -> None:
+    result = traced(Tiny(), {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y"])
+    x = torch.full((3, 4), 1e-8)
+    assert torch.allclose(torch.from_numpy(run(result, tmp_path / "model.onnx", x=x)["y"]), Tiny()(x)["y"])
 
 
 def test_the_next_sizes_to_be_doubted_are_those_of_another_branch() -> None:
