@@ -71,6 +71,16 @@ def _remainder(original: Any) -> Any:
     return remainder
 
 
+def _reversed_floor_division(original: Any) -> Any:
+    def reversed_floor_division(second: torch.Tensor, first: Any) -> Any:
+        # The translation of the operator reads the type of the first one, which a number does not have.
+        if isinstance(first, (int, float)) and second.is_floating_point():
+            return torch.full((), first, dtype=second.dtype, device=second.device) // second
+        return original(second, first)
+
+    return reversed_floor_division
+
+
 class _Context:
     """What a function with a derivative of its own keeps for it: nothing is derived in a graph."""
 
@@ -119,6 +129,7 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         (torch, "div", _div),
         (torch, "from_numpy", _from_numpy),
         (torch.Tensor, "__mod__", _remainder),
+        (torch.Tensor, "__rfloordiv__", _reversed_floor_division),
         (torch.autograd.Function, "apply", _apply),
     )
     before = [vars(owner).get(name, _INHERITED) for owner, name, _ in places]

@@ -1,7 +1,7 @@
 """Keeps onnxscript's rewriting rules from taking a small constant for zero.
 
-Its patterns compare constants with an absolute tolerance of 1e-8, so that the rule ``x + 0 -> x`` also takes the epsilon
-of a normalization away where that is 1e-8: Helium's, by 7e-5 of its output.
+Its patterns compare constants with an absolute tolerance of 1e-8, so that the rule ``x + 0 -> x`` also takes the
+epsilon of a normalization away where that is 1e-8: Helium's, by 7e-5 of its output.
 """
 
 from __future__ import annotations
