@@ -1,7 +1,8 @@
-"""Export: from a model to a traced graph in the job's scratch folder."""
+"""Export: from a model to a graph: its structure's template, traced once, or one of its own."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,24 @@ from pathlib import Path
 from onnx_config.spec import ModelSpec
 from tasks.job import Job, StepCost, run_child
 from tasks.report import Step
+from tasks.store import disk_errors
+from tasks.template_key import template_key
+from tasks.template_store import Template, TemplateStore
 
 __all__ = ["Exported", "export"]
+
+_STEPS = "onnx_config.export.template_steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """A traced graph."""
+    """A traced graph: a template or one that holds its weights."""
+
+    use: str
+    """``"traced"``: the template was made for this model; ``"reused"``: for another; ``"direct"``: there is none."""
 
     path: Path
-    """The plain graph."""
+    """The plain graph with its weights; of a template, the one without."""
 
     notes: tuple[str, ...]
     """Axes that had to be fixed, outputs that were declared in vain."""
@@ -26,27 +35,60 @@ class Exported:
     cost: StepCost
     """What tracing used."""
 
+    template: Template | None = None
+    """The template, where there is one."""
 
-def export(job: Job, spec: ModelSpec, *, fixed: Sequence[str] = ()) -> Exported:
-    """Trace the model as ``spec`` says, with the axes ``fixed`` at the sample's size.
+
+def export(job: Job, spec: ModelSpec, *, fixed: Sequence[str] = (), direct: bool = False) -> Exported:
+    """Return a graph for the model as ``spec`` says, with the axes ``fixed`` at the sample's size.
+
+    A structure is traced once, without weights, and kept; a model whose structure cannot be traced so is traced with
+    its weights, and so is any where ``direct`` is true.
 
     Raises:
         InputError: If the weights are missing, truncated, incomplete or not finite.
         ModelError: If the model cannot be traced.
         ResourceError: If the child ran out of time or memory, or died.
     """
+    if direct:
+        return _export_directly(job, spec, fixed)
+    store, key = TemplateStore(job.workspace.templates), template_key(job, spec, fixed=fixed)
+    known, cost, use = store.read(key), StepCost(seconds=0.0, peak_rss_bytes=0), "reused"
+    if known is None:
+        with store.locked(key, stopping=job.stopping):
+            known = store.read(key)
+            if known is None:
+                known, cost = _trace(job, spec, fixed, store, key)
+                use = "traced"
+    if known.direct is not None:
+        return _export_directly(job, spec, fixed)
+    return Exported(use=use, path=known.plain, notes=known.notes, cost=cost, template=known)
+
+
+def _trace(
+    job: Job, spec: ModelSpec, fixed: Sequence[str], store: TemplateStore, key: str
+) -> tuple[Template, StepCost]:
+    with disk_errors(f"the folder {str(job.scratch)!r}"):
+        made = job.scratch / "template"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+    request = _request(job, spec, fixed, made / "plain.onnx")
+    answer, cost = run_child(job, Step.EXPORT, f"{_STEPS}:trace", request)
+    return store.publish(key, made, notes=answer["notes"], nodes=answer.get("nodes", 0), direct=answer["direct"]), cost
+
+
+def _export_directly(job: Job, spec: ModelSpec, fixed: Sequence[str]) -> Exported:
     path = job.scratch / "traced.onnx"
-    answer, cost = run_child(
-        job,
-        Step.EXPORT,
-        "export",
-        {
-            "folder": str(job.source),
-            "spec": spec.to_json(),
-            "dtype": job.request.options.dtype,
-            "opset": job.request.options.opset,
-            "fixed": list(fixed),
-            "output": str(path),
-        },
-    )
-    return Exported(path=path, notes=tuple(answer["notes"]), cost=cost)
+    answer, cost = run_child(job, Step.EXPORT, "export", _request(job, spec, fixed, path))
+    return Exported(use="direct", path=path, notes=tuple(answer["notes"]), cost=cost)
+
+
+def _request(job: Job, spec: ModelSpec, fixed: Sequence[str], output: Path) -> dict[str, object]:
+    return {
+        "folder": str(job.source),
+        "spec": spec.to_json(),
+        "dtype": job.request.options.dtype,
+        "opset": job.request.options.opset,
+        "fixed": list(fixed),
+        "output": str(output),
+    }

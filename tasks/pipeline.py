@@ -374,20 +374,12 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         progress.spec = spec
         progress.saw(cost)
         progress.notes += spec.notes
-        with progress.during(Step.EXPORT):
-            exported = steps.export(job, spec)
-        progress.saw(exported.cost)
-        progress.template = "direct"
-        stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
-        if doubtful := _doubtful_axes(spec, stored, checked.entry):
-            with progress.during(Step.EXPORT):
-                exported = steps.export(job, spec, fixed=doubtful)
-            progress.saw(exported.cost)
-            progress.notes.append(
-                f"{', '.join(doubtful)} is fixed, since as a dynamic axis it did not hold: "
-                f"{checked.entry.detail or 'the model takes no second size to compare at'}"
-            )
-            stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
+        exported, stored, checked = _graph_of(progress, job, spec, steps)
+        if checked.entry.verdict is not Verdict.VERIFIED and exported.template is not None:
+            why = checked.entry.detail or checked.entry.verdict.value
+            progress.notes.append(f"traced with its weights, since what was bound to the template does not hold: {why}")
+            exported, stored, checked = _graph_of(progress, job, spec, steps, direct=True)
+        progress.template = exported.use
         progress.notes += exported.notes
         progress.simplified = stored.simplified
         progress.parity = checked.entry
@@ -407,6 +399,26 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
             registered: ModelEntry = steps.register(job, draft, started_at=progress.started_at, batch_id=means.batch_id)
             registered = place_known(registered, progress.request, means.output)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
+
+
+def _graph_of(
+    progress: _Progress, job: Job, spec: ModelSpec, steps: Steps, *, direct: bool = False
+) -> tuple[Exported, Simplified, Checked]:
+    """Return a graph and its verdict; one whose axes are in doubt gives way to one that has them fixed."""
+    with progress.during(Step.EXPORT):
+        exported = steps.export(job, spec, direct=direct)
+    progress.saw(exported.cost)
+    stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
+    if doubtful := _doubtful_axes(spec, stored, checked.entry):
+        with progress.during(Step.EXPORT):
+            exported = steps.export(job, spec, fixed=doubtful, direct=direct)
+        progress.saw(exported.cost)
+        progress.notes.append(
+            f"{', '.join(doubtful)} is fixed, since as a dynamic axis it did not hold: "
+            f"{checked.entry.detail or 'the model takes no second size to compare at'}"
+        )
+        stored, checked = _simplify_and_check(progress, job, spec, exported, steps)
+    return exported, stored, checked
 
 
 def _doubtful_axes(spec: ModelSpec, stored: Simplified, parity: ParityEntry) -> list[str]:
@@ -444,7 +456,7 @@ def _simplify_and_check(
     """Return the graph to store and its verdict; a simplified graph that fails gives way to a plain one that holds."""
     metadata = _birth_certificate(job, spec)
     with progress.during(Step.SIMPLIFY):
-        stored = steps.simplify(job, exported.path, metadata, enabled=job.request.options.simplify)
+        stored = steps.simplify(job, spec, exported, metadata, enabled=job.request.options.simplify)
     progress.saw(stored.cost)
     if stored.reason is not None:
         progress.notes.append(f"the plain graph is kept: {stored.reason}")
@@ -462,7 +474,7 @@ def _simplify_and_check(
         if checked.entry.verdict is Verdict.VERIFIED or not stored.simplified:
             return stored, checked
     with progress.during(Step.SIMPLIFY):
-        plain = steps.simplify(job, exported.path, metadata, enabled=False)
+        plain = steps.simplify(job, spec, exported, metadata, enabled=False)
     with progress.during(Step.PARITY):
         again = steps.parity(job, spec, plain.path)
     progress.saw(again.cost)

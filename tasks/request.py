@@ -84,6 +84,11 @@ class Workspace:
         """Folder of the detections that are kept by content; may be removed at any time."""
         return self.home / "detections"
 
+    @property
+    def templates(self) -> Path:
+        """Folder of the graphs without weights; may be removed at any time when nothing runs."""
+        return self.home / "templates"
+
 
 class Listener(Protocol):
     """Is told how a batch advances, from several threads."""

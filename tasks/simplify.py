@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onnx_config.errors import FerryError, ModelError, ResourceError
+from onnx_config.spec import ModelSpec
+from tasks.export import Exported
 from tasks.job import Job, StepCost, run_child
 from tasks.report import GraphEntry, Step, TensorEntry
+from tasks.template_store import Template
 
 __all__ = ["Simplified", "simplify"]
+
+_STEPS = "onnx_config.export.template_steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,44 +39,95 @@ class Simplified:
 
 
 def simplify(
-    job: Job, traced: Path, metadata: dict[str, str], *, enabled: bool = True, reason: str | None = None
+    job: Job, spec: ModelSpec, exported: Exported, metadata: dict[str, str], *, enabled: bool = True
 ) -> Simplified:
-    """Write the graph to be stored to the job's ``artifact`` folder, with its birth certificate.
+    """Write the graph to be stored to the job's ``artifact`` folder, with its weights and its birth certificate.
+
+    A template is simplified once, and its graph then bound to the weights.
 
     Args:
         job: The model.
-        traced: The plain graph.
+        spec: What it takes and gives.
+        exported: The plain graph.
         metadata: The birth certificate.
         enabled: Whether onnxsim runs.
-        reason: Why it does not, for the record.
 
     Raises:
+        InputError: If the checkpoint does not fit its config.
         FerryError: If even the plain graph cannot be written.
     """
-    folder = job.scratch / "artifact"
-    folder.mkdir(exist_ok=True)
-    for stale in folder.glob("model.onnx*"):
+    output = job.scratch / "artifact" / "model.onnx"
+    output.parent.mkdir(exist_ok=True)
+    for stale in output.parent.glob("model.onnx*"):
         stale.unlink()
-    output = folder / "model.onnx"
+    if exported.template is None:
+        return _simplify_file(job, exported.path, output, metadata, enabled=enabled)
+    return _bind(job, spec, exported.template, output, metadata, enabled=enabled)
+
+
+def _bind(
+    job: Job, spec: ModelSpec, template: Template, output: Path, metadata: dict[str, str], *, enabled: bool
+) -> Simplified:
+    seconds, peak = 0.0, 0
+    request: dict[str, Any]
+    if enabled and not template.simplified.is_file() and template.why_plain() is None:
+        scratch = job.scratch / "simplified"
+        scratch.mkdir(exist_ok=True)
+        request = {"graph": str(template.plain), "output": str(scratch / "simplified.onnx")}
+        try:
+            answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:simplify", request)
+            reason, seconds, peak = answer["reason"], cost.seconds, cost.peak_rss_bytes
+        except (ModelError, ResourceError) as error:
+            reason = f"onnxsim failed: {_short(error)}"
+        template.keep_simplified(scratch, reason=reason)
+    simplified = enabled and template.simplified.is_file()
+    graph = template.simplified if simplified else template.plain
+    request = {
+        "graph": str(graph),
+        "folder": str(job.source),
+        "spec": spec.to_json(),
+        "output": str(output),
+        "metadata": metadata,
+    }
+    answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:bind", request)
+    return Simplified(
+        path=output,
+        graph=_entry(output, answer["graph"], template.nodes),
+        simplified=simplified,
+        reason=template.why_plain() if enabled and not simplified else None,
+        cost=StepCost(seconds=seconds + cost.seconds, peak_rss_bytes=max(peak, cost.peak_rss_bytes)),
+    )
+
+
+def _simplify_file(
+    job: Job, traced: Path, output: Path, metadata: dict[str, str], *, enabled: bool, reason: str | None = None
+) -> Simplified:
     request = {"graph": str(traced), "output": str(output), "metadata": metadata, "simplify": enabled}
     try:
         answer, cost = run_child(job, Step.SIMPLIFY, "simplify", request)
     except (ModelError, ResourceError) as error:
         if not enabled:
             raise
-        return simplify(job, traced, metadata, enabled=False, reason=f"onnxsim failed: {_short(error)}")
-    summary = answer["graph"]
-    graph = GraphEntry(
+        why = f"onnxsim failed: {_short(error)}"
+        return _simplify_file(job, traced, output, metadata, enabled=False, reason=why)
+    return Simplified(
+        path=output,
+        graph=_entry(output, answer["graph"], answer["nodes_before"]),
+        simplified=answer["simplified"],
+        reason=reason or answer["reason"],
+        cost=cost,
+    )
+
+
+def _entry(output: Path, summary: dict[str, Any], nodes_before: int) -> GraphEntry:
+    return GraphEntry(
         role="model",
         path=output.name,
         opset=summary["opset"],
         nodes=summary["nodes"],
-        nodes_before_simplify=answer["nodes_before"],
+        nodes_before_simplify=nodes_before,
         inputs=tuple(TensorEntry(**tensor) for tensor in summary["inputs"]),
         outputs=tuple(TensorEntry(**tensor) for tensor in summary["outputs"]),
-    )
-    return Simplified(
-        path=output, graph=graph, simplified=answer["simplified"], reason=reason or answer["reason"], cost=cost
     )
 
 

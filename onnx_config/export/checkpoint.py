@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export.safetensors_file import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,6 @@ __all__ = ["check_weights", "load_model", "load_state", "weight_files"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# What the safetensors library reads at most.
-_LARGEST_HEADER_BYTES = 100_000_000
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -73,34 +71,7 @@ def check_weights(folder: Path) -> int:
     Raises:
         InputError: If a file is missing, truncated or no safetensors file.
     """
-    total = 0
-    for path in weight_files(folder):
-        total += _check_file(path)
-    return total
-
-
-def _check_file(path: Path) -> int:
-    size = path.stat().st_size
-    broken = f"{str(path)!r} is no whole safetensors file: "
-    advice = " Fetch the file again."
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            raise InputError(f"{broken}it has {size} bytes.{advice}")
-        (length,) = struct.unpack("<Q", start)
-        if length > size - 8:
-            raise InputError(f"{broken}its header of {length:,} bytes does not fit into {size:,}.{advice}")
-        if length > _LARGEST_HEADER_BYTES:
-            raise InputError(f"{broken}its header of {length:,} bytes is longer than the format allows.{advice}")
-        try:
-            header = json.loads(file.read(length))
-            ends = [int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise InputError(f"{broken}its header cannot be read ({type(error).__name__}).{advice}") from error
-    wanted = 8 + length + max(ends, default=0)
-    if size != wanted:
-        raise InputError(f"{broken}it has {size:,} bytes where its header asks for {wanted:,}.{advice}")
-    return max(ends, default=0)
+    return sum(tensor.nbytes for path in weight_files(folder) for tensor in read_header(path).values())
 
 
 def load_model(

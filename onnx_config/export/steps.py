@@ -5,27 +5,20 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export.sample import SIDES, escapes_at, sample_of, ties_in_padding
 from onnx_config.spec import ModelSpec, TensorSpec
 
-if TYPE_CHECKING:
-    import torch
-
-    from onnx_config.export.escapes import Escapes
-
-__all__ = ["check_options", "detect", "export", "parity", "simplify", "stamp"]
+__all__ = ["check_options", "detect", "export", "loaded_model", "parity", "simplify", "stamp"]
 
 Json = dict[str, Any]
 
 _LARGEST_TRIED = 4096
-_UNEVEN_LENGTH = 19
-_SHORTER = 3
-_SIDES = ("height", "width")
 
 
 def detect(request: Json) -> Json:
@@ -82,8 +75,13 @@ def _check_no_past(task: str | None) -> None:
         )
 
 
-def _loaded(request: Json, spec: ModelSpec) -> tuple[Any, Any]:
-    """Return (config object, model) for a spec that `detect` made."""
+def loaded_model(request: Json, spec: ModelSpec, *, check_values: bool = True) -> tuple[Any, Any]:
+    """Return (config object, model) for a spec that `detect` made.
+
+    Raises:
+        InputError: If the weights are not there, not whole, or not finite and ``check_values`` is true.
+        ModelError: If the class cannot be loaded.
+    """
     from onnx_config.export.checkpoint import load_model
     from onnx_config.hub import config_from_dict, read_config_dict
     from onnx_config.universal_config import UniversalOnnxConfig
@@ -93,7 +91,7 @@ def _loaded(request: Json, spec: ModelSpec) -> tuple[Any, Any]:
     universal = UniversalOnnxConfig.from_config_in(folder, config, task=spec.task)
     if universal.source is not None:
         return universal, universal.source.load(folder)
-    return universal, load_model(universal.model_class, config, folder)
+    return universal, load_model(universal.model_class, config, folder, check_values=check_values)
 
 
 def export(request: Json) -> Json:
@@ -105,64 +103,32 @@ def export(request: Json) -> Json:
         InputError: If the weights are not there, not whole or not finite.
         ModelError: If the model cannot be traced.
     """
-    import torch
-
     from onnx_config.export.graph_file import summarize, write_graph
-    from onnx_config.export.ties import TieWatch
-    from onnx_config.export.trace import NO_SIZE, trace_model
-    from onnx_config.module_state import preserved_state
-    from onnx_config.probe import flat_outputs
+    from onnx_config.export.trace import trace_model
 
     _check_dtype(request["dtype"])
     _check_opset(request["opset"])
     spec = ModelSpec.from_json(request["spec"])
-    universal, model = _loaded(request, spec)
-    flags = universal.forward_flags
+    universal, model = loaded_model(request, spec)
     fixed = tuple(request.get("fixed", ()))
-    sides = {axis for axis in spec.axis_ranges if axis.endswith(_SIDES)}
-    size = _image_size(spec, universal, Path(request["folder"]))
-    if size is None and sides & set(fixed):
-        raise ModelError(
-            f"The graph of {spec.architecture} holds for images of the traced size only. {NO_SIZE}",
-            kind=ErrorKind.EXPORT_FAILED,
-        )
-    tried = [_uneven(spec, fixed), spec.sizes]
-    if size is not None and set(_SIDES) <= sides:
-        # An image whose size has to be fixed is to have the one that it will be brought to.
-        tried.insert(0, {**tried[0], **dict(zip(_SIDES, size, strict=True))})
-    for sizes in tried:
-        inputs = _tensors(spec, universal, sizes)
-        try:
-            # A model that adapts itself to the sizes it meets would be traced as it is after that.
-            with torch.no_grad(), preserved_state(model), TieWatch() as watch:
-                returned = [name for name, _ in flat_outputs(model(**inputs, **flags))]
-            break
-        # The model's own code decides what it raises on inputs that it does not take.
-        except Exception as error:
-            if sizes is not spec.sizes:
-                continue
-            raise ModelError(
-                f"{spec.architecture} refuses the inputs that its declarations suggest "
-                f"({', '.join(f'{n} {list(t.shape)}' for n, t in inputs.items())}): {type(error).__name__}: {error}",
-                kind=ErrorKind.UNSUPPORTED,
-            ) from error
-    tied = watch.seen or (watch.chose and _ties_in_padding(spec, universal, model, sizes))
-    expected = [t.name for t in spec.outputs]
-    kept = [name for name in returned if name in expected] or returned
-    notes = [f"{name} is declared, yet this checkpoint does not return it" for name in expected if name not in returned]
+    sample = sample_of(spec, universal, model, Path(request["folder"]), fixed=fixed)
+    watch, size = sample.watch, sample.image_size
+    sides = {axis for axis in spec.axis_ranges if axis.endswith(SIDES)}
+    tied = watch.seen or (watch.chose and ties_in_padding(spec, universal, model, sample.sizes))
+    notes = sample.notes(spec)
     path = Path(request["output"])
     while True:
         trace = trace_model(
             model,
-            inputs,
+            sample.inputs,
             spec.inputs,
-            kept,
+            sample.kept(spec),
             axis_ranges=spec.axis_ranges,
             opset=request["opset"],
-            flags=flags,
+            flags=universal.forward_flags,
             fixed=fixed,
             tied=tied,
-            escapes=lambda: _escapes(spec, universal, model, sizes),
+            escapes=lambda: escapes_at(spec, universal, model, sample.sizes),
             sides=size is not None,
         )
         write_graph(trace.model, path)
@@ -181,95 +147,6 @@ def export(request: Json) -> Json:
             kind=ErrorKind.EXPORT_FAILED,
         )
     return {"graph": _summary(summarize(trace.model)), "notes": [*notes, *trace.notes]}
-
-
-def _tensors(
-    spec: ModelSpec, universal: Any, sizes: Mapping[str, int], *, seed: int = 0, padding: bool = False
-) -> dict[str, torch.Tensor]:
-    import torch
-
-    from onnx_config.input_generator import generate_inputs
-
-    arrays = generate_inputs(
-        spec.inputs,
-        universal.config,
-        universal.declaration,
-        sizes,
-        rules=spec.values,
-        seed=seed,
-        padding=padding,
-    )
-    return {name: torch.from_numpy(value) for name, value in arrays.items()}
-
-
-def _ties_in_padding(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> bool:
-    """Return whether padded rows make a top-k choose among equal values: a padding token's embedding is mostly zero."""
-    import torch
-
-    from onnx_config.export.ties import TieWatch
-    from onnx_config.module_state import preserved_state
-
-    if not any(tensor.name.endswith("mask") for tensor in spec.inputs):
-        return False
-    inputs = _tensors(spec, universal, sizes, padding=True)
-    with torch.no_grad(), preserved_state(model), TieWatch() as watch:
-        try:
-            model(**inputs, **universal.forward_flags)
-        # The model's own code decides what it raises on inputs that it does not take.
-        except Exception:  # noqa: BLE001
-            return False
-    return bool(watch.seen)
-
-
-def _image_size(spec: ModelSpec, universal: Any, folder: Path) -> tuple[int, int] | None:
-    """Return the size that images are brought to, where a file of the model says so."""
-    from onnx_config.config_sizes import image_size
-    from onnx_config.preprocessors import image_size_in
-
-    if universal.source is not None:
-        # Another library's: its sizes are those of the spec.
-        return spec.sizes.get("height", 0), spec.sizes.get("width", 0)
-    return image_size(universal.config) or image_size_in(folder)
-
-
-def _escapes(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> tuple[Any, Escapes]:
-    """Return inputs to trace with, and what the model's code reads on them and at the sizes of the checks.
-
-    Later rows are padded in them, since code that looks whether anything is takes the way for all only then.
-    """
-    from onnx_config.export.escapes import escapes_of
-    from onnx_config.export.shapes import CheckShape, check_shapes
-    from onnx_config.input_generator import with_room
-    from onnx_config.module_state import preserved_state
-
-    masked = any(tensor.name.endswith("mask") for tensor in spec.inputs)
-    shapes = [CheckShape(label="traced", sizes=sizes, padding=masked)]
-    for shape in check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked):
-        room = with_room(spec.inputs, spec.values, {**spec.sizes, **shape.sizes})
-        shapes.append(replace(shape, sizes=room))
-    tensors = [_tensors(spec, universal, s.sizes, seed=s.seed, padding=s.padding) for s in shapes]
-    with preserved_state(model):
-        return tensors[0], escapes_of(lambda feed: model(**feed, **universal.forward_flags), tensors)
-
-
-def _uneven(spec: ModelSpec, fixed: Iterable[str]) -> dict[str, int]:
-    """Return the sizes to trace at, each length of a text an odd one that is no multiple of anything.
-
-    A model that fills its sequence up to whole chunks, windows or blocks takes a branch of its own where there is
-    nothing to fill up, and so would its graph. What comes in groups comes in two of them: of one, torch takes for
-    granted that there is one.
-    """
-    uneven = {}
-    for axis, size in spec.sizes.items():
-        high = spec.axis_ranges.get(axis, (1, None))[1]
-        free = axis.endswith("sequence_length") and axis not in fixed
-        uneven[axis] = _UNEVEN_LENGTH if free and size < _UNEVEN_LENGTH <= (high or _UNEVEN_LENGTH) else size
-        if free and size == high and size > _SHORTER:
-            # Nor is it the longest one, which some models take as it is and bring all others to.
-            uneven[axis] = size - _SHORTER
-        if axis not in fixed and size == spec.axis_steps.get(axis):
-            uneven[axis] = 2 * size
-    return uneven
 
 
 def _branching_axes(
@@ -381,7 +258,7 @@ def parity(request: Json) -> Json:
     axes = {axis for tensor in inputs for axis in tensor.axis_names}
     sizes = {axis: size for axis, size in spec.sizes.items() if axis in axes}
     masked = any(tensor.name.endswith("mask") for tensor in inputs)
-    universal, model = _loaded(request, spec)
+    universal, model = loaded_model(request, spec)
 
     def roomy(shape: CheckShape) -> CheckShape:
         room = with_room(inputs, spec.values, {**spec.sizes, **shape.sizes})
@@ -412,7 +289,7 @@ def parity(request: Json) -> Json:
         # The model may take images of one size only; of that size there are others to compare, and whoever asks for
         # proven axes sees that these are not.
         ranges = {**spec.axis_ranges, **{axis: (sizes[axis], sizes[axis]) for axis in sides}}
-        _, model = _loaded(request, spec)  # the first one ended in float64
+        _, model = loaded_model(request, spec)  # the first one ended in float64
         more, _ = compute(check_shapes(sizes, ranges, steps=spec.axis_steps, masked=masked), model)
         references += more
     # ONNX Runtime needs the memory that the model holds.

@@ -34,7 +34,7 @@ from onnx_config.spec import TensorSpec, base_axis, size_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["NO_SIZE", "Trace", "trace_model"]
+__all__ = ["NO_SIZE", "Trace", "reads_values", "trace_model"]
 
 NO_SIZE = (
     "Neither config.json nor preprocessor_config.json says which size images are brought to, so that there is none "
@@ -101,6 +101,7 @@ def trace_model(
     tied: bool = False,
     escapes: Callable[[], tuple[Mapping[str, torch.Tensor], Escapes]] | None = None,
     sides: bool = True,
+    before_optimizing: Callable[[onnx_ir.Model], None] | None = None,
 ) -> Trace:
     """Return the graph of ``model`` with named axes and only the outputs asked for.
 
@@ -118,6 +119,7 @@ def trace_model(
         escapes: Returns inputs to trace with instead, and what the model's code reads of its tensors, for a model that
             cannot be traced without; ``None``: not known.
         sides: Whether the size of images may be fixed at the sample's, since that is the one that they are brought to.
+        before_optimizing: Is given the graph as translated, of which constants are then folded; changes it in place.
 
     Raises:
         ModelError: If every attempt failed (``export_failed``); the message is that of the last one.
@@ -147,11 +149,12 @@ def trace_model(
                     tied=tied,
                     # What was read of many rows says nothing about what is read of one.
                     reading=reading if attempt.rows is None else None,
+                    before_optimizing=before_optimizing,
                 )
         # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
         except Exception as error:  # noqa: BLE001
             failures.append((attempt, error))
-            if attempt.rows is None and reading is None and escapes is not None and _reads_values(error):
+            if attempt.rows is None and reading is None and escapes is not None and reads_values(error):
                 inputs, reading = escapes()
                 attempts = _attempts(axes, sides=sides)
             continue
@@ -186,7 +189,7 @@ def trace_model(
     ) from last
 
 
-def _reads_values(error: BaseException) -> bool:
+def reads_values(error: BaseException | None) -> bool:
     """Return whether a trace failed since the model's code reads values that a trace does not have."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
@@ -236,6 +239,7 @@ def _export(
     optimize: bool,
     tied: bool,
     reading: Escapes | None,
+    before_optimizing: Callable[[onnx_ir.Model], None] | None,
 ) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]], list[str]]:
     """Return the graph, the sizes for which its trace holds, by torch's symbols, and what it takes for granted."""
     from transformers.exporters.configs import OnnxConfig
@@ -290,6 +294,7 @@ def _export(
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),
         ties_as_in_torch() if tied else contextlib.nullcontext(),
+        contextlib.nullcontext() if before_optimizing is None else _hooked(before_optimizing),
         contextlib.nullcontext() if reading is None else replayed(reading) as replay,
     ):
         exported = exporter.export(model, {**inputs, **flags}, config)
@@ -298,6 +303,22 @@ def _export(
         raise TypeError(f"the exporter returned a {type(program).__name__}")
     _name_like_forward(program)
     return program, bounds, [] if replay is None else replay.notes
+
+
+@contextlib.contextmanager
+def _hooked(hook: Callable[[onnx_ir.Model], None]) -> Iterator[None]:
+    """Call ``hook`` with a translated graph before torch optimizes it."""
+    original = torch.onnx.ONNXProgram.optimize
+
+    def optimize(program: torch.onnx.ONNXProgram) -> None:
+        hook(program.model)
+        original(program)
+
+    torch.onnx.ONNXProgram.optimize = optimize  # type: ignore[method-assign, assignment]  # its self
+    try:
+        yield
+    finally:
+        torch.onnx.ONNXProgram.optimize = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

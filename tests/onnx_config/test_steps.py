@@ -19,6 +19,7 @@ from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export import parity as parity_module
 from onnx_config.export import steps
 from onnx_config.export.graph_file import read_graph, summarize
+from onnx_config.export.sample import ties_in_padding, uneven_sizes
 from onnx_config.spec import ModelSpec, TensorSpec
 from tests.onnx_config.converted import Converted, edited
 from tests.tiny_models import IMAGE_SIZE
@@ -160,15 +161,15 @@ def test_a_text_is_traced_at_a_length_that_is_a_multiple_of_nothing(
 ) -> None:
     ranges = {"batch_size": (1, None), "sequence_length": (1, highest)}
     spec = replace(bert.spec, sizes={"batch_size": 2, "sequence_length": size}, axis_ranges=ranges)
-    assert steps._uneven(spec, fixed) == {"batch_size": 2, "sequence_length": traced}
+    assert uneven_sizes(spec, fixed) == {"batch_size": 2, "sequence_length": traced}
 
 
 def test_rows_that_come_in_groups_are_traced_with_two_of_them(bert: Converted) -> None:
     spec = replace(
         bert.spec, sizes={"batch_size": 8}, axis_ranges={"batch_size": (8, None)}, axis_steps={"batch_size": 8}
     )
-    assert steps._uneven(spec, ()) == {"batch_size": 16}
-    assert steps._uneven(spec, ("batch_size",)) == {"batch_size": 8}
+    assert uneven_sizes(spec, ()) == {"batch_size": 16}
+    assert uneven_sizes(spec, ("batch_size",)) == {"batch_size": 8}
 
 
 class Routed(torch.nn.Module):
@@ -181,15 +182,15 @@ class Routed(torch.nn.Module):
 
 def test_padding_is_looked_at_for_equal_values_to_choose_among(bert: Converted) -> None:
     universal = UniversalOnnxConfig.from_model_path(bert.source)
-    assert steps._ties_in_padding(bert.spec, universal, Routed().eval(), bert.spec.sizes)
+    assert ties_in_padding(bert.spec, universal, Routed().eval(), bert.spec.sizes)
     unpadded = replace(bert.spec, inputs=tuple(t for t in bert.spec.inputs if not t.name.endswith("mask")))
-    assert not steps._ties_in_padding(unpadded, universal, Routed().eval(), bert.spec.sizes)
+    assert not ties_in_padding(unpadded, universal, Routed().eval(), bert.spec.sizes)
     refusing = torch.nn.Linear(2, 2)
-    assert not steps._ties_in_padding(bert.spec, universal, refusing, bert.spec.sizes)
+    assert not ties_in_padding(bert.spec, universal, refusing, bert.spec.sizes)
 
 
 def test_a_graph_that_takes_one_branch_of_several_is_refused(bert: Converted, tmp_path: Path) -> None:
-    universal, model = steps._loaded({"folder": str(bert.source)}, bert.spec)
+    universal, model = steps.loaded_model({"folder": str(bert.source)}, bert.spec)
     untried = (("sequence_length", 21), ("batch_size", 10**9))
     assert steps._branching_axes(untried, bert.traced, bert.spec, universal, model) == {}
     with torch.no_grad():

@@ -119,7 +119,7 @@ def test_a_folder_of_timm(tmp_path: Path, classes: int) -> None:
         request = {"folder": str(tmp_path), "spec": spec, "dtype": "float32", "opset": None}
         steps.export({**request, "output": str(graph)})
         answer = steps.parity({**request, "graph": str(graph), "device": "cpu", "threads": 1})
-        _, loaded = steps._loaded(request, steps.ModelSpec.from_json(spec))
+        _, loaded = steps.loaded_model(request, steps.ModelSpec.from_json(spec))
         pixels = torch.randn(2, 3, 64, 96)
         with torch.no_grad():
             found = loaded(pixel_values=pixels)

@@ -281,13 +281,15 @@ class Files:
     def export(self, job: Job, _spec: ModelSpec, **_options: object) -> Exported:
         self._call(Step.EXPORT, job)
         (job.scratch / "traced.onnx").write_text("graph")
-        return Exported(path=job.scratch / "traced.onnx", notes=(), cost=COST)
+        return Exported(use="direct", path=job.scratch / "traced.onnx", notes=(), cost=COST)
 
-    def simplify(self, job: Job, traced: Path, _metadata: object, *, enabled: bool = True) -> Simplified:
+    def simplify(
+        self, job: Job, _spec: ModelSpec, exported: Exported, _metadata: object, *, enabled: bool = True
+    ) -> Simplified:
         self._call(Step.SIMPLIFY, job, "" if enabled else " not")
         (job.scratch / "artifact").mkdir(exist_ok=True)
         path = job.scratch / "artifact" / "model.onnx"
-        path.write_text(f"{traced.read_text()} of {job.key}, simplified: {enabled}")
+        path.write_text(f"{exported.path.read_text()} of {job.key}, simplified: {enabled}")
         return Simplified(path=path, graph=GRAPH, simplified=enabled, reason=None, cost=COST)
 
     def parity(self, job: Job, _spec: ModelSpec, _graph: Path) -> Checked:

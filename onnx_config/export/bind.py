@@ -1,0 +1,217 @@
+"""A template graph with the weights of a checkpoint: written tensor by tensor, at the speed of the disk.
+
+An ``.onnx`` file is a protobuf message, whose parts each carry their length. All lengths are known before the first
+byte is written, so the weights go from the checkpoint into the file without the message ever being in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import onnx
+
+from onnx_config.errors import InputError
+from onnx_config.export.checkpoint import weight_files
+from onnx_config.export.graph_file import EMBED_LIMIT_BYTES
+from onnx_config.export.safetensors_file import StoredTensor, read_header
+from onnx_config.export.template import TemplateGraph, Weight
+
+__all__ = ["bind"]
+
+_GRAPH_FIELD = 7
+_INITIALIZER_FIELD = 5
+_RAW_DATA_FIELD = 9
+_LENGTH_DELIMITED = 2
+
+# Runtimes map weights beside a graph into memory by pages.
+_PAGE_BYTES = 4096
+_BLOCK_BYTES = 64 * 1024**2
+_TYPES: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F64": np.dtype("<f8"),
+}
+_FLOAT = np.dtype("<f4")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tensor:
+    """A weight and where its values come from."""
+
+    weight: Weight
+    nbytes: int
+    write: Callable[[IO[bytes]], None]
+
+
+def bind(
+    graph: TemplateGraph,
+    source: Path,
+    output: Path,
+    *,
+    metadata: Mapping[str, str],
+    loaded: Callable[[], Mapping[str, Any]],
+    embed_limit_bytes: int = EMBED_LIMIT_BYTES,
+) -> tuple[Path, ...]:
+    """Write ``graph`` with the weights of the model in ``source``; return the files written.
+
+    Args:
+        graph: The template graph.
+        source: The model's folder.
+        output: The ``.onnx`` file; larger weights go to ``<output>_data`` beside it.
+        metadata: The birth certificate.
+        loaded: Returns the loaded module's tensors by name, for weights that are no tensor of the checkpoint.
+        embed_limit_bytes: Weights of so many bytes at most go inside.
+
+    Raises:
+        InputError: If the checkpoint lacks a tensor, or one has another shape.
+    """
+    tensors = list(_tensors(graph.weights, source, loaded))
+    model = onnx.load(str(graph.path))
+    named = {weight.name for weight in graph.weights}
+    kept = [value for value in model.graph.input if value.name not in named]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(metadata))
+    inside = sum(tensor.nbytes for tensor in tensors) + model.ByteSize() <= embed_limit_bytes
+    if inside:
+        with output.open("wb", buffering=0) as file:
+            _write_message(file, model, tensors)
+        return (output,)
+    data = output.with_name(f"{output.name}_data")
+    with data.open("wb", buffering=0) as file:
+        for tensor in tensors:
+            _write(file, b"\0" * (-file.tell() % _PAGE_BYTES))
+            proto = _header(tensor.weight)
+            proto.data_location = onnx.TensorProto.EXTERNAL
+            place = {"location": data.name, "offset": file.tell(), "length": tensor.nbytes}
+            proto.external_data.extend(
+                onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
+            )
+            model.graph.initializer.append(proto)
+            tensor.write(file)
+    output.write_bytes(model.SerializeToString())
+    return (output, data)
+
+
+def _tensors(weights: Sequence[Weight], source: Path, loaded: Callable[[], Mapping[str, Any]]) -> Iterator[_Tensor]:
+    stored: dict[str, dict[str, tuple[Path, StoredTensor]]] = {}
+    module: Mapping[str, Any] | None = None
+    for weight in weights:
+        if weight.folder is None:
+            module = loaded() if module is None else module
+            yield _of_module(weight, module[weight.key].detach().numpy())
+            continue
+        if weight.folder not in stored:
+            stored[weight.folder] = _stored_in(source / weight.folder)
+        path, tensor = stored[weight.folder].get(weight.key, (None, None))
+        if path is None or tensor is None or tensor.dtype not in _TYPES or tensor.shape != weight.shape:
+            what = "is not there" if tensor is None else f"is {tensor.dtype} of the shape {list(tensor.shape)}"
+            raise InputError(
+                f"The checkpoint in {str(source)!r} does not fit its config.json: {weight.key} {what}, where the "
+                f"model has floating-point numbers of the shape {list(weight.shape)}."
+            )
+        yield _of_file(weight, path, tensor)
+
+
+def _stored_in(folder: Path) -> dict[str, tuple[Path, StoredTensor]]:
+    return {key: (path, tensor) for path in weight_files(folder) for key, tensor in read_header(path).items()}
+
+
+def _of_module(weight: Weight, array: np.ndarray[Any, Any]) -> _Tensor:
+    if array.shape != weight.shape:
+        raise InputError(
+            f"{weight.key} has the shape {list(array.shape)} where its config.json asks for {list(weight.shape)}."
+        )
+    whole = array if weight.permutation is None else array.transpose(weight.permutation)
+    return _Tensor(weight=weight, nbytes=whole.size * _FLOAT.itemsize, write=lambda file: _write_array(file, whole))
+
+
+def _of_file(weight: Weight, path: Path, stored: StoredTensor) -> _Tensor:
+    nbytes = stored.size * _FLOAT.itemsize
+
+    def write(file: IO[bytes]) -> None:
+        if stored.dtype == "F32" and weight.permutation is None:
+            _copy(path, stored, file)
+        elif stored.size:
+            array = np.memmap(path, dtype=_TYPES[stored.dtype], mode="r", offset=stored.offset, shape=stored.shape)
+            _write_array(file, array if weight.permutation is None else array.transpose(weight.permutation))
+
+    return _Tensor(weight=weight, nbytes=nbytes, write=write)
+
+
+def _copy(path: Path, stored: StoredTensor, file: IO[bytes]) -> None:
+    """Copy a tensor as it is, in the kernel where the file systems allow it; ``file`` has no buffer."""
+    left, offset = stored.nbytes, stored.offset
+    with path.open("rb", buffering=0) as source:
+        with suppress(OSError):
+            while left and (done := os.copy_file_range(source.fileno(), file.fileno(), left, offset)):
+                left, offset = left - done, offset + done
+        source.seek(offset)
+        while left:
+            block = source.read(min(left, _BLOCK_BYTES))
+            if not block:
+                raise InputError(f"{str(path)!r} became shorter while it was read. Fetch the file again.")
+            _write(file, block)
+            left -= len(block)
+
+
+def _write(file: IO[bytes], data: bytes | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[file.write(view) :]
+
+
+def _write_array(file: IO[bytes], array: np.ndarray[Any, Any]) -> None:
+    """Write an array as float32 in the order of its axes, block by block."""
+    if array.ndim == 0 or not array.size:
+        _write(file, _as_float(array).tobytes())
+        return
+    rows = max(1, _BLOCK_BYTES // max(1, array[0].size * _FLOAT.itemsize))
+    for first in range(0, len(array), rows):
+        _write(file, np.ascontiguousarray(_as_float(array[first : first + rows])).data)
+
+
+def _as_float(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if array.dtype == _TYPES["BF16"]:
+        # The upper half of a float32 is a bfloat16.
+        return (array.astype("<u4") << 16).view(_FLOAT)
+    return array.astype(_FLOAT, copy=False)
+
+
+def _header(weight: Weight) -> onnx.TensorProto:
+    return onnx.TensorProto(name=weight.name, dims=weight.bound_shape, data_type=onnx.TensorProto.FLOAT)
+
+
+def _write_message(file: IO[bytes], model: onnx.ModelProto, tensors: Sequence[_Tensor]) -> None:
+    graph = model.graph.SerializeToString()
+    model.ClearField("graph")
+    heads = []
+    for tensor in tensors:
+        head = _header(tensor.weight).SerializeToString() + _tag(_RAW_DATA_FIELD, tensor.nbytes)
+        heads.append(_tag(_INITIALIZER_FIELD, len(head) + tensor.nbytes) + head)
+    length = len(graph) + sum(len(head) + tensor.nbytes for head, tensor in zip(heads, tensors, strict=True))
+    _write(file, model.SerializeToString() + _tag(_GRAPH_FIELD, length) + graph)
+    for head, tensor in zip(heads, tensors, strict=True):
+        _write(file, head)
+        tensor.write(file)
+
+
+def _tag(field: int, length: int) -> bytes:
+    """Return how a field of so many bytes begins."""
+    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*out, number))

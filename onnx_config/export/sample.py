@@ -1,0 +1,204 @@
+"""What a model is traced with: inputs of sizes that stand for all sizes, and what it does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from onnx_config.export.escapes import Escapes
+    from onnx_config.export.ties import TieWatch
+
+__all__ = [
+    "SIDES",
+    "Sample",
+    "escapes_at",
+    "image_size_of",
+    "sample_of",
+    "tensors_of",
+    "ties_in_padding",
+    "uneven_sizes",
+]
+
+SIDES = ("height", "width")
+"""Ends of the names of axes that are an image's."""
+
+_UNEVEN_LENGTH = 19
+_SHORTER = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Inputs that a model takes, and what came of them."""
+
+    sizes: Mapping[str, int]
+    """Dynamic axis -> size."""
+
+    inputs: Mapping[str, torch.Tensor]
+
+    returned: tuple[str, ...]
+    """Names of the outputs, in the model's order."""
+
+    watch: TieWatch
+    """Whether it chose among values, and among equal ones."""
+
+    image_size: tuple[int, int] | None
+    """Height and width that images are brought to; ``None``: no file says."""
+
+    def kept(self, spec: ModelSpec) -> list[str]:
+        """Return which outputs a graph keeps: those that the spec names, or all where it returns none of them."""
+        expected = {tensor.name for tensor in spec.outputs}
+        return [name for name in self.returned if name in expected] or list(self.returned)
+
+    def notes(self, spec: ModelSpec) -> list[str]:
+        """Return what the spec says of the outputs and this checkpoint does not keep."""
+        lost = [tensor.name for tensor in spec.outputs if tensor.name not in self.returned]
+        return [f"{name} is declared, yet this checkpoint does not return it" for name in lost]
+
+
+def sample_of(spec: ModelSpec, universal: Any, model: Any, folder: Path, *, fixed: Iterable[str] = ()) -> Sample:
+    """Run ``model`` on inputs that it takes; return them and what it did.
+
+    Args:
+        spec: What it takes.
+        universal: Its configuration.
+        model: The loaded model; it is the same after the call.
+        folder: The model's folder, where preprocessors say which size images are brought to.
+        fixed: Axes that the graph will hold at the sample's size.
+
+    Raises:
+        ModelError: If images of no particular size would be fixed (``export_failed``), or the model refuses what its
+            declarations suggest (``unsupported``).
+    """
+    import torch
+
+    from onnx_config.export.ties import TieWatch
+    from onnx_config.export.trace import NO_SIZE
+    from onnx_config.module_state import preserved_state
+    from onnx_config.probe import flat_outputs
+
+    sides = {axis for axis in spec.axis_ranges if axis.endswith(SIDES)}
+    size = image_size_of(spec, universal, folder)
+    fixed = tuple(fixed)
+    if size is None and sides & set(fixed):
+        raise ModelError(
+            f"The graph of {spec.architecture} holds for images of the traced size only. {NO_SIZE}",
+            kind=ErrorKind.EXPORT_FAILED,
+        )
+    tried: list[Mapping[str, int]] = [uneven_sizes(spec, fixed), spec.sizes]
+    if size is not None and set(SIDES) <= sides:
+        # An image whose size has to be fixed is to have the one that it will be brought to.
+        tried.insert(0, {**tried[0], **dict(zip(SIDES, size, strict=True))})
+    while True:
+        sizes = tried.pop(0)
+        inputs = tensors_of(spec, universal, sizes)
+        try:
+            # A model that adapts itself to the sizes it meets would be traced as it is after that.
+            with torch.no_grad(), preserved_state(model), TieWatch() as watch:
+                returned = [name for name, _ in flat_outputs(model(**inputs, **universal.forward_flags))]
+        # The model's own code decides what it raises on inputs that it does not take.
+        except Exception as error:
+            if tried:
+                continue
+            raise ModelError(
+                f"{spec.architecture} refuses the inputs that its declarations suggest "
+                f"({', '.join(f'{n} {list(t.shape)}' for n, t in inputs.items())}): {type(error).__name__}: {error}",
+                kind=ErrorKind.UNSUPPORTED,
+            ) from error
+        return Sample(sizes=sizes, inputs=inputs, returned=tuple(returned), watch=watch, image_size=size)
+
+
+def tensors_of(
+    spec: ModelSpec, universal: Any, sizes: Mapping[str, int], *, seed: int = 0, padding: bool = False
+) -> dict[str, torch.Tensor]:
+    import torch
+
+    from onnx_config.input_generator import generate_inputs
+
+    arrays = generate_inputs(
+        spec.inputs,
+        universal.config,
+        universal.declaration,
+        sizes,
+        rules=spec.values,
+        seed=seed,
+        padding=padding,
+    )
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
+def ties_in_padding(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> bool:
+    """Return whether padded rows make a top-k choose among equal values: a padding token's embedding is mostly zero."""
+    import torch
+
+    from onnx_config.export.ties import TieWatch
+    from onnx_config.module_state import preserved_state
+
+    if not any(tensor.name.endswith("mask") for tensor in spec.inputs):
+        return False
+    inputs = tensors_of(spec, universal, sizes, padding=True)
+    with torch.no_grad(), preserved_state(model), TieWatch() as watch:
+        try:
+            model(**inputs, **universal.forward_flags)
+        # The model's own code decides what it raises on inputs that it does not take.
+        except Exception:  # noqa: BLE001
+            return False
+    return bool(watch.seen)
+
+
+def image_size_of(spec: ModelSpec, universal: Any, folder: Path) -> tuple[int, int] | None:
+    """Return the size that images are brought to, where a file of the model says so."""
+    from onnx_config.config_sizes import image_size
+    from onnx_config.preprocessors import image_size_in
+
+    if universal.source is not None:
+        # Another library's: its sizes are those of the spec.
+        return spec.sizes.get("height", 0), spec.sizes.get("width", 0)
+    return image_size(universal.config) or image_size_in(folder)
+
+
+def escapes_at(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> tuple[Any, Escapes]:
+    """Return inputs to trace with, and what the model's code reads on them and at the sizes of the checks.
+
+    Later rows are padded in them, since code that looks whether anything is takes the way for all only then.
+    """
+    from onnx_config.export.escapes import escapes_of
+    from onnx_config.export.shapes import CheckShape, check_shapes
+    from onnx_config.input_generator import with_room
+    from onnx_config.module_state import preserved_state
+
+    masked = any(tensor.name.endswith("mask") for tensor in spec.inputs)
+    shapes = [CheckShape(label="traced", sizes=sizes, padding=masked)]
+    for shape in check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked):
+        room = with_room(spec.inputs, spec.values, {**spec.sizes, **shape.sizes})
+        shapes.append(replace(shape, sizes=room))
+    tensors = [tensors_of(spec, universal, s.sizes, seed=s.seed, padding=s.padding) for s in shapes]
+    with preserved_state(model):
+        return tensors[0], escapes_of(lambda feed: model(**feed, **universal.forward_flags), tensors)
+
+
+def uneven_sizes(spec: ModelSpec, fixed: Iterable[str]) -> dict[str, int]:
+    """Return the sizes to trace at, each length of a text an odd one that is no multiple of anything.
+
+    A model that fills its sequence up to whole chunks, windows or blocks takes a branch of its own where there is
+    nothing to fill up, and so would its graph. What comes in groups comes in two of them: of one, torch takes for
+    granted that there is one.
+    """
+    uneven = {}
+    for axis, size in spec.sizes.items():
+        high = spec.axis_ranges.get(axis, (1, None))[1]
+        free = axis.endswith("sequence_length") and axis not in fixed
+        uneven[axis] = _UNEVEN_LENGTH if free and size < _UNEVEN_LENGTH <= (high or _UNEVEN_LENGTH) else size
+        if free and size == high and size > _SHORTER:
+            # Nor is it the longest one, which some models take as it is and bring all others to.
+            uneven[axis] = size - _SHORTER
+        if axis not in fixed and size == spec.axis_steps.get(axis):
+            uneven[axis] = 2 * size
+    return uneven

@@ -1,0 +1,115 @@
+"""The steps by which a structure is traced once and bound to many checkpoints, as they run in a child process.
+
+One dict of JSON values in, one out, as in `onnx_config.export.steps`. Paths in requests are absolute; nothing is
+written but the files that a request names and the lists of weights beside graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.export.sample import sample_of
+from onnx_config.export.steps import Json, check_options, loaded_model
+from onnx_config.spec import ModelSpec
+
+__all__ = ["bind", "simplify", "trace"]
+
+
+def trace(request: Json) -> Json:
+    """Trace the structure of the model in ``folder`` without its weights; write the graph to ``output``.
+
+    Returns notes, and why the model has to be traced with its weights instead (``direct``; ``None``: it has not).
+
+    Raises:
+        InputError: If the weights are not there or not whole.
+    """
+    from onnx_config.export.graph_file import write_graph
+    from onnx_config.export.origins import weightless
+    from onnx_config.export.template import TemplateGraph, Weight, fold_transposes, lift_weights, unused_removed
+    from onnx_config.export.trace import reads_values, trace_model
+
+    check_options({**request, "device": "cpu"})
+    spec = ModelSpec.from_json(request["spec"])
+    folder, fixed = Path(request["folder"]), tuple(request.get("fixed", ()))
+    with weightless() as origins:
+        universal, model = loaded_model(request, spec, check_values=False)
+    computed = {name for name, tensor in model.named_parameters() if origins.of(tensor) is None}
+    lifted: list[tuple[Weight, ...]] = []
+    try:
+        sample = sample_of(spec, universal, model, folder, fixed=fixed)
+        traced = trace_model(
+            model,
+            sample.inputs,
+            spec.inputs,
+            sample.kept(spec),
+            axis_ranges=spec.axis_ranges,
+            opset=request["opset"],
+            flags=universal.forward_flags,
+            fixed=fixed,
+            # Zeros tie everywhere, and what a checkpoint holds must make no other graph.
+            tied=sample.watch.chose,
+            sides=sample.image_size is not None,
+            before_optimizing=lambda graph: lifted.append(lift_weights(graph, origins, root=folder, computed=computed)),
+        )
+    except ModelError as error:
+        # With weights, values that the model's code reads can be looked at; and what it refuses, it may take then.
+        if error.kind is ErrorKind.EXPORT_FAILED and not reads_values(error.__cause__):
+            raise
+        return {"direct": f"its structure alone cannot be traced: {error.message}", "notes": []}
+    if traced.untried:
+        axes = ", ".join(sorted({axis for axis, _ in traced.untried}))
+        return {"direct": f"whether it computes otherwise at other sizes of {axes} has to be tried", "notes": []}
+    weights = fold_transposes(traced.model, unused_removed(traced.model, lifted[-1]))
+    path = Path(request["output"])
+    write_graph(traced.model, path, metadata={})
+    TemplateGraph(path=path, weights=weights).write_weights()
+    return {
+        "direct": None,
+        "notes": [*sample.notes(spec), *traced.notes],
+        "nodes": sum(1 for graph in traced.model.graphs() for _ in graph),
+    }
+
+
+def simplify(request: Json) -> Json:
+    """Simplify the template ``graph`` into ``output``; returns why there is none to take (``reason``), or ``None``."""
+    from onnx_config.export.graph_file import write_graph
+    from onnx_config.export.simplify import simplify_file
+    from onnx_config.export.template import TemplateGraph, fold_transposes, read_weights, unused_removed
+
+    path, output = Path(request["graph"]), Path(request["output"])
+    weights = read_weights(path)
+    result = simplify_file(path)
+    if result.model is None:
+        return {"reason": result.reason}
+    kept = fold_transposes(result.model, unused_removed(result.model, weights))
+    write_graph(result.model, output, metadata={})
+    TemplateGraph(path=output, weights=kept).write_weights()
+    return {"reason": None}
+
+
+def bind(request: Json) -> Json:
+    """Write the template ``graph`` with the weights in ``folder`` to ``output``, with its ``metadata``.
+
+    Returns the graph's summary.
+
+    Raises:
+        InputError: If the checkpoint does not fit.
+    """
+    from onnx_config.export import bind as binding
+    from onnx_config.export.graph_file import read_graph, summarize
+    from onnx_config.export.template import TemplateGraph, read_weights
+
+    path = Path(request["graph"])
+    graph = TemplateGraph(path=path, weights=read_weights(path))
+
+    def loaded() -> dict[str, Any]:
+        _, model = loaded_model(request, ModelSpec.from_json(request["spec"]))
+        return {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
+
+    binding.bind(graph, Path(request["folder"]), Path(request["output"]), metadata=request["metadata"], loaded=loaded)
+    summary = asdict(summarize(read_graph(path)))
+    named = {weight.name for weight in graph.weights}
+    return {"graph": {**summary, "inputs": [tensor for tensor in summary["inputs"] if tensor["name"] not in named]}}

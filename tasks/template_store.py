@@ -1,0 +1,139 @@
+"""Templates on disk: one folder per structure, ``<2 hex>/<sha256>``, whole or not there.
+
+A folder holds the graph as traced, once it was simplified that one too, the list of the weights of each, and
+``template.json``. Where a structure can only be traced with its weights, ``template.json`` alone says so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tasks.job import raise_if_stopping
+from tasks.store import disk_errors
+
+__all__ = ["Template", "TemplateStore"]
+
+_SCHEMA = 1
+_RECORD = "template.json"
+_LOCK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """What is known of a structure."""
+
+    folder: Path
+
+    notes: tuple[str, ...]
+    """Axes that had to be fixed, outputs that were declared in vain."""
+
+    nodes: int
+    """Of the graph as traced."""
+
+    direct: str | None = None
+    """Why its models are traced with their weights, each for itself; ``None``: they are bound to the template."""
+
+    @property
+    def plain(self) -> Path:
+        """The graph as traced."""
+        return self.folder / "plain.onnx"
+
+    @property
+    def simplified(self) -> Path:
+        """The simplified graph, where there is one."""
+        return self.folder / "simplified.onnx"
+
+    @property
+    def _refusal(self) -> Path:
+        return self.folder / "simplified.txt"
+
+    def why_plain(self) -> str | None:
+        """Return why there is no simplified graph, where that was tried."""
+        try:
+            return self._refusal.read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def keep_simplified(self, scratch: Path, *, reason: str | None) -> None:
+        """Move the simplified graph in from ``scratch``, or note why there is none."""
+        with disk_errors(f"the template {str(self.folder)!r}"):
+            if reason is not None:
+                draft = scratch / self._refusal.name
+                draft.write_text(reason, encoding="utf-8")
+                draft.replace(self._refusal)
+                return
+            # The graph last: where it is, its list is.
+            for name in ("simplified.weights.json", "simplified.onnx"):
+                (scratch / name).replace(self.folder / name)
+
+
+class TemplateStore:
+    """The templates in a folder. Any number of processes may use it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        """The folder; made when something is written. May be removed at any time when nothing runs."""
+
+    def path_of(self, key: str) -> Path:
+        """Return where the template of ``key`` is, or would be."""
+        return self.root / key[:2] / key
+
+    def read(self, key: str) -> Template | None:
+        """Return the template; ``None`` where there is none, or a torn or foreign folder."""
+        folder = self.path_of(key)
+        try:
+            record = json.loads((folder / _RECORD).read_bytes())
+            if (record["schema"], record["key"]) != (_SCHEMA, key):
+                return None
+            found = Template(
+                folder=folder, notes=tuple(record["notes"]), nodes=int(record["nodes"]), direct=record["direct"]
+            )
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return found if found.direct is not None or found.plain.is_file() else None
+
+    def publish(self, key: str, made: Path, *, notes: list[str], nodes: int, direct: str | None) -> Template:
+        """Move the finished folder ``made``, on the same file system, into the store; return the template.
+
+        Raises:
+            InputError: If the folder cannot be written (``bad_input``).
+            TransientError: If the disk is full (``store``).
+        """
+        record: dict[str, Any] = {"schema": _SCHEMA, "key": key, "notes": notes, "nodes": nodes, "direct": direct}
+        target = self.path_of(key)
+        with disk_errors(f"the template store {str(self.root)!r}"):
+            (made / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                # Torn, or else it would have been read; nobody else writes while the key is locked.
+                shutil.rmtree(target)
+            made.rename(target)
+        return Template(folder=target, notes=tuple(notes), nodes=nodes, direct=direct)
+
+    @contextmanager
+    def locked(self, key: str, *, stopping: threading.Event) -> Iterator[None]:
+        """Wait for the right to make the template of ``key``, and hold it: one traces, the others wait.
+
+        Raises:
+            KeyboardInterrupt: If ``stopping`` is set meanwhile.
+        """
+        with disk_errors(f"the template store {str(self.root)!r}"):
+            self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / f"{key}.lock")
+        while not lock.is_locked:
+            raise_if_stopping(stopping)
+            with disk_errors(f"the template store {str(self.root)!r}"), suppress(Timeout):
+                lock.acquire(timeout=_LOCK_SECONDS)
+        try:
+            yield
+        finally:
+            lock.release()
