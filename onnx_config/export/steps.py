@@ -5,16 +5,29 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.export.sample import SIDES, escapes_at, sample_of, ties_in_padding
+from onnx_config.export.sample import SIDES, Sample, escapes_at, sample_of, ties_in_padding
 from onnx_config.spec import ModelSpec, TensorSpec
 
-__all__ = ["check_options", "detect", "export", "loaded_model", "parity", "simplify", "stamp"]
+if TYPE_CHECKING:
+    from onnx_config.export.trace import Trace
+
+__all__ = [
+    "branching_axes",
+    "check_options",
+    "detect",
+    "export",
+    "loaded_model",
+    "parity",
+    "simplify",
+    "stamp",
+    "without_branches",
+]
 
 Json = dict[str, Any]
 
@@ -112,12 +125,10 @@ def export(request: Json) -> Json:
     universal, model = loaded_model(request, spec)
     fixed = tuple(request.get("fixed", ()))
     sample = sample_of(spec, universal, model, Path(request["folder"]), fixed=fixed)
-    watch, size = sample.watch, sample.image_size
-    sides = {axis for axis in spec.axis_ranges if axis.endswith(SIDES)}
-    tied = watch.seen or (watch.chose and ties_in_padding(spec, universal, model, sample.sizes))
-    notes = sample.notes(spec)
+    tied = sample.watch.seen or (sample.watch.chose and ties_in_padding(spec, universal, model, sample.sizes))
     path = Path(request["output"])
-    while True:
+
+    def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, dict[str, str]]:
         trace = trace_model(
             model,
             sample.inputs,
@@ -129,12 +140,39 @@ def export(request: Json) -> Json:
             fixed=fixed,
             tied=tied,
             escapes=lambda: escapes_at(spec, universal, model, sample.sizes),
-            sides=size is not None,
+            sides=sample.image_size is not None,
         )
         write_graph(trace.model, path)
-        branching = _branching_axes(trace.untried, path, spec, universal, model)
+        return trace, branching_axes(trace.untried, path, spec, universal, model)
+
+    trace, notes = without_branches(spec, sample, fixed, trace_with)
+    return {"graph": _summary(summarize(trace.model)), "notes": [*sample.notes(spec), *notes, *trace.notes]}
+
+
+def without_branches(
+    spec: ModelSpec,
+    sample: Sample,
+    fixed: tuple[str, ...],
+    trace_with: Callable[[tuple[str, ...]], tuple[Trace, dict[str, str]]],
+) -> tuple[Trace, list[str]]:
+    """Return a trace that holds at all sizes of its axes, and notes of those that were fixed for it.
+
+    Args:
+        spec: What the model takes and gives.
+        sample: What it is traced with.
+        fixed: Axes that are fixed from the start.
+        trace_with: Traces with the given axes fixed; returns also at the other sizes of which axes the model takes
+            another branch, and what differs there.
+
+    Raises:
+        ModelError: If it computes otherwise at other sizes of an axis that cannot be fixed (``export_failed``).
+    """
+    notes: list[str] = []
+    sides = {axis for axis in spec.axis_ranges if axis.endswith(SIDES)}
+    while True:
+        trace, branching = trace_with(fixed)
         free = sides - set(fixed)
-        if size is None or not branching.keys() & free:
+        if sample.image_size is None or not branching.keys() & free:
             break
         # An image can be brought to the one size that preprocessors make.
         why = next(branching[axis] for axis in sorted(branching.keys() & free))
@@ -146,10 +184,10 @@ def export(request: Json) -> Json:
             f"computing only: {why}.",
             kind=ErrorKind.EXPORT_FAILED,
         )
-    return {"graph": _summary(summarize(trace.model)), "notes": [*notes, *trace.notes]}
+    return trace, notes
 
 
-def _branching_axes(
+def branching_axes(
     untried: tuple[tuple[str, int], ...], path: Path, spec: ModelSpec, universal: Any, model: Any
 ) -> dict[str, str]:
     """Return the axes at whose other sizes the model takes another branch than its graph, with what differs there."""

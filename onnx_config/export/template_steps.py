@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.sample import sample_of
-from onnx_config.export.steps import Json, check_options, loaded_model
+from onnx_config.export.steps import Json, branching_axes, check_options, loaded_model, without_branches
 from onnx_config.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from onnx_config.export.template import TemplateGraph, Weight
+    from onnx_config.export.trace import Trace
 
 __all__ = ["bind", "simplify", "trace"]
 
@@ -28,7 +32,7 @@ def trace(request: Json) -> Json:
     """
     from onnx_config.export.graph_file import write_graph
     from onnx_config.export.origins import weightless
-    from onnx_config.export.template import TemplateGraph, Weight, fold_transposes, lift_weights, unused_removed
+    from onnx_config.export.template import TemplateGraph, fold_transposes, lift_weights, unused_removed
     from onnx_config.export.trace import reads_values, trace_model
 
     check_options({**request, "device": "cpu"})
@@ -37,9 +41,10 @@ def trace(request: Json) -> Json:
     with weightless() as origins:
         universal, model = loaded_model(request, spec, check_values=False)
     computed = {name for name, tensor in model.named_parameters() if origins.of(tensor) is None}
+    path = Path(request["output"])
     lifted: list[tuple[Weight, ...]] = []
-    try:
-        sample = sample_of(spec, universal, model, folder, fixed=fixed)
+
+    def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, dict[str, str]]:
         traced = trace_model(
             model,
             sample.inputs,
@@ -54,23 +59,45 @@ def trace(request: Json) -> Json:
             sides=sample.image_size is not None,
             before_optimizing=lambda graph: lifted.append(lift_weights(graph, origins, root=folder, computed=computed)),
         )
+        weights = fold_transposes(traced.model, unused_removed(traced.model, lifted[-1]))
+        write_graph(traced.model, path, metadata={})
+        template = TemplateGraph(path=path, weights=weights)
+        template.write_weights()
+        return traced, _branching_axes(template, traced, request)
+
+    try:
+        sample = sample_of(spec, universal, model, folder, fixed=fixed)
+        traced, notes = without_branches(spec, sample, fixed, trace_with)
     except ModelError as error:
         # With weights, values that the model's code reads can be looked at; and what it refuses, it may take then.
         if error.kind is ErrorKind.EXPORT_FAILED and not reads_values(error.__cause__):
             raise
         return {"direct": f"its structure alone cannot be traced: {error.message}", "notes": []}
-    if traced.untried:
-        axes = ", ".join(sorted({axis for axis, _ in traced.untried}))
-        return {"direct": f"whether it computes otherwise at other sizes of {axes} has to be tried", "notes": []}
-    weights = fold_transposes(traced.model, unused_removed(traced.model, lifted[-1]))
-    path = Path(request["output"])
-    write_graph(traced.model, path, metadata={})
-    TemplateGraph(path=path, weights=weights).write_weights()
     return {
         "direct": None,
-        "notes": [*sample.notes(spec), *traced.notes],
+        "notes": [*sample.notes(spec), *notes, *traced.notes],
         "nodes": sum(1 for graph in traced.model.graphs() for _ in graph),
     }
+
+
+def _branching_axes(template: TemplateGraph, traced: Trace, request: Json) -> dict[str, str]:
+    """Return the axes at whose other sizes the model takes another branch; to see that takes the weights."""
+    from onnx_config.export.bind import bind as bind_graph
+
+    if not traced.untried:
+        return {}
+    universal, model = loaded_model(request, spec := ModelSpec.from_json(request["spec"]))
+    path = template.path.with_name("tried.onnx")
+    files = bind_graph(template, Path(request["folder"]), path, metadata={}, loaded=lambda: _tensors(model))
+    try:
+        return branching_axes(traced.untried, path, spec, universal, model)
+    finally:
+        for file in files:
+            file.unlink()
+
+
+def _tensors(model: Any) -> dict[str, Any]:
+    return {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
 
 
 def simplify(request: Json) -> Json:
@@ -105,11 +132,13 @@ def bind(request: Json) -> Json:
     path = Path(request["graph"])
     graph = TemplateGraph(path=path, weights=read_weights(path))
 
-    def loaded() -> dict[str, Any]:
-        _, model = loaded_model(request, ModelSpec.from_json(request["spec"]))
-        return {**dict(model.named_buffers()), **dict(model.named_parameters(remove_duplicate=False))}
-
-    binding.bind(graph, Path(request["folder"]), Path(request["output"]), metadata=request["metadata"], loaded=loaded)
+    binding.bind(
+        graph,
+        Path(request["folder"]),
+        Path(request["output"]),
+        metadata=request["metadata"],
+        loaded=lambda: _tensors(loaded_model(request, ModelSpec.from_json(request["spec"]))[1]),
+    )
     summary = asdict(summarize(read_graph(path)))
     named = {weight.name for weight in graph.weights}
     return {"graph": {**summary, "inputs": [tensor for tensor in summary["inputs"] if tensor["name"] not in named]}}

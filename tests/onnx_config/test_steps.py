@@ -192,10 +192,10 @@ def test_padding_is_looked_at_for_equal_values_to_choose_among(bert: Converted) 
 def test_a_graph_that_takes_one_branch_of_several_is_refused(bert: Converted, tmp_path: Path) -> None:
     universal, model = steps.loaded_model({"folder": str(bert.source)}, bert.spec)
     untried = (("sequence_length", 21), ("batch_size", 10**9))
-    assert steps._branching_axes(untried, bert.traced, bert.spec, universal, model) == {}
+    assert steps.branching_axes(untried, bert.traced, bert.spec, universal, model) == {}
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(2)
-    found = steps._branching_axes(untried, bert.traced, bert.spec, universal, model)
+    found = steps.branching_axes(untried, bert.traced, bert.spec, universal, model)
     assert list(found) == ["sequence_length"]
     assert "at another branch" in found["sequence_length"]
 
@@ -205,7 +205,7 @@ def test_what_branches_is_refused_unless_it_is_an_image(
     vit: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: str
 ) -> None:
     answers = [{axis: "y differs by 1"}, {}]
-    monkeypatch.setattr(steps, "_branching_axes", lambda *_: answers.pop(0))
+    monkeypatch.setattr(steps, "branching_axes", lambda *_: answers.pop(0))
     sides = {"height": (32, 64), "width": (32, 64)}
     image = replace(vit.spec.inputs[0], shape=("batch_size", 3, "height", "width"))
     spec = replace(
