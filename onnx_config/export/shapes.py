@@ -48,11 +48,13 @@ def check_shapes(
     ['one row', 'odd sizes', 'smallest sizes', 'large sizes', 'another batch']
     """
     limits = {axis: ranges.get(axis, (1, None)) for axis in sizes}
+    # What grows in one way need not in the other, and whoever waits pays for both.
+    grows = any(not _is_batch(axis) and low != high for axis, (low, high) in limits.items())
     shapes = [
         CheckShape(label="one row", sizes=_with(sizes, limits, batch=1, other=_medium), seed=1),
         CheckShape(label="odd sizes", sizes=_with(sizes, limits, batch=3, other=_odd), seed=2),
         CheckShape(label="smallest sizes", sizes=_with(sizes, limits, batch=1, other=_smallest), seed=3),
-        CheckShape(label="large sizes", sizes=_with(sizes, limits, batch=5, other=_large), seed=4),
+        CheckShape(label="large sizes", sizes=_with(sizes, limits, batch=2 if grows else 5, other=_large), seed=4),
         CheckShape(label="another batch", sizes=_with(sizes, limits, batch=4, other=_traced), seed=5),
     ]
     if masked:
