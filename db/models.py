@@ -42,6 +42,7 @@ __all__ = [
     "Revision",
     "SourceModel",
     "StepDuration",
+    "Template",
 ]
 
 # SQLite numbers rows by itself only for a column whose type is exactly INTEGER.
@@ -127,6 +128,22 @@ class Batch(Base):
     reused: Mapped[Count | None]
     failed: Mapped[Count | None]
     mismatch: Mapped[Count | None]
+
+
+class Template(Base):
+    """The graph of a structure without its weights, in the folder of templates; known by its key."""
+
+    __tablename__ = "templates"
+    __table_args__ = (_digest("key"), Index(None, "last_used_at"))
+
+    id: Mapped[PrimaryKey]
+    key: Mapped[Digest] = mapped_column(unique=True)
+    architecture: Mapped[Words | None]
+    size_bytes: Mapped[Bytes]
+    hits: Mapped[Count]
+    """Models bound to it after the one that it was traced for."""
+    created_at: Mapped[Moment]
+    last_used_at: Mapped[Moment]
 
 
 class Artifact(Base):

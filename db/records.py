@@ -26,6 +26,7 @@ __all__ = [
     "OutputParityRecord",
     "ParityRecord",
     "StepTiming",
+    "TemplateRecord",
     "TensorRecord",
 ]
 
@@ -303,6 +304,29 @@ class ConversionRecord:
     def seconds(self) -> float:
         """Wall time of all steps together."""
         return sum(timing.seconds for timing in self.timings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateRecord:
+    """The graph of a structure without its weights."""
+
+    key: str
+    """SHA-256 over all that decides what graph the structure gives."""
+
+    architecture: str | None
+    """Class of its models."""
+
+    size_bytes: int
+    """Of its files."""
+
+    hits: int
+    """Models bound to it after the one that it was traced for."""
+
+    created_at: datetime
+    """When it was first used."""
+
+    last_used_at: datetime
+    """When a model was last bound to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

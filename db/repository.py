@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -32,6 +32,7 @@ from db.models import (
     Revision,
     SourceModel,
     StepDuration,
+    Template,
 )
 from db.records import (
     ArtifactRecord,
@@ -39,6 +40,7 @@ from db.records import (
     BatchTotals,
     ConversionRecord,
     ParityRecord,
+    TemplateRecord,
     TensorRecord,
 )
 from db.types import storable
@@ -48,12 +50,15 @@ __all__ = [
     "count_conversions",
     "find_conversion",
     "finish_batch",
+    "forget_templates",
     "get_batch",
     "get_conversion",
     "iter_conversions",
     "latest_by_key",
     "list_batches",
     "list_conversions",
+    "list_templates",
+    "note_template",
     "record_conversion",
     "record_parity",
     "start_batch",
@@ -130,6 +135,51 @@ def record_parity(session: Session, conversion_id: int, parity: ParityRecord) ->
     session.add(row)
     session.flush()
     return row.id
+
+
+def note_template(
+    session: Session, key: str, *, architecture: str | None, size_bytes: int, reused: bool, at: datetime
+) -> None:
+    """Say that a model was bound to a template, which is added where it is new."""
+    row = _get_or_add(
+        session,
+        Template,
+        {"key": key},
+        lambda: {
+            "architecture": architecture,
+            "size_bytes": size_bytes,
+            "hits": 0,
+            "created_at": at,
+            "last_used_at": at,
+        },
+    )
+    # Counted by the database, since two workers may do so at once.
+    changes = {"hits": Template.hits + int(reused), "size_bytes": size_bytes, "last_used_at": at}
+    session.execute(update(Template).where(Template.id == row.id).values(changes))
+
+
+def list_templates(session: Session) -> list[TemplateRecord]:
+    """Return all templates, those used last first."""
+    rows = session.scalars(select(Template).order_by(Template.last_used_at.desc(), Template.id.desc()))
+    return [
+        TemplateRecord(
+            key=row.key,
+            architecture=row.architecture,
+            size_bytes=row.size_bytes,
+            hits=row.hits,
+            created_at=row.created_at,
+            last_used_at=row.last_used_at,
+        )
+        for row in rows
+    ]
+
+
+def forget_templates(session: Session, keys: Collection[str]) -> int:
+    """Remove templates whose files are gone; return how many were known."""
+    return sum(
+        session.execute(delete(Template).where(Template.key.in_(part))).rowcount  # type: ignore[attr-defined]
+        for part in chunked(sorted(keys))
+    )
 
 
 def start_batch(session: Session, *, engine: str, started_at: datetime) -> int:

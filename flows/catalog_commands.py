@@ -1,6 +1,6 @@
 """``ferry catalog``: what was converted, as people and programs read it.
 
-Reading only. What a model says of itself is shown as plain text, without markup and control characters.
+Reading, and clearing up. What a model says of itself is shown as plain text, without markup and control characters.
 """
 
 from __future__ import annotations
@@ -205,6 +205,65 @@ def export(
                 "Choose another file with --output."
             )
     typer.echo(f"{count} conversions written to {clean(output)}", err=True)
+
+
+@catalog_app.command()
+def templates(*, json: _JsonOption = False, home: _HomeOption = None, catalog_url: _CatalogOption = None) -> None:
+    """List the structures that were traced, with how many models were bound to each, those used last first."""
+    from db import list_templates
+
+    records = []
+    with _catalog(home=home, catalog_url=catalog_url) as session:
+        if session is not None:
+            records = list_templates(session)
+    if json:
+        _write_document({"templates": [_to_json(record) for record in records]})
+        return
+    if not records:
+        _console().print("No structure was traced yet.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("class", "hits", "size", "first used", "last used", "key"):
+        table.add_column(column, justify="right" if column in ("hits", "size") else "left", overflow="fold")
+    for record in records:
+        times = (_time(record.created_at), _time(record.last_used_at))
+        cells = (record.architecture or "", str(record.hits), _size(record.size_bytes), *times, record.key[:12])
+        table.add_row(*map(_text, cells))
+    _console().print(table)
+
+
+@catalog_app.command()
+def gc(
+    *,
+    unused_days: Annotated[
+        float, typer.Option("--unused-days", min=0, metavar="N", help="What was not used for so many days.")
+    ] = 30,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    json: _JsonOption = False,
+    home: _HomeOption = None,
+    catalog_url: _CatalogOption = None,
+) -> None:
+    """Remove templates and detections that nothing has used for a while, and what killed processes have left.
+
+    All of it can be made again; artifacts and what the catalog knows of conversions stay.
+    """
+    from flows.settings import load_settings
+    from onnx_config.errors import FerryError
+    from tasks.collect import collect
+
+    workspace = load_settings(home=home, catalog_url=catalog_url).workspace()
+    try:
+        found = collect(workspace, unused_days=unused_days, dry_run=dry_run)
+    except FerryError as error:
+        _fail(error.message)
+    total = sum(item.size_bytes for item in found)
+    if json:
+        listed = [{"what": item.what, "path": str(item.path), "size_bytes": item.size_bytes} for item in found]
+        _write_document({"dry_run": dry_run, "size_bytes": total, "removed": listed})
+        return
+    for item in found:
+        typer.echo(f"{item.what:10} {_size(item.size_bytes):>10}  {clean(item.path)}")
+    typer.echo(f"{len(found)} {'would be removed' if dry_run else 'removed'}, {_size(total)}")
 
 
 @contextmanager

@@ -396,7 +396,13 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         status = Status.CONVERTED if verified else Status.MISMATCH
         draft = progress.entry(status, error=error, graphs=(stored.graph,))
         with progress.during(Step.REGISTER):
-            registered: ModelEntry = steps.register(job, draft, started_at=progress.started_at, batch_id=means.batch_id)
+            registered: ModelEntry = steps.register(
+                job,
+                draft,
+                started_at=progress.started_at,
+                batch_id=means.batch_id,
+                template=None if exported.template is None else exported.template.folder,
+            )
             registered = place_known(registered, progress.request, means.output)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
 

@@ -28,7 +28,7 @@ from tasks.report import (
     Verdict,
 )
 from tasks.request import ConversionRequest, Workspace
-from tasks.store import ArtifactStore, disk_errors
+from tasks.store import ArtifactStore, disk_errors, folder_bytes
 from tasks.versions import package_versions
 
 __all__ = ["catalog", "catalog_errors", "catalog_id", "known_results", "record_entry", "register", "to_entry"]
@@ -60,8 +60,12 @@ def catalog_errors() -> Iterator[None]:
         raise TransientError(str(error), kind=ErrorKind.CATALOG) from error
 
 
-def register(job: Job, entry: ModelEntry, *, started_at: datetime, batch_id: int | None) -> ModelEntry:
+def register(
+    job: Job, entry: ModelEntry, *, started_at: datetime, batch_id: int | None, template: Path | None = None
+) -> ModelEntry:
     """Store the files in the job's ``artifact`` folder and record ``entry``; return it with its place.
+
+    ``template`` is the folder of the template that the graph came from, whose name is its key.
 
     A mismatch goes to the quarantine. The folder is moved whole; the catalog is written after it, in one
     transaction, so that a row never names files that are not there.
@@ -98,7 +102,14 @@ def register(job: Job, entry: ModelEntry, *, started_at: datetime, batch_id: int
         }
     )
     record_entry(
-        job.workspace, job.request, entry, key=job.key, started_at=started_at, artifact=artifact, batch_id=batch_id
+        job.workspace,
+        job.request,
+        entry,
+        key=job.key,
+        started_at=started_at,
+        artifact=artifact,
+        batch_id=batch_id,
+        template=template,
     )
     return stored
 
@@ -142,8 +153,9 @@ def record_entry(
     started_at: datetime,
     artifact: db.ArtifactRecord | None = None,
     batch_id: int | None = None,
+    template: Path | None = None,
 ) -> int:
-    """Write one conversion into the catalog, in one transaction; return its number.
+    """Write one conversion, and the template that it used, into the catalog, in one transaction; return its number.
 
     Raises:
         TransientError: If the catalog does not take it (``catalog``).
@@ -197,6 +209,15 @@ def record_entry(
     )
     engine = catalog(workspace)
     with catalog_errors(), db.session_scope(engine) as session:
+        if template is not None:
+            db.note_template(
+                session,
+                template.name,
+                architecture=entry.architecture,
+                size_bytes=folder_bytes(template),
+                reused=entry.template == db.TemplateUse.REUSED,
+                at=now,
+            )
         return db.record_conversion(session, record, batch_id=batch_id)
 
 

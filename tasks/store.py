@@ -22,7 +22,7 @@ from onnx_config.errors import ErrorKind, FerryError, InputError, TransientError
 from onnx_config.export.artifact import FERRY_FILE, read_ferry_file
 from onnx_config.export.scratch import scratch_folder
 
-__all__ = ["ArtifactStore", "disk_errors", "place", "safe_name"]
+__all__ = ["ArtifactStore", "disk_errors", "folder_bytes", "place", "safe_name"]
 
 _LINKED = (".onnx", ".onnx_data")
 # Lies in an output folder while its files are being replaced; knows which of them are an artifact's.
@@ -267,6 +267,15 @@ def _same(source: Path, target: Path, names: Sequence[str]) -> bool:
         return all((target / name).stat().st_size == (source / name).stat().st_size for name in names)
     except OSError:
         return False
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of a folder's files; of those that go away meanwhile nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def safe_name(model_id: str) -> str:

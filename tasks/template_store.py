@@ -7,11 +7,13 @@ A folder holds the graph as traced, once it was simplified that one too, the lis
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,14 @@ class Template:
                 (scratch / name).replace(self.folder / name)
 
 
+def _last_used(folder: Path) -> float:
+    """Return when a template was last read, in seconds since the epoch; of a torn one when it was made."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, folder / _RECORD) if path.exists())
+    except (OSError, ValueError):
+        return 0.0
+
+
 class TemplateStore:
     """The templates in a folder. Any number of processes may use it at once."""
 
@@ -99,7 +109,39 @@ class TemplateStore:
             )
         except (OSError, ValueError, LookupError, TypeError):
             return None
-        return found if found.direct is not None or found.plain.is_file() else None
+        if found.direct is None and not found.plain.is_file():
+            return None
+        # When it was last used, for whoever clears up.
+        with suppress(OSError):
+            os.utime(folder / _RECORD)
+        return found
+
+    def unused(self, *, before: datetime) -> list[Path]:
+        """Return the folders of templates that nobody has read since, and of what is left of torn ones."""
+        return [
+            folder
+            for folder in sorted(self.root.glob("??/*"))
+            if folder.is_dir() and _last_used(folder) < before.timestamp()
+        ]
+
+    def remove(self, folder: Path, *, before: datetime, scratch: Path) -> bool:
+        """Remove one of those folders unless it is used again by now; return whether it was removed.
+
+        It leaves its place whole, so that whoever looks sees all of it or nothing.
+
+        Raises:
+            InputError: If the folder cannot be written (``bad_input``).
+        """
+        with disk_errors(f"the template store {str(self.root)!r}"):
+            if _last_used(folder) >= before.timestamp():
+                return False
+            try:
+                folder.rename(scratch / folder.name)
+            except FileNotFoundError:
+                return False
+            shutil.rmtree(scratch / folder.name, ignore_errors=True)
+            (self.root / f"{folder.name}.lock").unlink(missing_ok=True)
+        return True
 
     def publish(self, key: str, made: Path, *, notes: list[str], nodes: int, direct: str | None) -> Template:
         """Move the finished folder ``made``, on the same file system, into the store; return the template.

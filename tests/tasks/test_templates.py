@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import db
 from flows.convert_models import run_batch
 from onnx_config.errors import FerryError
 from onnx_config.spec import ModelSpec
 from tasks import versions
+from tasks.collect import collect
 from tasks.job import Job
+from tasks.register import catalog
 from tasks.report import Engine, ModelEntry, Status
 from tasks.request import SilentListener
 from tasks.template_key import template_key
@@ -23,6 +29,7 @@ from tasks.template_store import TemplateStore
 from tests.faults.harness import assert_nothing_half_done, request, tiny, workspace
 
 KEY = "ab" * 32
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = ModelSpec(
     model_type="tiny", architecture="TinyModel", task="feature-extraction", task_family="feature-extraction",
     inputs=(), outputs=(), axis_ranges={}, sizes={}, preprocessor=None, parameters=None,
@@ -156,6 +163,43 @@ def test_a_store_that_cannot_be_written_is_an_error_of_the_disk(tmp_path: Path) 
         publish(TemplateStore(tmp_path / "templates"), tmp_path / "scratch")
 
 
+def test_what_nobody_uses_is_cleared_up(tmp_path: Path) -> None:
+    places = workspace(tmp_path / "home")
+    store = TemplateStore(places.templates)
+    old, fresh = publish(store, tmp_path / "one").folder, "cd" * 32
+    long_ago = time.time() - 10 * 86400
+    for path in (old, *old.iterdir()):
+        os.utime(path, (long_ago, long_ago))
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "plain.onnx").write_text("graph")
+    store.publish(fresh, tmp_path / "two", notes=[], nodes=1, direct=None)
+    with db.session_scope(catalog(places)) as session:
+        for key, reused in ((KEY, False), (KEY, True), (fresh, False), ("ef" * 32, False)):
+            db.note_template(session, key, architecture="TinyModel", size_bytes=5, reused=reused, at=NOW)
+        assert {record.key: record.hits for record in db.list_templates(session)} == {KEY: 1, fresh: 0, "ef" * 32: 0}
+
+    (item,) = collect(places, unused_days=9, dry_run=True)
+    assert (item.what, item.path, old.is_dir()) == ("template", old, True)
+    assert collect(places, unused_days=11) == []
+    assert [item.path for item in collect(places, unused_days=9)] == [old]
+    assert store.read(KEY) is None
+    assert store.read(fresh) is not None
+    with db.session_scope(catalog(places)) as session:
+        # That of the folder which was never there goes as well.
+        assert [record.key for record in db.list_templates(session)] == [fresh]
+
+
+def test_a_template_that_is_read_is_used(tmp_path: Path) -> None:
+    places = workspace(tmp_path / "home")
+    store = TemplateStore(places.templates)
+    folder = publish(store, tmp_path / "one").folder
+    long_ago = time.time() - 10 * 86400
+    for path in (folder, *folder.iterdir()):
+        os.utime(path, (long_ago, long_ago))
+    assert store.read(KEY) is not None
+    assert collect(places, unused_days=9) == []
+
+
 # One trace for many models
 
 
@@ -177,6 +221,10 @@ def test_fine_tunes_share_one_trace_and_a_wrong_one_is_not_called_converted(tmp_
     assert sorted(str(entry.template) for entry in entries.values()) == ["reused", "reused", "traced"]
     assert all(entry.simplified for entry in entries.values())
     assert_nothing_half_done(home)
+    with db.session_scope(catalog(workspace(home))) as session:
+        (record,) = db.list_templates(session)
+    assert (record.architecture, record.hits) == ("BertForSequenceClassification", 2)
+    assert record.size_bytes > 0
 
     # A template that is wrong is found out, and the model gets a graph of its own.
     (template,) = (home / "templates").glob("*/*/simplified.weights.json")
