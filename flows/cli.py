@@ -23,7 +23,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from flows.catalog_commands import catalog_app
-from flows.manifest import OLDEST_OPSET, Dtype, read_manifest, read_model, select_options
+from flows.manifest import OLDEST_OPSET, Dtype, Weights, read_manifest, read_model, select_options
 from flows.plan_command import plan
 from flows.progress import clean, duration, progress_for, summary
 from flows.report_file import ReportingListener, write_report
@@ -201,6 +201,9 @@ def convert(
     ] = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Element type of the weights.")] = Dtype.FLOAT32,
     no_simplify: Annotated[bool, typer.Option("--no-simplify", help="Keep the graph as exported.")] = False,
+    weights: Annotated[
+        Weights, typer.Option("--weights", help="link: the graph points into the checkpoint's files, hard-linked.")
+    ] = Weights.COPY,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code from the model's own folder run.")
     ] = False,
@@ -223,6 +226,7 @@ def convert(
         opset=opset,
         dtype=dtype.value,
         simplify=not no_simplify,
+        weights=weights.value,
         trust_remote_code=trust_remote_code,
     )
     request = read_model(model, revision=revision, options=options)

@@ -32,7 +32,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from onnx_config.errors import InputError
 from tasks.request import ConversionOptions, ConversionRequest, Device
 
-__all__ = ["OLDEST_OPSET", "Dtype", "read_manifest", "read_model", "select_options"]
+__all__ = ["OLDEST_OPSET", "Dtype", "Weights", "read_manifest", "read_model", "select_options"]
 
 OLDEST_OPSET = 7
 """The oldest opset that ONNX Runtime runs, by its compatibility table."""
@@ -49,6 +49,13 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+
+
+class Weights(StrEnum):
+    """Where a graph's weights lie."""
+
+    COPY = "copy"
+    LINK = "link"
 
 
 def _plain_text(value: object) -> object:
@@ -77,6 +84,7 @@ class _Defaults(BaseModel):
     opset: Annotated[StrictInt, Field(ge=OLDEST_OPSET)] | None = None
     dtype: Dtype = Dtype.FLOAT32
     simplify: StrictBool = True
+    weights: Weights = Weights.COPY
     trust_remote_code: StrictBool = False
 
 
@@ -276,6 +284,7 @@ def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problem
                 opset=model.opset,
                 dtype=model.dtype.value,
                 simplify=model.simplify,
+                weights=model.weights.value,
                 trust_remote_code=model.trust_remote_code,
             ),
         )
@@ -352,8 +361,8 @@ def _validate(
 def _expected(key: str, given: object, error: Any) -> str:
     """Return what the key takes, in the manifest's words."""
     match key:
-        case "device" | "dtype":
-            allowed = [member.value for member in (Device if key == "device" else Dtype)]
+        case "device" | "dtype" | "weights":
+            allowed = [member.value for member in {"device": Device, "dtype": Dtype, "weights": Weights}[key]]
             close = get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
             return f"it takes {', '.join(allowed)}" + (f"; did you mean {close[0]!r}?" if close else "")
         case "opset":

@@ -138,6 +138,8 @@ def reproduce_command(request: ConversionRequest, *, output: Path | None = None)
         words += ["--dtype", options.dtype]
     if not options.simplify:
         words.append("--no-simplify")
+    if options.weights != "copy":
+        words += ["--weights", options.weights]
     if options.trust_remote_code:
         words.append("--trust-remote-code")
     if output is not None:

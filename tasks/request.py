@@ -39,6 +39,9 @@ class ConversionOptions:
     simplify: bool = True
     """Whether onnxsim runs over the exported graph."""
 
+    weights: str = "copy"
+    """``copy``: the weights go into the graph's file or beside it; ``link``: it points into the checkpoint's files."""
+
     trust_remote_code: bool = False
     """Whether code from the model's own folder may run."""
 

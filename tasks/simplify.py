@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ def simplify(
     """
     output = job.scratch / "artifact" / "model.onnx"
     output.parent.mkdir(exist_ok=True)
-    for stale in output.parent.glob("model.onnx*"):
-        stale.unlink()
+    shutil.rmtree(output.parent)
+    output.parent.mkdir()
     if exported.template is None:
         return _simplify_file(job, exported.path, output, metadata, enabled=enabled)
     return _bind(job, spec, exported.template, output, metadata, enabled=enabled)
@@ -88,6 +89,7 @@ def _bind(
         "spec": spec.to_json(),
         "output": str(output),
         "metadata": metadata,
+        "link": job.request.options.weights == "link",
     }
     answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:bind", request)
     return Simplified(

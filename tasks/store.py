@@ -24,7 +24,7 @@ from onnx_config.export.scratch import scratch_folder
 
 __all__ = ["ArtifactStore", "disk_errors", "folder_bytes", "place", "safe_name"]
 
-_LINKED = (".onnx", ".onnx_data")
+_LINKED = (".onnx", ".onnx_data", ".safetensors")
 # Lies in an output folder while its files are being replaced; knows which of them are an artifact's.
 _REPLACING = ".ferry.json.replacing"
 _NAME_BYTES = 120

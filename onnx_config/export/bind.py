@@ -6,7 +6,9 @@ byte is written, so the weights go from the checkpoint into the file without the
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +50,8 @@ class _Tensor:
     weight: Weight
     nbytes: int
     write: Callable[[IO[bytes]], None]
+    stored: tuple[Path, StoredTensor] | None = None
+    """Where the very values lie in a file; ``None`` where they are computed."""
 
 
 def bind(
@@ -57,6 +61,7 @@ def bind(
     *,
     metadata: Mapping[str, str],
     loaded: Callable[[], Mapping[str, Any]],
+    link: bool = False,
     embed_limit_bytes: int = EMBED_LIMIT_BYTES,
 ) -> tuple[Path, ...]:
     """Write ``graph`` with the weights of the model in ``source``; return the files written.
@@ -67,12 +72,15 @@ def bind(
         output: The ``.onnx`` file; larger weights go to ``<output>_data`` beside it.
         metadata: The birth certificate.
         loaded: Returns the loaded module's tensors by name, for weights that are no tensor of the checkpoint.
+        link: Whether the graph points into the checkpoint's own files, hard-linked beside it, where they hold the
+            weights as float32; a file system that knows no such links gets copies.
         embed_limit_bytes: Weights of so many bytes at most go inside.
 
     Raises:
         InputError: If the checkpoint lacks a tensor, or one has another shape.
     """
     tensors = list(_tensors(graph.weights, source, loaded))
+    linked: list[Path] = []
     model = onnx.load(str(graph.path))
     named = {weight.name for weight in graph.weights}
     kept = [value for value in model.graph.input if value.name not in named]
@@ -80,25 +88,23 @@ def bind(
     model.graph.input.extend(kept)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
+    if link:
+        linked, tensors = _link(model, tensors, source, output.parent)
     inside = sum(tensor.nbytes for tensor in tensors) + model.ByteSize() <= embed_limit_bytes
     if inside:
         with output.open("wb", buffering=0) as file:
             _write_message(file, model, tensors)
-        return (output,)
+        return (output, *linked)
     data = output.with_name(f"{output.name}_data")
     with data.open("wb", buffering=0) as file:
         for tensor in tensors:
             _write(file, b"\0" * (-file.tell() % _PAGE_BYTES))
-            proto = _header(tensor.weight)
-            proto.data_location = onnx.TensorProto.EXTERNAL
-            place = {"location": data.name, "offset": file.tell(), "length": tensor.nbytes}
-            proto.external_data.extend(
-                onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items()
-            )
+            proto = _header(tensor.weight.name, tensor.weight.bound_shape)
+            _point(proto, data.name, file.tell(), tensor.nbytes)
             model.graph.initializer.append(proto)
             tensor.write(file)
     output.write_bytes(model.SerializeToString())
-    return (output, data)
+    return (output, data, *linked)
 
 
 def _tensors(weights: Sequence[Weight], source: Path, loaded: Callable[[], Mapping[str, Any]]) -> Iterator[_Tensor]:
@@ -144,7 +150,7 @@ def _of_file(weight: Weight, path: Path, stored: StoredTensor) -> _Tensor:
             array = np.memmap(path, dtype=_TYPES[stored.dtype], mode="r", offset=stored.offset, shape=stored.shape)
             _write_array(file, array if weight.permutation is None else array.transpose(weight.permutation))
 
-    return _Tensor(weight=weight, nbytes=nbytes, write=write)
+    return _Tensor(weight=weight, nbytes=nbytes, write=write, stored=(path, stored))
 
 
 def _copy(path: Path, stored: StoredTensor, file: IO[bytes]) -> None:
@@ -186,8 +192,51 @@ def _as_float(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.astype(_FLOAT, copy=False)
 
 
-def _header(weight: Weight) -> onnx.TensorProto:
-    return onnx.TensorProto(name=weight.name, dims=weight.bound_shape, data_type=onnx.TensorProto.FLOAT)
+def _header(name: str, shape: Sequence[int]) -> onnx.TensorProto:
+    return onnx.TensorProto(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT)
+
+
+def _point(proto: onnx.TensorProto, location: str, offset: int, nbytes: int) -> None:
+    """Let a tensor's values be those at a place in a file beside the graph."""
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    place = {"location": location, "offset": offset, "length": nbytes}
+    proto.external_data.extend(onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items())
+
+
+def _link(
+    model: onnx.ModelProto, tensors: Sequence[_Tensor], source: Path, folder: Path
+) -> tuple[list[Path], list[_Tensor]]:
+    """Let the graph point to those tensors that the checkpoint holds as they are; return its files, and the others."""
+    files: dict[Path, Path] = {}
+    left, transposes = [], []
+    for tensor in tensors:
+        if tensor.stored is None or tensor.stored[1].dtype != "F32" or not tensor.nbytes:
+            left.append(tensor)
+            continue
+        path, stored = tensor.stored
+        if path not in files:
+            files[path] = folder / path.relative_to(source)
+            files[path].parent.mkdir(parents=True, exist_ok=True)
+            files[path].unlink(missing_ok=True)
+            try:
+                # A repository's file in the cache of the Hub is a link to where it is.
+                os.link(path.resolve(), files[path])
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise
+                shutil.copyfile(path, files[path])
+        weight = tensor.weight
+        name = weight.name if weight.permutation is None else f"{weight.name}.stored"
+        proto = _header(name, weight.shape)
+        _point(proto, files[path].relative_to(folder).as_posix(), stored.offset, stored.nbytes)
+        model.graph.initializer.append(proto)
+        if weight.permutation is not None:
+            # Runtimes do this once, when they load the graph.
+            transposes.append(onnx.helper.make_node("Transpose", [name], [weight.name], perm=weight.permutation))
+    nodes = [*transposes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return list(files.values()), left
 
 
 def _write_message(file: IO[bytes], model: onnx.ModelProto, tensors: Sequence[_Tensor]) -> None:
@@ -195,7 +244,9 @@ def _write_message(file: IO[bytes], model: onnx.ModelProto, tensors: Sequence[_T
     model.ClearField("graph")
     heads = []
     for tensor in tensors:
-        head = _header(tensor.weight).SerializeToString() + _tag(_RAW_DATA_FIELD, tensor.nbytes)
+        head = _header(tensor.weight.name, tensor.weight.bound_shape).SerializeToString() + _tag(
+            _RAW_DATA_FIELD, tensor.nbytes
+        )
         heads.append(_tag(_INITIALIZER_FIELD, len(head) + tensor.nbytes) + head)
     length = len(graph) + sum(len(head) + tensor.nbytes for head, tensor in zip(heads, tensors, strict=True))
     _write(file, model.SerializeToString() + _tag(_GRAPH_FIELD, length) + graph)

@@ -120,6 +120,8 @@ def simplify(request: Json) -> Json:
 def bind(request: Json) -> Json:
     """Write the template ``graph`` with the weights in ``folder`` to ``output``, with its ``metadata``.
 
+    With ``link`` true the graph points into the checkpoint's files, hard-linked beside it.
+
     Returns the graph's summary.
 
     Raises:
@@ -137,6 +139,7 @@ def bind(request: Json) -> Json:
         Path(request["folder"]),
         Path(request["output"]),
         metadata=request["metadata"],
+        link=request.get("link", False),
         loaded=lambda: _tensors(loaded_model(request, ModelSpec.from_json(request["spec"]))[1]),
     )
     summary = asdict(summarize(read_graph(path)))

@@ -177,10 +177,30 @@ def bound_alone(folder: Path, changes: dict[str, Any], **options: Any) -> np.nda
     onnx.save(model, str(folder / "graph.onnx"))
     (folder / "graph.weights.json").write_text(json.dumps([entry]))
     template = TemplateGraph(path=folder / "graph.onnx", weights=read_weights(folder / "graph.onnx"))
-    files = bind(template, folder, folder / "model.onnx", metadata={}, **{"loaded": dict, **options})
+    options = {"loaded": dict, "source": folder, **options}
+    files = bind(template, options.pop("source"), folder / "model.onnx", metadata={}, **options)
     assert [path.name for path in files][:1] == ["model.onnx"]
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     return session.run(None, {})[0]
+
+
+@pytest.mark.parametrize("permutation", [None, [1, 0]])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_graph_can_point_into_the_checkpoint(permutation: list[int] | None, dtype: Any, tmp_path: Path) -> None:
+    values = np.arange(6, dtype=dtype).reshape(2, 3)
+    source = tmp_path / "source"
+    source.mkdir()
+    save_file({"a": np.zeros(3, np.float32), "w": values}, source / "model.safetensors")
+    got = bound_alone(tmp_path, {"permutation": permutation}, link=True, source=source)
+    assert np.array_equal(got, values if permutation is None else values.T)
+    file = tmp_path / "model.safetensors"
+    # What would have to be converted is not pointed to.
+    assert file.exists() == (dtype is np.float32)
+    if file.exists():
+        assert file.samefile(source / "model.safetensors")
+        (tensor,) = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False).graph.initializer
+        assert {e.key: e.value for e in tensor.external_data}["location"] == "model.safetensors"
+        assert not tensor.raw_data
 
 
 @pytest.mark.parametrize("permutation", [None, [1, 0]])

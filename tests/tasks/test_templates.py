@@ -20,7 +20,7 @@ from onnx_config.errors import FerryError
 from onnx_config.spec import ModelSpec
 from tasks import versions
 from tasks.collect import collect
-from tasks.job import Job
+from tasks.job import Job, reproduce_command
 from tasks.register import catalog
 from tasks.report import Engine, ModelEntry, Status
 from tasks.request import SilentListener
@@ -238,6 +238,19 @@ def test_fine_tunes_share_one_trace_and_a_wrong_one_is_not_called_converted(tmp_
     (entry,) = convert(home, tiny(tmp_path / "tune-9", "bert-sequence-classification", seed=9)).values()
     assert (entry.status, entry.template) == (Status.CONVERTED, "direct")
     assert any("what was bound to the template does not hold" in note for note in entry.notes)
+
+
+def test_an_artifact_can_share_the_checkpoints_file(tmp_path: Path) -> None:
+    folder, output = tiny(tmp_path / "model", "bert-model"), tmp_path / "out"
+    asked = request(folder, weights="link")
+    report = run_batch([asked], workspace(tmp_path / "home"), output=output, workers=1, engine=Engine.LOCAL,
+                       retry_failed=None, listener=SilentListener())  # fmt: skip
+    (entry,) = report.models
+    assert entry.status is Status.CONVERTED, entry.error
+    assert (output / "model" / "model.safetensors").samefile(folder / "model.safetensors")
+    assert (output / "model" / "model.onnx").stat().st_size < (folder / "model.safetensors").stat().st_size / 2
+    assert_nothing_half_done(tmp_path / "home", output)
+    assert reproduce_command(asked).endswith("--weights link")
 
 
 def test_a_checkpoint_with_nan_is_refused_with_a_template_too(tmp_path: Path) -> None:
