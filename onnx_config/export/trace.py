@@ -48,7 +48,7 @@ _FREE_AXES = ("batch_size", "sequence_length")
 _UNBOUNDED = 2**31
 
 # Windows and patches of an image whose size is unknown can take torch's solver minutes.
-_IMAGE_AXES_CPU_SECONDS = 40.0
+_IMAGE_AXES_CPU_SECONDS = 80.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
