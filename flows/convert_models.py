@@ -23,7 +23,7 @@ from onnx_config.export.scratch import remove_orphans
 from tasks.crew import Crew
 from tasks.job import raise_if_stopping
 from tasks.lookup import Lookup, look_up
-from tasks.memory import MemoryGate
+from tasks.memory import MemoryGate, weight_bytes_in
 from tasks.pipeline import PLAIN_STEPS, Steps, convert_model, place_known, refused
 from tasks.register import catalog, catalog_errors
 from tasks.report import Engine, ModelEntry, Report
@@ -117,6 +117,8 @@ def run_batch(
             listener=listener,
             batch_id=batch_id,
         )
+        # The biggest last: whoever waits for much memory keeps a worker from all the others.
+        todo.sort(key=lambda request: _bytes_to_read(found[request]))
         with _terminated_by_exit():
             entries |= _run(todo, plan, workers=workers, engine=engine)
     report = Report.of(
@@ -127,6 +129,17 @@ def run_batch(
     with suppress(FerryError), catalog_errors(), db.session_scope(catalog(workspace)) as session:
         db.finish_batch(session, batch_id, totals, finished_at=datetime.now(UTC))
     return report
+
+
+def _bytes_to_read(lookup: Lookup | FerryError) -> int:
+    """Return the size of a model's weights; 0 where they are not here yet, or cannot be read."""
+    if isinstance(lookup, FerryError) or lookup.source.folder is None:
+        return 0
+    try:
+        return weight_bytes_in(lookup.source.folder)
+    # Whoever converts it says what is wrong with it.
+    except (OSError, FerryError):
+        return 0
 
 
 def _known(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from onnx_config.sentence_modules import module_files
 from tasks.job import raise_if_stopping
 
-__all__ = ["MemoryGate", "estimate_bytes"]
+__all__ = ["MemoryGate", "estimate_bytes", "weight_bytes_in"]
 
 _LOOK_SECONDS = 0.2
 _BASE_BYTES = 3 * 1024**3 // 2
@@ -22,6 +24,12 @@ def estimate_bytes(weight_bytes: int) -> int:
     themselves stay under a gigabyte.
     """
     return _BASE_BYTES + _COPIES * weight_bytes
+
+
+def weight_bytes_in(folder: Path) -> int:
+    """Return the bytes of a model's safetensors files, those of its modules included."""
+    files = [*folder.glob("*.safetensors"), *(p for p in module_files(folder) if p.suffix == ".safetensors")]
+    return sum(p.stat().st_size for p in files if p.is_file())
 
 
 class MemoryGate:

@@ -22,13 +22,12 @@ from onnx_config.errors import ErrorKind, FerryError, ModelError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
-from onnx_config.sentence_modules import module_files
 from onnx_config.spec import ModelSpec, base_axis
 from tasks.detect import detect
 from tasks.export import Exported, export
 from tasks.job import Job, StepCost, raise_if_stopping, reproduce_command
 from tasks.lookup import resolve, unforeseen, usable
-from tasks.memory import MemoryGate, estimate_bytes
+from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import Checked, check
 from tasks.register import catalog, known_results, record_entry, register
 from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, Verdict
@@ -240,7 +239,7 @@ def _convert(progress: _Progress, means: _Means) -> ModelEntry:
             # The server's imports take seconds; they go on beside the download.
             isolate.warm_up()
             source = with_retries(hub.download)(lookup.source)
-            weight_bytes = _weight_bytes(source)
+            weight_bytes = weight_bytes_in(source)
         with means.gate.admit(estimate_bytes(weight_bytes), stopping=means.stopping) as share:
             try:
                 return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
@@ -301,7 +300,7 @@ def rehearse_model(
         retried=frozenset(),
         batch_id=None,
     )
-    weight_bytes = _weight_bytes(source)
+    weight_bytes = weight_bytes_in(source)
     try:
         with gate.admit(estimate_bytes(weight_bytes), stopping=means.stopping) as share:
             return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
@@ -347,11 +346,6 @@ def _placed(entry: ModelEntry, output: Path) -> ModelEntry:
     return entry.model_copy(update={"artifact": str(output), "graphs": graphs})
 
 
-def _weight_bytes(source: Path) -> int:
-    files = [*source.glob("*.safetensors"), *(p for p in module_files(source) if p.suffix == ".safetensors")]
-    return sum(p.stat().st_size for p in files if p.is_file())
-
-
 def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes: int, memory_bytes: int) -> ModelEntry:
     workspace, steps = means.workspace, means.steps
     with (
@@ -375,7 +369,8 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         progress.saw(cost)
         progress.notes += spec.notes
         exported, stored, checked = _graph_of(progress, job, spec, steps)
-        if checked.entry.verdict is not Verdict.VERIFIED and exported.template is not None:
+        # What is unstable is so by itself.
+        if checked.entry.verdict is Verdict.MISMATCH and exported.template is not None:
             why = checked.entry.detail or checked.entry.verdict.value
             progress.notes.append(f"traced with its weights, since what was bound to the template does not hold: {why}")
             exported, stored, checked = _graph_of(progress, job, spec, steps, direct=True)

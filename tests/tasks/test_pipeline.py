@@ -330,6 +330,23 @@ def make_model(folder: Path) -> ConversionRequest:
     return request(folder)
 
 
+def test_the_biggest_model_comes_last(tmp_path, monkeypatch):
+    places, asked = workspace(tmp_path / "home"), []
+    for name, size in (("large", 3000), ("small", 1000), ("none", 0), ("middle", 2000)):
+        asked.append(make_model(tmp_path / name))
+        if size:
+            (tmp_path / name / "model.safetensors").write_bytes(b"0" * size)
+    begun: list[str] = []
+
+    class Noting(SilentListener):
+        def model_started(self, model_id: str) -> None:
+            begun.append(Path(model_id).name)
+
+    report = run(asked, places, workers=1, listener=Noting())
+    assert begun == ["none", "small", "middle", "large"]
+    assert [Path(entry.id).name for entry in report.models] == ["large", "small", "none", "middle"]
+
+
 def test_the_steps_run_in_their_order(places, model):
     files = Files()
     entry = convert_model(model, places, steps=files.steps)
