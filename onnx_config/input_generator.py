@@ -59,11 +59,24 @@ def generate_inputs(
     for spec in inputs:
         values = _values(spec, spec.resolve(sizes), config, declaration, generator)
         rule = rules.get(spec.name)
+        if rule is None and _chooses(spec, inputs):
+            values = generator.integers(0, 2, values.shape).astype(values.dtype)
         arrays[spec.name] = values if rule is None else _obey(rule, values, sizes)
     if padding:
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
         _pad(arrays, config, least=placeholders + 2, side=padding_side, token=pad_token_id)
     return arrays
+
+
+def _chooses(spec: TensorSpec, inputs: Sequence[TensorSpec]) -> bool:
+    """Return whether an input is a second mask over the very tokens of the first.
+
+    One hides what is no text; the other picks tokens (those of global attention, say), of each row others and not as
+    many, and a graph that knows only of all or none is wrong for most.
+    """
+    hiding = next((tensor for tensor in inputs if tensor.name == "attention_mask"), None)
+    beside = spec.name.endswith("_mask") and hiding is not None and spec.name != hiding.name
+    return beside and hiding is not None and spec.shape == hiding.shape and spec.dtype == hiding.dtype
 
 
 def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], sizes: Mapping[str, int]) -> dict[str, int]:

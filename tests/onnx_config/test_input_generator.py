@@ -68,6 +68,20 @@ def test_boxes_have_their_corners_in_order(name):
     assert 0 <= boxes.min() < boxes.max() < 1024
 
 
+def test_a_second_mask_over_the_same_tokens_picks_some_of_them():
+    found = detected("bert-model")
+    axes = ("batch_size", "sequence_length")
+    inputs = [*found.inference.inputs, TensorSpec(name="global_attention_mask", dtype="int64", shape=axes)]
+    sizes = {**found.sizes, "batch_size": 8, "sequence_length": 12}
+    arrays = generate_inputs(inputs, found.config, found.declaration, sizes, padding=True)
+    assert arrays["attention_mask"][0].all()
+    picked = arrays["global_attention_mask"]
+    assert set(np.unique(picked)) == {0, 1}
+    # Of each row another number, and never of what is hidden.
+    assert len(set(picked.sum(axis=1).tolist())) > 2
+    assert not (picked > arrays["attention_mask"]).any()
+
+
 @pytest.mark.parametrize("name", ["bert-model", "albert-model", "layoutlm-model", "vit-model", "whisper-model"])
 def test_equal_seeds_give_equal_values_and_others_differ(name):
     first, again, other = (generate(name, seed=seed) for seed in (0, 0, 1))
