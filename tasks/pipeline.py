@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from onnx_config import hub
-from onnx_config.errors import ErrorKind, FerryError, ModelError
+from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
@@ -457,7 +457,12 @@ def _simplify_and_check(
     """Return the graph to store and its verdict; a simplified graph that fails gives way to a plain one that holds."""
     metadata = _birth_certificate(job, spec)
     with progress.during(Step.SIMPLIFY):
-        stored = steps.simplify(job, spec, exported, metadata, enabled=job.request.options.simplify)
+        try:
+            stored = steps.simplify(job, spec, exported, metadata, enabled=job.request.options.simplify)
+        except InputError:
+            # A checkpoint that cannot be bound is one that cannot be exported.
+            progress.step = Step.EXPORT
+            raise
     progress.saw(stored.cost)
     if stored.reason is not None:
         progress.notes.append(f"the plain graph is kept: {stored.reason}")

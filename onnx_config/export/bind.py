@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from onnx_config.errors import InputError
-from onnx_config.export.checkpoint import weight_files
+from onnx_config.export.checkpoint import not_finite_text, weight_files
 from onnx_config.export.graph_file import EMBED_LIMIT_BYTES
 from onnx_config.export.safetensors_file import StoredTensor, read_header
 from onnx_config.export.template import TemplateGraph, Weight
@@ -50,8 +50,22 @@ class _Tensor:
     weight: Weight
     nbytes: int
     write: Callable[[IO[bytes]], None]
+    array: Callable[[], np.ndarray[Any, Any]]
+    """Returns the values as stored, or computed."""
     stored: tuple[Path, StoredTensor] | None = None
     """Where the very values lie in a file; ``None`` where they are computed."""
+
+    def finite(self) -> bool:
+        """Return whether no value is NaN, nor infinite where a parameter is."""
+        array = self.array().reshape(-1)
+        step = _BLOCK_BYTES // max(1, array.itemsize)
+        for first in range(0, array.size, step):
+            part = _as_float(array[first : first + step])
+            # Extremes are NaN where a value is.
+            extremes = np.array([part.min(), part.max()])
+            if np.isnan(extremes).any() or (np.isinf(extremes).any() and not self.weight.buffer):
+                return False
+        return True
 
 
 def bind(
@@ -77,9 +91,11 @@ def bind(
         embed_limit_bytes: Weights of so many bytes at most go inside.
 
     Raises:
-        InputError: If the checkpoint lacks a tensor, or one has another shape.
+        InputError: If the checkpoint lacks a tensor, or one has another shape or is not finite.
     """
     tensors = list(_tensors(graph.weights, source, loaded))
+    if wrong := [tensor.weight.key for tensor in tensors if not tensor.finite()]:
+        raise InputError(not_finite_text(source, wrong))
     linked: list[Path] = []
     model = onnx.load(str(graph.path))
     named = {weight.name for weight in graph.weights}
@@ -137,20 +153,30 @@ def _of_module(weight: Weight, array: np.ndarray[Any, Any]) -> _Tensor:
             f"{weight.key} has the shape {list(array.shape)} where its config.json asks for {list(weight.shape)}."
         )
     whole = array if weight.permutation is None else array.transpose(weight.permutation)
-    return _Tensor(weight=weight, nbytes=whole.size * _FLOAT.itemsize, write=lambda file: _write_array(file, whole))
+    return _Tensor(
+        weight=weight,
+        nbytes=whole.size * _FLOAT.itemsize,
+        write=lambda file: _write_array(file, whole),
+        array=lambda: array,
+    )
 
 
 def _of_file(weight: Weight, path: Path, stored: StoredTensor) -> _Tensor:
     nbytes = stored.size * _FLOAT.itemsize
 
+    def array() -> np.ndarray[Any, Any]:
+        dtype = _TYPES[stored.dtype]
+        if not stored.size:
+            return np.empty(stored.shape, dtype)
+        return np.memmap(path, dtype=dtype, mode="r", offset=stored.offset, shape=stored.shape)
+
     def write(file: IO[bytes]) -> None:
         if stored.dtype == "F32" and weight.permutation is None:
             _copy(path, stored, file)
-        elif stored.size:
-            array = np.memmap(path, dtype=_TYPES[stored.dtype], mode="r", offset=stored.offset, shape=stored.shape)
-            _write_array(file, array if weight.permutation is None else array.transpose(weight.permutation))
+        else:
+            _write_array(file, array() if weight.permutation is None else array().transpose(weight.permutation))
 
-    return _Tensor(weight=weight, nbytes=nbytes, write=write, stored=(path, stored))
+    return _Tensor(weight=weight, nbytes=nbytes, write=write, array=array, stored=(path, stored))
 
 
 def _copy(path: Path, stored: StoredTensor, file: IO[bytes]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["check_weights", "load_model", "load_state", "weight_files"]
+__all__ = ["check_weights", "load_model", "load_state", "not_finite_text", "weight_files"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -111,10 +111,7 @@ def load_model(
             "would be random. Ask for the task that it was trained for, or give a complete checkpoint."
         )
     if check_values and (wrong := _not_finite(model)):
-        raise InputError(
-            f"The checkpoint in {str(folder)!r} holds NaN or infinite weights in {_some(wrong)}. "
-            "Nothing that is computed with them has a meaning; fetch or train it again."
-        )
+        raise InputError(not_finite_text(folder, wrong))
     return model
 
 
@@ -141,10 +138,15 @@ def load_state(module: torch.nn.Module, folder: Path) -> None:
             "Give the config that the weights were saved with."
         ) from error
     if wrong := _not_finite(module):
-        raise InputError(
-            f"The checkpoint in {str(folder)!r} holds NaN or infinite weights in {_some(wrong)}. "
-            "Nothing that is computed with them has a meaning; fetch or train it again."
-        )
+        raise InputError(not_finite_text(folder, wrong))
+
+
+def not_finite_text(folder: Path, wrong: Iterable[str]) -> str:
+    """Return what is said of a checkpoint whose weights ``wrong`` are not finite."""
+    return (
+        f"The checkpoint in {str(folder)!r} holds NaN or infinite weights in {_some(wrong)}. "
+        "Nothing that is computed with them has a meaning; fetch or train it again."
+    )
 
 
 def _load(

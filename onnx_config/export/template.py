@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ class Weight:
 
     permutation: tuple[int, ...] | None = None
     """Axes of the stored tensor in the order in which the graph takes them; ``None``: as stored."""
+
+    buffer: bool = False
+    """Whether it is no parameter; a buffer may hold the infinities of a mask."""
 
     @property
     def bound_shape(self) -> tuple[int, ...]:
@@ -82,17 +85,20 @@ def _weight(entry: dict[str, Any]) -> Weight:
     )
 
 
-def lift_weights(model: onnx_ir.Model, origins: Origins, *, root: Path, computed: Iterable[str]) -> tuple[Weight, ...]:
+def lift_weights(
+    model: onnx_ir.Model, origins: Origins, *, root: Path, computed: Iterable[str], buffers: Iterable[str] = ()
+) -> tuple[Weight, ...]:
     """Make the weights inputs of the graph; return what they are, one for tensors that are the same.
 
     Args:
         model: A graph as traced, changed in place.
         origins: Which of its tensors are the checkpoint's.
         root: The model's folder.
+        buffers: Names of tensors that are no parameters.
         computed: Names of parameters that are not a tensor of the checkpoint as it stands, but computed of some.
     """
     graph = model.graph
-    of_module = set(computed)
+    of_module, of_buffers = set(computed), set(buffers)
     found: dict[tuple[str | None, str], onnx_ir.Value] = {}
     weights = []
     for name, value in list(graph.initializers.items()):
@@ -113,7 +119,8 @@ def lift_weights(model: onnx_ir.Model, origins: Origins, *, root: Path, computed
         value.const_value = None
         value.shape = onnx_ir.Shape(list(raw.shape))
         graph.inputs.append(value)
-        weights.append(Weight(name=name, folder=source[0], key=source[1], shape=tuple(raw.shape)))
+        buffer = name in of_buffers
+        weights.append(Weight(name=name, folder=source[0], key=source[1], shape=tuple(raw.shape), buffer=buffer))
     return tuple(weights)
 
 
@@ -146,7 +153,7 @@ def fold_transposes(model: onnx_ir.Model, weights: Sequence[Weight]) -> tuple[We
         for node in nodes:
             node.outputs[0].replace_all_uses_with(value)
             graph.remove(node, safe=True)
-        new = Weight(name=weight.name, folder=weight.folder, key=weight.key, shape=weight.shape, permutation=order)
+        new = replace(weight, permutation=order)
         value.shape = onnx_ir.Shape(list(new.bound_shape))
         folded.append(new)
     return tuple(folded)

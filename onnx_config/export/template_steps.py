@@ -41,6 +41,7 @@ def trace(request: Json) -> Json:
     with weightless() as origins:
         universal, model = loaded_model(request, spec, check_values=False)
     computed = {name for name, tensor in model.named_parameters() if origins.of(tensor) is None}
+    buffers = {name for name, _ in model.named_buffers()}
     path = Path(request["output"])
     lifted: list[tuple[Weight, ...]] = []
 
@@ -57,7 +58,9 @@ def trace(request: Json) -> Json:
             # Zeros tie everywhere, and what a checkpoint holds must make no other graph.
             tied=sample.watch.chose,
             sides=sample.image_size is not None,
-            before_optimizing=lambda graph: lifted.append(lift_weights(graph, origins, root=folder, computed=computed)),
+            before_optimizing=lambda graph: lifted.append(
+                lift_weights(graph, origins, root=folder, computed=computed, buffers=buffers)
+            ),
         )
         weights = fold_transposes(traced.model, unused_removed(traced.model, lifted[-1]))
         write_graph(traced.model, path, metadata={})

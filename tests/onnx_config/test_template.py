@@ -160,7 +160,7 @@ def test_checkpoints_of_any_make_are_bound(change: Any, shards: int, bert: Struc
 def test_brain_floats_are_widened(tmp_path: Path) -> None:
     from safetensors.torch import save_file as save_tensors
 
-    values = torch.tensor([[1.5, -2.25, 3e38], [1e-38, 0.0, float("inf")]], dtype=torch.bfloat16)
+    values = torch.tensor([[1.5, -2.25, 3e38], [1e-38, 0.0, -1.0]], dtype=torch.bfloat16)
     save_tensors({"w": values}, tmp_path / "model.safetensors")
     got = bound_alone(tmp_path, {"permutation": [1, 0]})
     assert np.array_equal(got, values.float().numpy().T)
@@ -168,7 +168,7 @@ def test_brain_floats_are_widened(tmp_path: Path) -> None:
 
 def bound_alone(folder: Path, changes: dict[str, Any], **options: Any) -> np.ndarray:
     """Bind a graph that returns its one weight, and run it."""
-    entry = {"name": "w", "folder": ".", "key": "w", "shape": [2, 3], "permutation": None, **changes}
+    entry = {"name": "w", "folder": ".", "key": "w", "shape": [2, 3], "permutation": None, "buffer": False, **changes}
     shape = [entry["shape"][axis] for axis in entry["permutation"] or range(len(entry["shape"]))]
     weight = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, shape)
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)
@@ -218,6 +218,23 @@ def test_weights_that_are_computed_come_from_the_loaded_module(tmp_path: Path) -
     merged = np.arange(6, dtype=np.float32).reshape(2, 3)
     module = {"both.w": torch.from_numpy(merged)}
     assert np.array_equal(bound_alone(tmp_path, {"folder": None, "key": "both.w"}, loaded=lambda: module), merged)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("buffer", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_is_not_finite_is_refused_unless_a_buffer_is_infinite(
+    value: float, buffer: bool, dtype: Any, tmp_path: Path
+) -> None:
+    values = np.arange(6, dtype=dtype).reshape(2, 3)
+    values[1, 1] = value
+    save_file({"w": values}, tmp_path / "model.safetensors")
+    if buffer and not np.isnan(value):
+        assert np.array_equal(bound_alone(tmp_path, {"buffer": True}), values)
+        return
+    with pytest.raises(InputError, match="holds NaN or infinite weights in w"):
+        bound_alone(tmp_path, {"buffer": buffer})
+    assert not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.parametrize(
