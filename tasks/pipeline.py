@@ -294,7 +294,12 @@ def rehearse_model(
     means = _Means(
         workspace=workspace,
         output=None,
-        steps=replace(PLAIN_STEPS, register=lambda _job, draft, **_: draft),
+        steps=replace(
+            PLAIN_STEPS,
+            # A model made small is no structure that anybody asks for again.
+            export=lambda job, spec, **options: PLAIN_STEPS.export(job, spec, **{**options, "direct": True}),
+            register=lambda _job, draft, **_: draft,
+        ),
         gate=gate,
         stopping=stopping or threading.Event(),
         retried=frozenset(),
