@@ -7,6 +7,7 @@ schema count as absent, and so does a folder that cannot be read; one that canno
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -96,6 +97,9 @@ class DetectionCache:
             record = json.loads(self.path_of(key).read_bytes())
             if (record["schema"], record["key"]) != (_SCHEMA, key):
                 return None
+            # When it was last used, for whoever clears up; a folder that cannot be written to is read all the same.
+            with suppress(OSError):
+                os.utime(self.path_of(key))
             if (error := record.get("error")) is not None:
                 return error_of_kind(ErrorKind(error["kind"]), error["message"].replace(_FOLDER, str(folder)))
             return ModelSpec.from_json(record["spec"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_config.spec import ModelSpec
@@ -52,7 +52,12 @@ def export(job: Job, spec: ModelSpec, *, fixed: Sequence[str] = (), direct: bool
     """
     if direct:
         return _export_directly(job, spec, fixed)
-    store, key = TemplateStore(job.workspace.templates), template_key(job, spec, fixed=fixed)
+    try:
+        key = template_key(job, spec, fixed=fixed)
+    except (OSError, ValueError, RecursionError):
+        # A file that cannot be read so far; a child may tell better what is wrong with it.
+        return _export_directly(job, spec, fixed)
+    store = TemplateStore(job.workspace.templates)
     known, cost, use = store.read(key), StepCost(seconds=0.0, peak_rss_bytes=0), "reused"
     if known is None:
         with store.locked(key, stopping=job.stopping):
@@ -61,7 +66,8 @@ def export(job: Job, spec: ModelSpec, *, fixed: Sequence[str] = (), direct: bool
                 known, cost = _trace(job, spec, fixed, store, key)
                 use = "traced"
     if known.direct is not None:
-        return _export_directly(job, spec, fixed)
+        exported = _export_directly(job, spec, fixed)
+        return replace(exported, notes=(*exported.notes, f"traced with its weights, since {known.direct}"))
     return Exported(use=use, path=known.plain, notes=known.notes, cost=cost, template=known)
 
 

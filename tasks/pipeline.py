@@ -9,13 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from onnx_config import hub
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
@@ -25,6 +23,7 @@ from onnx_config.export.scratch import scratch_folder
 from onnx_config.spec import ModelSpec, base_axis
 from tasks.detect import detect
 from tasks.export import Exported, export
+from tasks.file_lock import file_lock
 from tasks.job import Job, StepCost, raise_if_stopping, reproduce_command
 from tasks.lookup import resolve, unforeseen, usable
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
@@ -47,7 +46,6 @@ __all__ = [
 ]
 
 _IMAGE_SIDES = frozenset({"height", "width"})
-_LOCK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +228,7 @@ def _convert(progress: _Progress, means: _Means) -> ModelEntry:
         lookup = resolve(request)
     progress.revision, progress.key = lookup.source.revision, lookup.key
     # One model, one converter: whoever waits here finds the result of the other.
-    with _lock(workspace.home / "locks" / f"{lookup.key}.lock", means.stopping):
+    with file_lock(workspace.home / "locks" / f"{lookup.key}.lock", stopping=means.stopping):
         with progress.during(Step.FETCH):
             record = known_results(workspace, [lookup.key]).get(lookup.key)
             known = usable(record, request, workspace, means.retried) if record is not None else None
@@ -251,20 +249,6 @@ def _convert(progress: _Progress, means: _Means) -> ModelEntry:
         progress.notes.append(f"the first try ended with {first.kind.value}; the second ran alone")
         with means.gate.alone(stopping=means.stopping) as share:
             return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
-
-
-@contextmanager
-def _lock(path: Path, stopping: threading.Event) -> Iterator[None]:
-    lock = FileLock(path)
-    while not lock.is_locked:
-        raise_if_stopping(stopping)
-        # The time-out is an OSError too, and no trouble with the disk.
-        with disk_errors(f"the folder {str(path.parent)!r}"), suppress(Timeout):
-            lock.acquire(timeout=_LOCK_SECONDS)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def refused(

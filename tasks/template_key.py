@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_config.errors import InputError
 from onnx_config.export.checkpoint import weight_files
-from onnx_config.export.safetensors_file import StoredTensor, read_header
+from onnx_config.export.safetensors_file import FLOATS, StoredTensor, read_header
 from onnx_config.preprocessors import image_size_in
 from onnx_config.sentence_modules import module_folders
 from onnx_config.spec import ModelSpec
@@ -40,7 +40,6 @@ _COSMETIC = frozenset(
 """Keys of a config that decide nothing about a graph beside what the spec says: the class and the task."""
 
 _LABELS = ("id2label", "label2id")
-_FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 _COUNTERS = "num_batches_tracked"
 
 
@@ -96,7 +95,7 @@ def _tensors(source: Path) -> list[list[Any]]:
             continue  # Whoever needs weights there says so.
         for path in files:
             for key, tensor in read_header(path).items():
-                what = "float" if tensor.dtype in _FLOATS else _digest(path, key, tensor)
+                what = "float" if tensor.dtype in FLOATS else _digest(path, key, tensor)
                 found.append([folder, key, list(tensor.shape), what])
     return sorted(found)
 

@@ -11,22 +11,20 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from tasks.job import raise_if_stopping
+from onnx_config.errors import ErrorKind, InputError, TransientError
+from tasks.file_lock import file_lock
 from tasks.store import disk_errors
 
 __all__ = ["Template", "TemplateStore"]
 
 _SCHEMA = 1
 _RECORD = "template.json"
-_LOCK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +65,7 @@ class Template:
 
     def keep_simplified(self, scratch: Path, *, reason: str | None) -> None:
         """Move the simplified graph in from ``scratch``, or note why there is none."""
-        with disk_errors(f"the template {str(self.folder)!r}"):
+        with _store_errors(self.folder):
             if reason is not None:
                 draft = scratch / self._refusal.name
                 draft.write_text(reason, encoding="utf-8")
@@ -130,9 +128,9 @@ class TemplateStore:
         It leaves its place whole, so that whoever looks sees all of it or nothing.
 
         Raises:
-            InputError: If the folder cannot be written (``bad_input``).
+            TransientError: If the folder cannot be written (``store``).
         """
-        with disk_errors(f"the template store {str(self.root)!r}"):
+        with _store_errors(self.root):
             if _last_used(folder) >= before.timestamp():
                 return False
             try:
@@ -140,19 +138,17 @@ class TemplateStore:
             except FileNotFoundError:
                 return False
             shutil.rmtree(scratch / folder.name, ignore_errors=True)
-            (self.root / f"{folder.name}.lock").unlink(missing_ok=True)
         return True
 
     def publish(self, key: str, made: Path, *, notes: list[str], nodes: int, direct: str | None) -> Template:
         """Move the finished folder ``made``, on the same file system, into the store; return the template.
 
         Raises:
-            InputError: If the folder cannot be written (``bad_input``).
-            TransientError: If the disk is full (``store``).
+            TransientError: If the folder cannot be written, or the disk is full (``store``).
         """
         record: dict[str, Any] = {"schema": _SCHEMA, "key": key, "notes": notes, "nodes": nodes, "direct": direct}
         target = self.path_of(key)
-        with disk_errors(f"the template store {str(self.root)!r}"):
+        with _store_errors(self.root):
             (made / _RECORD).write_text(json.dumps(record), encoding="utf-8")
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -166,16 +162,22 @@ class TemplateStore:
         """Wait for the right to make the template of ``key``, and hold it: one traces, the others wait.
 
         Raises:
+            TransientError: If the folder cannot be written (``store``).
             KeyboardInterrupt: If ``stopping`` is set meanwhile.
         """
-        with disk_errors(f"the template store {str(self.root)!r}"):
-            self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / f"{key}.lock")
-        while not lock.is_locked:
-            raise_if_stopping(stopping)
-            with disk_errors(f"the template store {str(self.root)!r}"), suppress(Timeout):
-                lock.acquire(timeout=_LOCK_SECONDS)
-        try:
+        with ExitStack() as stack:
+            # Not around what the caller does meanwhile, whose errors are its own.
+            with _store_errors(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(file_lock(self.root / f"{key}.lock", stopping=stopping))
             yield
-        finally:
-            lock.release()
+
+
+@contextmanager
+def _store_errors(root: Path) -> Iterator[None]:
+    """Translate what the file system raises: no fault of a model's, and so not to be remembered as one."""
+    try:
+        with disk_errors(f"the template store {str(root)!r}"):
+            yield
+    except InputError as error:
+        raise TransientError(error.message, kind=ErrorKind.STORE) from error

@@ -18,12 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from onnx_config.export.safetensors_file import StoredTensor, read_header
+from onnx_config.export.safetensors_file import FLOATS, StoredTensor, read_header
 
-__all__ = ["FLOATS", "Origin", "Origins", "weightless"]
-
-FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
-"""Element types, in safetensors' names, whose values are no part of the structure."""
+__all__ = ["Origin", "Origins", "weightless"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from onnx_config.errors import InputError
 
-__all__ = ["StoredTensor", "read_header"]
+__all__ = ["FLOATS", "StoredTensor", "read_header"]
+
+FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+"""Element types, in the format's own names, whose values are no part of a model's structure."""
 
 # What the safetensors library reads at most.
 _LARGEST_HEADER_BYTES = 100_000_000

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from onnx_config.export.escapes import Escapes
     from onnx_config.export.ties import TieWatch
+    from onnx_config.export.trace import Trace
 
 __all__ = [
     "SIDES",
@@ -24,6 +25,7 @@ __all__ = [
     "sample_of",
     "tensors_of",
     "ties_in_padding",
+    "trace_sample",
     "uneven_sizes",
 ]
 
@@ -115,9 +117,26 @@ def sample_of(spec: ModelSpec, universal: Any, model: Any, folder: Path, *, fixe
         return Sample(sizes=sizes, inputs=inputs, returned=tuple(returned), watch=watch, image_size=size)
 
 
+def trace_sample(spec: ModelSpec, universal: Any, model: Any, sample: Sample, **options: Any) -> Trace:
+    """Trace ``model`` with its sample, for the outputs of its spec; ``options`` are those of `trace_model`."""
+    from onnx_config.export.trace import trace_model
+
+    return trace_model(
+        model,
+        sample.inputs,
+        spec.inputs,
+        sample.kept(spec),
+        axis_ranges=spec.axis_ranges,
+        flags=universal.forward_flags,
+        sides=sample.image_size is not None,
+        **options,
+    )
+
+
 def tensors_of(
     spec: ModelSpec, universal: Any, sizes: Mapping[str, int], *, seed: int = 0, padding: bool = False
 ) -> dict[str, torch.Tensor]:
+    """Return the inputs of the spec at ``sizes``, by name; later rows padded where ``padding`` is true."""
     import torch
 
     from onnx_config.input_generator import generate_inputs

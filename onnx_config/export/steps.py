@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.export.sample import SIDES, Sample, escapes_at, sample_of, ties_in_padding
+from onnx_config.export.sample import SIDES, Sample, escapes_at, sample_of, ties_in_padding, trace_sample
 from onnx_config.spec import ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -117,7 +117,6 @@ def export(request: Json) -> Json:
         ModelError: If the model cannot be traced.
     """
     from onnx_config.export.graph_file import summarize, write_graph
-    from onnx_config.export.trace import trace_model
 
     _check_dtype(request["dtype"])
     _check_opset(request["opset"])
@@ -129,18 +128,15 @@ def export(request: Json) -> Json:
     path = Path(request["output"])
 
     def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, dict[str, str]]:
-        trace = trace_model(
+        trace = trace_sample(
+            spec,
+            universal,
             model,
-            sample.inputs,
-            spec.inputs,
-            sample.kept(spec),
-            axis_ranges=spec.axis_ranges,
+            sample,
             opset=request["opset"],
-            flags=universal.forward_flags,
             fixed=fixed,
             tied=tied,
             escapes=lambda: escapes_at(spec, universal, model, sample.sizes),
-            sides=sample.image_size is not None,
         )
         write_graph(trace.model, path)
         return trace, branching_axes(trace.untried, path, spec, universal, model)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, ModelError
-from onnx_config.export.sample import sample_of
+from onnx_config.export.sample import sample_of, trace_sample
 from onnx_config.export.steps import Json, branching_axes, check_options, loaded_model, without_branches
 from onnx_config.spec import ModelSpec
 
@@ -33,7 +33,7 @@ def trace(request: Json) -> Json:
     from onnx_config.export.graph_file import write_graph
     from onnx_config.export.origins import weightless
     from onnx_config.export.template import TemplateGraph, fold_transposes, lift_weights, unused_removed
-    from onnx_config.export.trace import reads_values, trace_model
+    from onnx_config.export.trace import reads_values
 
     check_options({**request, "device": "cpu"})
     spec = ModelSpec.from_json(request["spec"])
@@ -46,18 +46,15 @@ def trace(request: Json) -> Json:
     lifted: list[tuple[Weight, ...]] = []
 
     def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, dict[str, str]]:
-        traced = trace_model(
+        traced = trace_sample(
+            spec,
+            universal,
             model,
-            sample.inputs,
-            spec.inputs,
-            sample.kept(spec),
-            axis_ranges=spec.axis_ranges,
+            sample,
             opset=request["opset"],
-            flags=universal.forward_flags,
             fixed=fixed,
             # Zeros tie everywhere, and what a checkpoint holds must make no other graph.
             tied=sample.watch.chose,
-            sides=sample.image_size is not None,
             before_optimizing=lambda graph: lifted.append(
                 lift_weights(graph, origins, root=folder, computed=computed, buffers=buffers)
             ),

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import db
 from flows.convert_models import run_batch
-from onnx_config.errors import FerryError
+from onnx_config.errors import ErrorKind, FerryError, InputError
 from onnx_config.spec import ModelSpec
 from tasks import versions
 from tasks.collect import collect
@@ -159,8 +159,22 @@ def test_who_waits_for_a_template_can_be_stopped(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written_is_an_error_of_the_disk(tmp_path: Path) -> None:
     (tmp_path / "templates").write_text("a file")
-    with pytest.raises(FerryError, match="template store"):
+    with pytest.raises(FerryError, match="template store") as caught:
         publish(TemplateStore(tmp_path / "templates"), tmp_path / "scratch")
+    # Not remembered as a fault of the model.
+    assert caught.value.kind is ErrorKind.STORE
+    with (
+        pytest.raises(FerryError, match="template store") as caught,
+        TemplateStore(tmp_path / "templates").locked(KEY, stopping=threading.Event()),
+    ):
+        pass
+    assert caught.value.kind is ErrorKind.STORE
+
+
+def test_an_error_of_who_holds_a_template_is_its_own(tmp_path: Path) -> None:
+    store = TemplateStore(tmp_path / "templates")
+    with pytest.raises(InputError, match="no weights"), store.locked(KEY, stopping=threading.Event()):
+        raise InputError("no weights")
 
 
 def test_what_nobody_uses_is_cleared_up(tmp_path: Path) -> None:
