@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnx_config.spec import ModelSpec
 from tasks.job import Job, StepCost, run_child
 from tasks.memory import estimate_bytes
 from tasks.report import OutputDifference, ParityEntry, Step, Verdict
+from tasks.simplify import Simplified
 
 __all__ = ["Checked", "check"]
 
@@ -27,8 +27,12 @@ class Checked:
     """What the comparison used."""
 
 
-def check(job: Job, spec: ModelSpec, graph: Path) -> Checked:
-    """Compare the file ``graph`` with the model in PyTorch, on the device asked for.
+def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False) -> Checked:
+    """Compare the graph as stored with the model in PyTorch, on the device asked for.
+
+    Of a graph whose template was ``reused``, the model's own error is measured only where it decides: its structure
+    was looked at before. Where the model's share of the memory is less than it may need, both sides read their weights
+    from the disk as they go, and the model is not run in float64.
 
     Raises:
         InputError: If the device is not there.
@@ -42,10 +46,12 @@ def check(job: Job, spec: ModelSpec, graph: Path) -> Checked:
         {
             "folder": str(job.source),
             "spec": spec.to_json(),
-            "graph": str(graph),
+            "graph": str(stored.path),
+            "inputs": [tensor.model_dump() for tensor in stored.graph.inputs],
             "device": job.request.options.device.value,
             "threads": job.workspace.threads,
-            "precise": estimate_bytes(job.weight_bytes) <= job.memory_bytes,
+            "reused": reused,
+            "short_of_memory": estimate_bytes(job.weight_bytes) > job.memory_bytes,
         },
     )
     outputs = tuple(OutputDifference(**output) for output in answer["outputs"])

@@ -459,7 +459,7 @@ def _simplify_and_check(
     checked: Checked | None = None
     with progress.during(Step.PARITY):
         try:
-            checked = steps.parity(job, spec, stored.path)
+            checked = steps.parity(job, spec, stored, reused=exported.use == "reused")
         except FerryError as error:
             if not stored.simplified or error.kind is not ErrorKind.RUNTIME_FAILED:
                 raise
@@ -471,7 +471,7 @@ def _simplify_and_check(
     with progress.during(Step.SIMPLIFY):
         plain = steps.simplify(job, spec, exported, metadata, enabled=False)
     with progress.during(Step.PARITY):
-        again = steps.parity(job, spec, plain.path)
+        again = steps.parity(job, spec, plain)
     progress.saw(again.cost)
     if again.entry.verdict is not Verdict.VERIFIED:
         return plain, again

@@ -8,9 +8,9 @@ a translation of their own, a few other spellings of such, and writes into tenso
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -58,8 +58,7 @@ _NEW = frozenset(
 """Composites that always return a tensor of their own."""
 
 
-@contextmanager
-def decomposed_where_needed() -> Iterator[None]:
+def decomposed_where_needed() -> Any:
     """Have ``torch.onnx`` trace a program again only if it holds what has no translation as it stands."""
     from torch.onnx._internal.exporter import _decomp, _fx_passes
 
@@ -73,11 +72,7 @@ def decomposed_where_needed() -> Iterator[None]:
         return program if spelled else original(program, registry)
 
     # Looked up by its name at each call.
-    _fx_passes.decompose_with_registry = decompose  # type: ignore[assignment]  # any keywords do
-    try:
-        yield
-    finally:
-        _fx_passes.decompose_with_registry = original
+    return patch.object(_fx_passes, "decompose_with_registry", decompose)
 
 
 def _name_outputs(program: Any) -> None:

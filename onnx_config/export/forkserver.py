@@ -48,6 +48,8 @@ def serve(control_fd: int, parent_pid: int, preload: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # A collection finds nothing while modules are imported, and looks at ever more objects.
+    gc.disable()
     # An import that hangs would leave this process behind for good, whatever becomes of the parent.
     faulthandler.dump_traceback_later(_IMPORT_SECONDS, exit=True)
     for name in preload:
@@ -60,8 +62,8 @@ def serve(control_fd: int, parent_pid: int, preload: Sequence[str]) -> None:
             traceback.print_exc()
     faulthandler.cancel_dump_traceback_later()
     # Objects that the collector never visits are never written to, so their pages stay shared with the children.
-    gc.collect()
     gc.freeze()
+    gc.enable()
     with socket.socket(fileno=control_fd) as control:
         _Loop(control, parent_pid).run()
 

@@ -105,9 +105,9 @@ def run(
     Paths in ``request`` are therefore absolute. The child has this process's environment as it is at the time of the
     call, ``threads`` threads for PyTorch, no input, and no network but this machine's loopback unless ``network`` is
     true. Its time starts when it does, so the server's first imports do not count. ``memory_limit_bytes`` is compared
-    ten times a second with the resident size of the child and all it has started, which is about 340 MB before it
-    does anything, and includes the pages of files it has mapped. ``name`` is how messages call the step:
-    ``"export of org/model"``. Any number of threads may call this at once.
+    ten times a second with what the child and all it has started hold, which is about 300 MB before it does anything;
+    pages of files that it has mapped do not count, since the system drops them where memory is short. ``name`` is how
+    messages call the step: ``"export of org/model"``. Any number of threads may call this at once.
 
     ::
 

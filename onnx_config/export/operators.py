@@ -7,16 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 __all__ = ["symbolic_operators"]
 
 
-_INHERITED = object()
 _POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _ONE_ROW = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
 
@@ -132,19 +132,10 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         (torch.Tensor, "__rfloordiv__", _reversed_floor_division),
         (torch.autograd.Function, "apply", _apply),
     )
-    before = [vars(owner).get(name, _INHERITED) for owner, name, _ in places]
     bound = _bound_functions(model)
-    for owner, name, made in places:
-        setattr(owner, name, made(getattr(owner, name)))
-    for values, name, value in bound:
-        values[name] = _apply(value).__get__(None, value.__self__)
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
+        for owner, name, made in places:
+            stack.enter_context(patch.object(owner, name, made(getattr(owner, name))))
         for values, name, value in bound:
-            values[name] = value
-        for (owner, name, _), original in zip(places, before, strict=True):
-            if original is _INHERITED:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, original)
+            stack.enter_context(patch.dict(values, {name: _apply(value).__get__(None, value.__self__)}))
+        yield

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -122,12 +123,8 @@ def weightless() -> Iterator[Origins]:
         file = open_file(filename)
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no dict
 
-    places = (transformers.modeling_utils, "safe_open", open_file), (safetensors.torch, "load_file", load_file)
-    before = [getattr(owner, name) for owner, name, _ in places]
-    for owner, name, function in places:
-        setattr(owner, name, function)
-    try:
+    with (
+        patch.object(transformers.modeling_utils, "safe_open", open_file),
+        patch.object(safetensors.torch, "load_file", load_file),
+    ):
         yield origins
-    finally:
-        for (owner, name, _), function in zip(places, before, strict=True):
-            setattr(owner, name, function)

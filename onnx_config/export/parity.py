@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.child import names_memory
-from onnx_config.export.shapes import CheckShape
+from onnx_config.export.shapes import CheckShape, Float64
 from onnx_config.module_state import preserved_state
 
 if TYPE_CHECKING:
@@ -163,8 +163,11 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def open_session(path: Path, *, device: str, threads: int = 1) -> Any:
+def open_session(path: Path, *, device: str, threads: int = 1, mapped: bool = False) -> Any:
     """Return an ONNX Runtime session at the optimisation level of production.
+
+    A ``mapped`` one does not rearrange weights into a faster layout, so that those beside the graph are pages of their
+    file: the system reads them when they are needed and drops them when memory is.
 
     Raises:
         InputError: If the device is ``cuda`` and ONNX Runtime falls back to the CPU.
@@ -177,6 +180,8 @@ def open_session(path: Path, *, device: str, threads: int = 1) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     providers: list[Any] = ["CPUExecutionProvider"]
     if device == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
@@ -206,9 +211,9 @@ def compute_references(
     *,
     flags: Mapping[str, Any],
     device: str = "cpu",
-    precise: bool = True,
+    float64: Float64 = Float64.HALF,
 ) -> tuple[list[Reference], list[str]]:
-    """Run the PyTorch model at each shape in float32, and at the smaller half of them in float64.
+    """Run the PyTorch model at each shape in float32, and at some in float64.
 
     The model is moved to ``device`` and then turned into float64, since it may be too large to be held twice. At the
     other shapes a reference runs it in float64 once it is asked to: where nothing differs by more than what counts as
@@ -219,7 +224,7 @@ def compute_references(
         shapes: Where to run it, with the inputs.
         flags: Further keyword arguments of ``forward``.
         device: ``cpu`` or ``cuda``.
-        precise: Whether to run it in float64 at all, which doubles the memory of its weights.
+        float64: When it is run in float64.
 
     Returns:
         The references, and what the model said to the shapes that it refused.
@@ -245,19 +250,20 @@ def compute_references(
             refused.append(f"{shape.label}: {empty} holds no finite number")
             continue
         references.append(Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device))
-    if not (precise and references):
+    if float64 is Float64.NEVER:
         return references, refused
-    model = model.double()
 
     def run_precisely(inputs: Mapping[str, Array]) -> dict[str, Array] | None:
-        answer = _run_torch(model, inputs, flags, device, torch.float64)
+        # Nothing to do from the second time on.
+        answer = _run_torch(model.double(), inputs, flags, device, torch.float64)
         return None if isinstance(answer, str) else answer
 
     # A model that is not stable is so at small sizes too; the time goes into the large ones.
     by_size = sorted(range(len(references)), key=lambda i: sum(value.size for value in references[i].inputs.values()))
+    at_once = -(-len(references) // 2) if float64 is Float64.HALF else 0
     for number, at in enumerate(by_size):
         reference = references[at]
-        if number < -(-len(references) // 2):
+        if number < at_once:
             references[at] = replace(reference, precise=run_precisely(reference.inputs))
         else:
             references[at] = replace(reference, in_float64=cache(partial(run_precisely, reference.inputs)))

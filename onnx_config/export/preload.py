@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import logging
 import warnings
@@ -75,7 +74,6 @@ def import_quietly() -> None:
     for module in _IMPORTED_LATE:
         with suppress(ImportError):
             importlib.import_module(module)
-    _import_patched_modules()
 
     import onnxruntime
     import transformers
@@ -86,9 +84,6 @@ def import_quietly() -> None:
     onnxruntime.set_default_logger_severity(_ORT_ERRORS)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # A million objects that no collection in a child needs to look at, nor to touch the pages of.
-    gc.collect()
-    gc.freeze()
 
 
 def import_for_detection() -> None:
@@ -102,19 +97,3 @@ def import_for_detection() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _import_patched_modules() -> None:
-    """Import the modules that the exporter patches while it traces; nothing is patched here."""
-    try:
-        # Private: where a release keeps the patches elsewhere, each child imports their targets itself.
-        from transformers.exporters.utils import _PATCHES
-    except ImportError:
-        return
-    paths = {target for patches in _PATCHES.values() for target, *_ in patches}
-    for path in sorted(paths):
-        # "package.module.Class": the longest part that is a module.
-        words = path.split(".")
-        module = ".".join(word for word in words if not word[:1].isupper())
-        with suppress(ImportError):
-            importlib.import_module(module)

@@ -1,7 +1,8 @@
-"""Keeps onnxscript's rewriting rules from taking a small constant for zero.
+"""Keeps onnxscript's rewriting rules from taking a small constant for zero, and from looking where nothing can match.
 
 Its patterns compare constants with an absolute tolerance of 1e-8, so that the rule ``x + 0 -> x`` also takes the
-epsilon of a normalization away where that is 1e-8: Helium's, by 7e-5 of its output.
+epsilon of a normalization away where that is 1e-8: Helium's, by 7e-5 of its output. A pattern of several outputs lists
+all nodes of the graph for each node that it is compared with, so that the time grows with the square of the nodes.
 """
 
 from __future__ import annotations
@@ -9,28 +10,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
-from onnxscript.rewriter import _matcher
+from onnxscript.rewriter import _matcher, _rewrite_rule
 
-__all__ = ["exact_constants"]
+__all__ = ["exact_patterns"]
 
 # Constants of patterns, such as the square root of two, are compared with their float32.
 _RELATIVE = 1e-6
 
 
 @contextmanager
-def exact_constants() -> Iterator[None]:
-    """Have patterns match their own constants only, until the exit."""
-    owner = _matcher.SimplePatternMatcher
-    original = owner._match_constant
+def exact_patterns() -> Iterator[None]:
+    """Have patterns match their own constants only, and look at nodes of their own operator only, until the exit."""
+    matcher, rule = _matcher.SimplePatternMatcher, _rewrite_rule.RewriteRule
+    match_constant, try_rewrite = matcher._match_constant, rule.try_rewrite
 
-    def match_constant(self: Any, pattern_constant: Any, value: Any) -> bool:
+    def match_exactly(self: Any, pattern_constant: Any, value: Any) -> bool:
         pattern_constant._abs_tol = 0.0
         pattern_constant._rel_tol = min(pattern_constant._rel_tol, _RELATIVE)
-        return original(self, pattern_constant, value)
+        return match_constant(self, pattern_constant, value)
 
-    owner._match_constant = match_constant  # type: ignore[method-assign]
-    try:
+    def try_own_operator(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        last = self._target_pattern.output_nodes[0]
+        if not (last.op.matches(node.op_type) and last.domain.matches(node.domain)):
+            return None
+        return try_rewrite(self, model, graph, node, **options)
+
+    with (
+        patch.object(matcher, "_match_constant", match_exactly),
+        patch.object(rule, "try_rewrite", try_own_operator),
+    ):
         yield
-    finally:
-        owner._match_constant = original  # type: ignore[method-assign]

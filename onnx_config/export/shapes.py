@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from types import MappingProxyType
 
-__all__ = ["CheckShape", "check_shapes"]
+__all__ = ["CheckShape", "Float64", "check_shapes"]
+
+
+class Float64(StrEnum):
+    """When the PyTorch model is run in float64 too, which tells its own error."""
+
+    HALF = "half"
+    """At the smaller half of the shapes, and elsewhere where it decides."""
+    NEEDED = "needed"
+    """Where it decides: where an output differs by more than what counts as equal anyway."""
+    NEVER = "never"
+    """Not at all, which spares the memory for twice its weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

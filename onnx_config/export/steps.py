@@ -5,7 +5,7 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +188,7 @@ def branching_axes(
 ) -> dict[str, str]:
     """Return the axes at whose other sizes the model takes another branch than its graph, with what differs there."""
     from onnx_config.export.parity import compute_references, difference_at, open_session
-    from onnx_config.export.shapes import CheckShape
+    from onnx_config.export.shapes import CheckShape, Float64
     from onnx_config.input_generator import generate_inputs
 
     feeds = []
@@ -202,7 +202,7 @@ def branching_axes(
     if not feeds:
         return {}
     # What the model itself refuses is no branch of it.
-    references, _ = compute_references(model, feeds, flags=universal.forward_flags, device="cpu", precise=False)
+    references, _ = compute_references(model, feeds, flags=universal.forward_flags, device="cpu", float64=Float64.NEVER)
     session = open_session(path, device="cpu", threads=1) if references else None
     found = {}
     for reference in references:
@@ -265,15 +265,14 @@ def stamp(request: Json) -> Json:
 def parity(request: Json) -> Json:
     """Compare the stored ``graph`` with the PyTorch model in ``folder`` on ``device``.
 
-    The spec's inputs are narrowed to those of the graph, and axes that the graph fixed stay at their size.
-    With ``precise`` false the model is not run in float64, which spares the memory for it. Returns the
-    result as JSON.
+    The spec's inputs are narrowed to ``inputs``, those of the graph, and axes that the graph fixed stay at their size.
+    A model whose structure is ``reused`` is run in float64 only where that decides. One that is ``short_of_memory`` is
+    not, and its weights stay on the disk until they are read. Returns the result as JSON.
 
     Raises:
         InputError: If the device is not there.
         ModelError: If ONNX Runtime refuses the graph.
     """
-    from onnx_config.export.graph_file import read_graph, summarize
     from onnx_config.export.parity import (
         FEWEST_SHAPES,
         Reference,
@@ -282,13 +281,14 @@ def parity(request: Json) -> Json:
         compute_references,
         open_session,
     )
-    from onnx_config.export.shapes import CheckShape, check_shapes
+    from onnx_config.export.shapes import CheckShape, Float64, check_shapes
     from onnx_config.input_generator import generate_inputs, with_room
 
     device = choose_device(request["device"])
     spec = ModelSpec.from_json(request["spec"])
     path = Path(request["graph"])
-    inputs = _as_in_graph(spec, summarize(read_graph(path)).inputs)
+    float64 = Float64.NEVER if request["short_of_memory"] else Float64.NEEDED if request["reused"] else Float64.HALF
+    inputs = _as_in_graph(spec, request["inputs"])
     axes = {axis for tensor in inputs for axis in tensor.axis_names}
     sizes = {axis: size for axis, size in spec.sizes.items() if axis in axes}
     masked = any(tensor.name.endswith("mask") for tensor in inputs)
@@ -314,9 +314,7 @@ def parity(request: Json) -> Json:
             )
             for shape in (roomy(shape) for shape in shapes)
         ]
-        return compute_references(
-            model, feeds, flags=universal.forward_flags, device=device, precise=request.get("precise", True)
-        )
+        return compute_references(model, feeds, flags=universal.forward_flags, device=device, float64=float64)
 
     references, refused = compute(check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked), model)
     if len(references) < FEWEST_SHAPES and (sides := [axis for axis in sizes if axis.endswith(("height", "width"))]):
@@ -328,14 +326,14 @@ def parity(request: Json) -> Json:
         references += more
     # ONNX Runtime needs the memory that the model holds.
     del model
-    session = open_session(path, device=device, threads=request["threads"])
+    session = open_session(path, device=device, threads=request["threads"], mapped=request["short_of_memory"])
     result = check_parity(session, references, refused=refused, expected=[t.name for t in spec.outputs])
     return {**asdict(result), "outcome": result.outcome.value}
 
 
-def _as_in_graph(spec: ModelSpec, graph: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+def _as_in_graph(spec: ModelSpec, graph: Sequence[Json]) -> tuple[TensorSpec, ...]:
     """Return the spec's inputs with those axes fixed, or tied to one another, that are so in the graph."""
-    shapes = {tensor.name: tensor.shape for tensor in graph}
+    shapes = {tensor["name"]: tensor["shape"] for tensor in graph}
     narrowed = []
     for tensor in spec.inputs:
         shape = shapes.get(tensor.name)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 __all__ = ["Positions", "symbolic_builtins"]
 
@@ -127,16 +125,9 @@ def symbolic_builtins(model: torch.nn.Module) -> Iterator[None]:
     modules = [sys.modules[name] for name in sorted({type(m).__module__ for m in model.modules()})]
     modules = [module for module in modules if module.__name__.startswith(_MODELS)]
     names: dict[str, Any] = {"len": _len, "range": _Range, "list": _List}
-    bound: list[tuple[ModuleType, str]] = []
-    tensor = torch.tensor
-    try:
+    with ExitStack() as stack:
         for module in modules:
             for name in names.keys() - vars(module).keys():
-                setattr(module, name, names[name])
-                bound.append((module, name))
-        torch.tensor = _tensor(tensor)
+                stack.enter_context(patch.object(module, name, names[name], create=True))
+        stack.enter_context(patch.object(torch, "tensor", _tensor(torch.tensor)))
         yield
-    finally:
-        torch.tensor = tensor
-        for module, name in bound:
-            delattr(module, name)

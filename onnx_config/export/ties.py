@@ -8,9 +8,8 @@ looks at each row in that order; rows without equal values come out the same eit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -41,22 +40,11 @@ class TieWatch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@contextmanager
-def ties_as_in_torch() -> Iterator[None]:
+def ties_as_in_torch() -> Any:
     """Have the exporter translate ``topk`` so that rows of equal values come out as in PyTorch on the CPU."""
     from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE
 
-    key = torch.ops.aten.topk.default
-    missing = object()
-    before = _ONNX_TRANSLATION_TABLE.get(key, missing)
-    _ONNX_TRANSLATION_TABLE[key] = _topk
-    try:
-        yield
-    finally:
-        if before is missing:
-            del _ONNX_TRANSLATION_TABLE[key]
-        else:
-            _ONNX_TRANSLATION_TABLE[key] = before
+    return patch.dict(_ONNX_TRANSLATION_TABLE, {torch.ops.aten.topk.default: _topk})
 
 
 # Without annotations: onnxscript would read them as the types of an ONNX function.

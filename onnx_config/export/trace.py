@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import onnx_ir
 import torch
@@ -23,8 +24,9 @@ from onnx_config.export.attention import hidden_rows_as_in_torch
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import Escapes, replayed
+from onnx_config.export.idle_work import no_idle_work
 from onnx_config.export.operators import symbolic_operators
-from onnx_config.export.rewriting import exact_constants
+from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
@@ -289,7 +291,8 @@ def _export(
         symbolic_operators(model),
         _nothing_prepared(),
         decomposed_where_needed(),
-        exact_constants(),
+        exact_patterns(),
+        no_idle_work(),
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),
@@ -305,8 +308,7 @@ def _export(
     return program, bounds, [] if replay is None else replay.notes
 
 
-@contextlib.contextmanager
-def _hooked(hook: Callable[[onnx_ir.Model], None]) -> Iterator[None]:
+def _hooked(hook: Callable[[onnx_ir.Model], None]) -> Any:
     """Call ``hook`` with a translated graph before torch optimizes it."""
     original = torch.onnx.ONNXProgram.optimize
 
@@ -314,27 +316,17 @@ def _hooked(hook: Callable[[onnx_ir.Model], None]) -> Iterator[None]:
         hook(program.model)
         original(program)
 
-    torch.onnx.ONNXProgram.optimize = optimize  # type: ignore[method-assign, assignment]  # its self
-    try:
-        yield
-    finally:
-        torch.onnx.ONNXProgram.optimize = original  # type: ignore[method-assign]
+    return patch.object(torch.onnx.ONNXProgram, "optimize", optimize)
 
 
-@contextlib.contextmanager
-def _nothing_prepared() -> Iterator[None]:
+def _nothing_prepared() -> Any:
     """Keep the exporter from computing further inputs out of those given.
 
     It would compute positions, say, from the sample's token ids, and the graph would take them for every text's.
     """
     from transformers.exporters import utils
 
-    prepare = utils.precompute_export_inputs
-    utils.precompute_export_inputs = lambda model, inputs: None
-    try:
-        yield
-    finally:
-        utils.precompute_export_inputs = prepare
+    return patch.object(utils, "precompute_export_inputs", lambda model, inputs: None)
 
 
 def _ranges(traced: Any) -> Iterable[tuple[Any, Any]]:

@@ -147,20 +147,26 @@ class Watch:
         return None
 
     def _sample(self, now: float) -> int:
-        """Return the resident bytes of the child and of all it has started, also of what no longer hangs on it."""
+        """Return the bytes that the child holds and all it has started, also what no longer hangs on it.
+
+        Pages of files count as resident and not as held: where memory is short, the system drops them.
+        """
         if now - self._listed > _RELIST_SECONDS:  # Listing reads every process of the machine.
             self._listed = now
             with suppress(psutil.Error):
                 child = psutil.Process(self._pid)
                 self._processes |= {child, *child.children(recursive=True)}
-        size = 0
+        resident = held = 0
         for process in tuple(self._processes):
             try:
-                size += process.memory_info().rss
+                size = process.memory_info().rss
             except psutil.Error:
                 self._processes.discard(process)
-        self.peak_rss_bytes = max(self.peak_rss_bytes, size)
-        return size
+                continue
+            resident += size
+            held += _held_bytes(process.pid, size)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, resident)
+        return held
 
     def _limit_log(self) -> None:
         """Begin the log anew when it is too long, so that an endless printer does not fill the disk."""
@@ -175,6 +181,16 @@ class Watch:
                 # Both look whether it is the same process still, and not a later one with its id.
                 if process in self._processes or process.environ().get(RUN_VARIABLE) == self._run.token:
                     process.kill()
+
+
+def _held_bytes(pid: int, resident: int) -> int:
+    """Return the bytes of a process that only its end gives back; ``resident`` where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+        sizes = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:")))
+        return sum(int(size.split()[0]) * 1024 for size in sizes.values()) or resident
+    except (OSError, ValueError, IndexError):
+        return resident
 
 
 def receive(link: socket.socket, seconds: float) -> int | None:

@@ -41,6 +41,9 @@ class Run:
     report: dict[str, Any] = field(default_factory=dict, repr=False)
     """Our own report on the model; empty for the other command."""
 
+    status: int = 0
+    """Its exit status."""
+
 
 def model_folder() -> Path:
     """Return the folder of the real model's files."""
@@ -68,8 +71,8 @@ def peer_environment() -> Path:
     return environment / "bin" / "optimum-cli"
 
 
-def timed(command: Sequence[str | Path], **environment: str) -> tuple[Run, str]:
-    """Run ``command``; return its cost and what it printed."""
+def timed(command: Sequence[str | Path], *, may_fail: bool = False, **environment: str) -> tuple[Run, str]:
+    """Run ``command``; return its cost and what it printed. Unless it ``may_fail``, its failure ends the benchmark."""
     kept = {name: text for name, text in os.environ.items() if not name.startswith("FERRY_")}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
@@ -82,13 +85,14 @@ def timed(command: Sequence[str | Path], **environment: str) -> tuple[Run, str]:
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         peak_bytes = peak.stop()
-        if process.returncode:
+        if process.returncode and not may_fail:
             err.seek(0)
             tail = err.read().decode(errors="replace")[-2000:]
             raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{tail}")
         out.seek(0)
         printed = out.read().decode()
-    return Run(wall_seconds=wall, cpu_seconds=usage.ru_utime + usage.ru_stime, peak_bytes=peak_bytes), printed
+    cpu = usage.ru_utime + usage.ru_stime
+    return Run(wall_seconds=wall, cpu_seconds=cpu, peak_bytes=peak_bytes, status=process.returncode), printed
 
 
 class Peak:

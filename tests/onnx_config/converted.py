@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,26 @@ class Converted:
         """Run the step on a graph, the stored one by default."""
         from onnx_config.export import steps
 
-        request = {"folder": str(self.source), "spec": self.spec.to_json(), "device": "cpu", "threads": 1}
-        return steps.parity({**request, "graph": str(graph or self.stored), **options})
+        return steps.parity({**self.check_request(graph), **options})
+
+    def check_request(self, graph: Path | None = None) -> dict[str, Any]:
+        """Return what the step is asked."""
+        return {"folder": str(self.source), "spec": self.spec.to_json(), **check_request(graph or self.stored)}
+
+
+def check_request(graph: Path) -> dict[str, Any]:
+    """Return what the step that compares ``graph`` is asked, but for the model."""
+    from onnx_config.export.graph_file import read_graph, summarize
+
+    inputs = [asdict(tensor) for tensor in summarize(read_graph(graph)).inputs]
+    return {
+        "graph": str(graph),
+        "inputs": inputs,
+        "device": "cpu",
+        "threads": 1,
+        "reused": False,
+        "short_of_memory": False,
+    }
 
 
 def convert(name: str, folder: Path) -> Converted:

@@ -32,7 +32,7 @@ from onnx_config.export.parity import (
     max_difference,
     open_session,
 )
-from onnx_config.export.shapes import CheckShape, check_shapes
+from onnx_config.export.shapes import CheckShape, Float64, check_shapes
 from onnx_config.input_generator import generate_inputs
 from tests.onnx_config.converted import Converted, edited
 
@@ -527,13 +527,23 @@ def test_float64_is_asked_where_a_difference_is_more_than_nothing() -> None:
 
 def test_without_precise_nothing_is_run_in_float64() -> None:
     model = Choosy()
-    references, _ = compute_references(model, feeds(2, 4), flags={}, precise=False)  # type: ignore[arg-type]
+    references, _ = compute_references(model, feeds(2, 4), flags={}, float64=Float64.NEVER)  # type: ignore[arg-type]
     assert [r.precise for r in references] == [None, None]
     assert model.weight.dtype == torch.float32
 
 
+def test_where_it_decides_nothing_float64_is_not_run(bert: Converted) -> None:
+    model = Choosy()
+    references, _ = compute_references(model, feeds(2, 4), flags={}, float64=Float64.NEEDED)  # type: ignore[arg-type]
+    assert [r.precise for r in references] == [None, None]
+    assert model.weight.dtype == torch.float32
+    answer = references[0].precisely()
+    assert answer is not None
+    assert answer["y"].dtype == np.float64
+
+
 def test_the_step_spares_float64_when_told_to(bert: Converted) -> None:
-    result = bert.parity(precise=False)
+    result = bert.parity(short_of_memory=True)
     assert result["outcome"] == "verified"
     assert all(o["tolerance"] >= parity.FALLBACK_TOLERANCE for o in result["outputs"])
 
@@ -598,16 +608,9 @@ print(len(before), "originals")
 
 
 def test_the_reference_knows_no_patch_of_the_exporter(bert: Converted) -> None:
-    request = {
-        "folder": str(bert.source),
-        "spec": bert.spec.to_json(),
-        "device": "cpu",
-        "threads": 1,
-        "graph": str(bert.stored),
-    }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", UNPATCHED],
-        input=json.dumps(request),
+        input=json.dumps(bert.check_request()),
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -110,8 +110,8 @@ def test_inputs_are_narrowed_to_what_the_graph_takes(bert: Converted) -> None:
         sizes={"batch_size": 2, "height": 64, "width": 96},
     )
     graph = (
-        TensorSpec(name="pixel_values", dtype="float32", shape=("batch_size", 3, 64, "height")),
-        TensorSpec(name="pixel_mask", dtype="int64", shape=("batch_size", 64, "unknown")),
+        {"name": "pixel_values", "dtype": "float32", "shape": ["batch_size", 3, 64, "height"]},
+        {"name": "pixel_mask", "dtype": "int64", "shape": ["batch_size", 64, "unknown"]},
     )
     assert [tensor.shape for tensor in steps._as_in_graph(spec, graph)] == [
         ("batch_size", 3, 64, "height"),

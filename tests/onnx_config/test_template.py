@@ -23,6 +23,7 @@ from onnx_config.export.bind import bind
 from onnx_config.export.origins import Origin, weightless
 from onnx_config.export.template import TemplateGraph, read_weights
 from onnx_config.spec import ModelSpec
+from tests.onnx_config.converted import check_request
 
 FAMILIES = ("vit-image-classification", "resnet-model", "t5-conditional-generation", "wav2vec2-ctc")
 
@@ -48,8 +49,7 @@ class Structure:
         return template_steps.bind({**request, "output": str(to), "metadata": {"onnx_ferry.source": "tiny"}})
 
     def parity(self, source: Path, graph: Path) -> dict[str, Any]:
-        request = {"folder": str(source), "spec": self.spec, "device": "cpu", "threads": 1}
-        return steps.parity({**request, "graph": str(graph)})
+        return steps.parity({"folder": str(source), "spec": self.spec, **check_request(graph)})
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from onnx_config import UniversalOnnxConfig, timm_models
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.hub import config_from_dict
 from onnx_config.timm_models import as_wrapper_config, is_timm_config, require_timm
+from tests.onnx_config.converted import check_request
 
 RESNET: dict[str, Any] = {
     "architecture": "resnet10t",
@@ -118,7 +119,7 @@ def test_a_folder_of_timm(tmp_path: Path, classes: int) -> None:
         graph = tmp_path / "out.onnx"
         request = {"folder": str(tmp_path), "spec": spec, "dtype": "float32", "opset": None}
         steps.export({**request, "output": str(graph)})
-        answer = steps.parity({**request, "graph": str(graph), "device": "cpu", "threads": 1})
+        answer = steps.parity({**request, **check_request(graph)})
         _, loaded = steps.loaded_model(request, steps.ModelSpec.from_json(spec))
         pixels = torch.randn(2, 3, 64, 96)
         with torch.no_grad():

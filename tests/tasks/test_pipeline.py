@@ -292,7 +292,7 @@ class Files:
         path.write_text(f"{exported.path.read_text()} of {job.key}, simplified: {enabled}")
         return Simplified(path=path, graph=GRAPH, simplified=enabled, reason=None, cost=COST)
 
-    def parity(self, job: Job, _spec: ModelSpec, _graph: Path) -> Checked:
+    def parity(self, job: Job, _spec: ModelSpec, _stored: Simplified, **_: Any) -> Checked:
         self._call(Step.PARITY, job)
         value = self.verdicts.pop(0) if self.verdicts else Verdict.VERIFIED
         return verdict(value, None if value is Verdict.VERIFIED else "x differs")

@@ -1,0 +1,76 @@
+"""Spares a trace the work whose result nobody reads.
+
+Each is a library's own doing; where a release is built otherwise, it goes on doing it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+__all__ = ["no_idle_work"]
+
+_MODELS = "transformers.models."
+
+
+@contextmanager
+def no_idle_work() -> Iterator[None]:
+    """Trace and translate without it, until the exit."""
+    with ExitStack() as stack:
+        for spare in (_no_strangers, _no_origins, _no_parsing, _no_second_run):
+            with suppress(ImportError, AttributeError):
+                stack.enter_context(spare())
+        yield
+
+
+def _no_strangers() -> Any:
+    """Do not import the modelling files of other models for the sake of patching them: a second of each process."""
+    from transformers.exporters import utils
+
+    resolve: Callable[..., Any] = utils.import_dotted_path
+
+    def resolve_imported(path: str, missing_ok: bool = False) -> Any:  # as it is there
+        stranger = path.startswith(_MODELS) and ".".join(path.split(".")[:4]) not in sys.modules
+        return None if stranger and missing_ok else resolve(path, missing_ok=missing_ok)
+
+    return patch.object(utils, "import_dotted_path", resolve_imported)
+
+
+def _no_origins() -> Any:
+    """Do not note for each node of a program which lines of the model's code it comes from."""
+    return patch.object(torch.fx.config, "do_not_emit_stack_traces", True)
+
+
+def _no_parsing() -> Any:
+    """Tell the domain of a function without parsing its source; torch asks some 500 for theirs at each export."""
+    from onnxscript._internal.values import TracedOnnxFunction
+
+    domain = property(lambda self: SimpleNamespace(domain=self.opset.domain))
+    return patch.object(TracedOnnxFunction, "function_ir", domain)
+
+
+def _no_second_run() -> Any:
+    """Cast operands of mixed types without running the program on shapes once more.
+
+    A cast changes no shape and no type that a later node sees, so that what was traced holds.
+    """
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    interpreter = type_promotion._TypePromotionInterpreter
+    original: Callable[..., Any] = interpreter.run_node
+
+    def run_node(self: Any, node: torch.fx.Node) -> Any:
+        if node.op != "call_function" or "val" not in node.meta:
+            return original(self, node)
+        if rule := type_promotion.get_type_promotion_rule(node, self.type_promotion_table):
+            with self._set_current_node(node):
+                self._maybe_promote_node(node, rule)
+        return node.meta["val"]
+
+    return patch.object(interpreter, "run_node", run_node)

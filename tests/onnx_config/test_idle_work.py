@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from onnx_config.export.idle_work import no_idle_work
+from onnx_config.export.rewriting import exact_patterns
+from onnx_config.export.trace import trace_model
+from onnx_config.spec import TensorSpec
+
+
+class MixedTypes(torch.nn.Module):
+    """Operands of every pair of types, so that casts are inserted and what follows them sees their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        scaled = ids * self.weight + mask
+        ratio = ids / 3 + (mask > 0) * 0.5
+        power = torch.pow(ids, 2) * 0.25
+        counted = (ids + mask.to(torch.int32)).cumsum(-1) / ids.shape[1]
+        chosen = torch.where(mask > 0, ids, scaled)
+        values, places = torch.topk(chosen + ratio, 2)
+        return {"y": torch.cat([values + power[:, :2], counted[:, :2]], dim=-1), "places": places}
+
+
+def graph_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
+    specs = [TensorSpec(name=name, dtype="int64", shape=("batch_size", 8)) for name in inputs]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return trace_model(
+            model,  # type: ignore[arg-type]  # any module is traced
+            inputs,
+            specs,
+            ["y", "places"],
+            axis_ranges={"batch_size": (1, None)},
+            opset=None,
+            flags={},
+        ).model
+
+
+def test_a_graph_is_the_same_without_idle_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {"ids": torch.arange(16).reshape(2, 8), "mask": torch.ones(2, 8, dtype=torch.int64)}
+    spared = graph_of(MixedTypes(), inputs)
+    monkeypatch.setattr("onnx_config.export.trace.no_idle_work", contextlib.nullcontext)
+    monkeypatch.setattr("onnx_config.export.trace.exact_patterns", contextlib.nullcontext)
+    plain = graph_of(MixedTypes(), inputs)
+    assert Counter(n.op_type for n in spared.graph) == Counter(n.op_type for n in plain.graph)
+    assert [str(v.type) for n in spared.graph for v in n.outputs] == [
+        str(v.type) for n in plain.graph for v in n.outputs
+    ]
+    assert any(n.op_type == "Cast" for n in spared.graph)
+
+
+def test_what_is_spared_is_the_libraries_own_work() -> None:
+    """A release that is built otherwise would do all of it again, and nobody would notice but for the time."""
+    from onnxscript._internal.values import TracedOnnxFunction
+    from onnxscript.rewriter._rewrite_rule import RewriteRule
+    from torch.onnx._internal.fx.passes.type_promotion import _TypePromotionInterpreter
+
+    owners = (
+        (TracedOnnxFunction, "function_ir"),
+        (_TypePromotionInterpreter, "run_node"),
+        (RewriteRule, "try_rewrite"),
+    )
+    before = [vars(owner)[name] for owner, name in owners]
+    with no_idle_work(), exact_patterns():
+        assert torch.fx.config.do_not_emit_stack_traces
+        assert all(vars(owner)[name] is not old for (owner, name), old in zip(owners, before, strict=True))
+    assert not torch.fx.config.do_not_emit_stack_traces
+    assert [vars(owner)[name] for owner, name in owners] == before
+
+
+def test_functions_name_their_domain_as_they_would_after_parsing() -> None:
+    from onnxscript._framework_apis.torch_2_5 import get_torchlib_ops
+
+    parsed = [(f.qualified_name, f.domain, f.name, f.is_complex) for f in get_torchlib_ops()]
+    with no_idle_work():
+        assert [(f.qualified_name, f.domain, f.name, f.is_complex) for f in get_torchlib_ops()] == parsed
