@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnx_config.export.shapes import Float64
 from onnx_config.spec import ModelSpec
 from tasks.job import Job, StepCost, run_child
 from tasks.memory import estimate_bytes
@@ -11,6 +12,8 @@ from tasks.report import OutputDifference, ParityEntry, Step, Verdict
 from tasks.simplify import Simplified
 
 __all__ = ["Checked", "check"]
+
+_LARGE_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +33,17 @@ class Checked:
 def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False) -> Checked:
     """Compare the graph as stored with the model in PyTorch, on the device asked for.
 
-    Of a graph whose template was ``reused``, the model's own error is measured only where it decides: its structure
-    was looked at before. Where the model's share of the memory is less than it may need, both sides read their weights
-    from the disk as they go, and the model is not run in float64.
+    Of a graph whose template was ``reused``, the model's own error is measured only where it decides, since its
+    structure was looked at before; so is that of a large model, for the memory. Where the model's share of the memory
+    is less than it may need, both sides read their weights from the disk as they go, and float64 is not used.
 
     Raises:
         InputError: If the device is not there.
         ModelError: If ONNX Runtime refuses the graph, or the model takes too few shapes to judge.
         ResourceError: If the child ran out of time or memory, or died.
     """
+    short_of_memory = estimate_bytes(job.weight_bytes) > job.memory_bytes
+    sparing = reused or job.weight_bytes > _LARGE_BYTES
     answer, cost = run_child(
         job,
         Step.PARITY,
@@ -50,8 +55,8 @@ def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False
             "inputs": [tensor.model_dump() for tensor in stored.graph.inputs],
             "device": job.request.options.device.value,
             "threads": job.workspace.threads,
-            "reused": reused,
-            "short_of_memory": estimate_bytes(job.weight_bytes) > job.memory_bytes,
+            "float64": str(Float64.NEVER if short_of_memory else Float64.NEEDED if sparing else Float64.HALF),
+            "mapped": short_of_memory,
         },
     )
     outputs = tuple(OutputDifference(**output) for output in answer["outputs"])

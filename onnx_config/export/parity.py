@@ -212,6 +212,7 @@ def compute_references(
     flags: Mapping[str, Any],
     device: str = "cpu",
     float64: Float64 = Float64.HALF,
+    reload: Callable[[], PreTrainedModel] | None = None,
 ) -> tuple[list[Reference], list[str]]:
     """Run the PyTorch model at each shape in float32, and at some in float64.
 
@@ -225,6 +226,8 @@ def compute_references(
         flags: Further keyword arguments of ``forward``.
         device: ``cpu`` or ``cuda``.
         float64: When it is run in float64.
+        reload: Returns the model anew, for runs in float64 that are put off: it is then not held until they are asked
+            for.
 
     Returns:
         The references, and what the model said to the shapes that it refused.
@@ -252,22 +255,37 @@ def compute_references(
         references.append(Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device))
     if float64 is Float64.NEVER:
         return references, refused
-
-    def run_precisely(inputs: Mapping[str, Array]) -> dict[str, Array] | None:
-        # Nothing to do from the second time on.
-        answer = _run_torch(model.double(), inputs, flags, device, torch.float64)
-        return None if isinstance(answer, str) else answer
-
+    at_once = _InFloat64(partial(_itself, model), flags, device)
+    later = at_once if reload is None else _InFloat64(reload, flags, device)
     # A model that is not stable is so at small sizes too; the time goes into the large ones.
     by_size = sorted(range(len(references)), key=lambda i: sum(value.size for value in references[i].inputs.values()))
-    at_once = -(-len(references) // 2) if float64 is Float64.HALF else 0
+    half = -(-len(references) // 2) if float64 is Float64.HALF else 0
     for number, at in enumerate(by_size):
         reference = references[at]
-        if number < at_once:
-            references[at] = replace(reference, precise=run_precisely(reference.inputs))
+        if number < half:
+            references[at] = replace(reference, precise=at_once.run(reference.inputs))
         else:
-            references[at] = replace(reference, in_float64=cache(partial(run_precisely, reference.inputs)))
+            references[at] = replace(reference, in_float64=cache(partial(later.run, reference.inputs)))
     return references, refused
+
+
+def _itself(model: PreTrainedModel) -> PreTrainedModel:
+    return model
+
+
+class _InFloat64:
+    """Runs a model in float64, which is loaded and converted when it is first asked to."""
+
+    def __init__(self, load: Callable[[], PreTrainedModel], flags: Mapping[str, Any], device: str) -> None:
+        self._model = cache(lambda: load().to(device).double())  # type: ignore[arg-type]  # a device's name
+        self._flags, self._device = flags, device
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
+        """Return the outputs by name; ``None`` where the model refuses float64."""
+        import torch
+
+        answer = _run_torch(self._model(), inputs, self._flags, self._device, torch.float64)
+        return None if isinstance(answer, str) else answer
 
 
 def _run_torch(

@@ -266,8 +266,8 @@ def parity(request: Json) -> Json:
     """Compare the stored ``graph`` with the PyTorch model in ``folder`` on ``device``.
 
     The spec's inputs are narrowed to ``inputs``, those of the graph, and axes that the graph fixed stay at their size.
-    A model whose structure is ``reused`` is run in float64 only where that decides. One that is ``short_of_memory`` is
-    not, and its weights stay on the disk until they are read. Returns the result as JSON.
+    ``float64`` says when the model is run in float64 too, and ``mapped`` whether ONNX Runtime leaves the weights on the
+    disk until they are read. Returns the result as JSON.
 
     Raises:
         InputError: If the device is not there.
@@ -287,7 +287,6 @@ def parity(request: Json) -> Json:
     device = choose_device(request["device"])
     spec = ModelSpec.from_json(request["spec"])
     path = Path(request["graph"])
-    float64 = Float64.NEVER if request["short_of_memory"] else Float64.NEEDED if request["reused"] else Float64.HALF
     inputs = _as_in_graph(spec, request["inputs"])
     axes = {axis for tensor in inputs for axis in tensor.axis_names}
     sizes = {axis: size for axis, size in spec.sizes.items() if axis in axes}
@@ -314,7 +313,14 @@ def parity(request: Json) -> Json:
             )
             for shape in (roomy(shape) for shape in shapes)
         ]
-        return compute_references(model, feeds, flags=universal.forward_flags, device=device, float64=float64)
+        return compute_references(
+            model,
+            feeds,
+            flags=universal.forward_flags,
+            device=device,
+            float64=Float64(request["float64"]),
+            reload=lambda: loaded_model(request, spec)[1],
+        )
 
     references, refused = compute(check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked), model)
     if len(references) < FEWEST_SHAPES and (sides := [axis for axis in sizes if axis.endswith(("height", "width"))]):
@@ -326,7 +332,7 @@ def parity(request: Json) -> Json:
         references += more
     # ONNX Runtime needs the memory that the model holds.
     del model
-    session = open_session(path, device=device, threads=request["threads"], mapped=request["short_of_memory"])
+    session = open_session(path, device=device, threads=request["threads"], mapped=request["mapped"])
     result = check_parity(session, references, refused=refused, expected=[t.name for t in spec.outputs])
     return {**asdict(result), "outcome": result.outcome.value}
 

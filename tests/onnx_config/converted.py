@@ -49,8 +49,8 @@ def check_request(graph: Path) -> dict[str, Any]:
         "inputs": inputs,
         "device": "cpu",
         "threads": 1,
-        "reused": False,
-        "short_of_memory": False,
+        "float64": "half",
+        "mapped": False,
     }
 
 

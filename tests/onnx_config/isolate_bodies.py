@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import signal
 import socket
@@ -108,6 +109,18 @@ def eat(request: JSON) -> JSON:
         held.append(b"x" * (16 * 1024**2))
         time.sleep(0.01)
     return {"held": len(held)}
+
+
+def read_mapped(request: JSON) -> JSON:
+    """Map a file of 300 MiB, touch all of it, and stay so for a while."""
+    path = Path("large")
+    with path.open("wb") as file:
+        for _ in range(300):
+            file.write(b"x" * 1024**2)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        total = sum(pages[place] == ord("x") for place in range(0, len(pages), mmap.PAGESIZE))
+        time.sleep(0.5)
+    return {"pages": total}
 
 
 def hang(request: JSON) -> JSON:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import re
@@ -291,6 +292,14 @@ def test_more_memory_than_allowed_ends_the_step(call, elsewhere):
         call("eat", {"elsewhere": elsewhere}, memory_limit_bytes=150 * 1024**2)
     assert caught.value.kind is ErrorKind.OUT_OF_MEMORY
     assert time.monotonic() - started < 10
+
+
+def test_pages_of_files_do_not_count_as_held(call):
+    answer = call("read_mapped", {}, memory_limit_bytes=800 * 1024**2)
+    assert answer.value["pages"] == 300 * 1024**2 // mmap.PAGESIZE
+    held = answer.peak_rss_bytes - 300 * 1024**2
+    # Within less than the file is large.
+    assert call("read_mapped", {}, memory_limit_bytes=max(held, 0) + 150 * 1024**2).value == answer.value
 
 
 def test_peak_memory_is_the_steps_own(call):

@@ -543,7 +543,7 @@ def test_where_it_decides_nothing_float64_is_not_run(bert: Converted) -> None:
 
 
 def test_the_step_spares_float64_when_told_to(bert: Converted) -> None:
-    result = bert.parity(short_of_memory=True)
+    result = bert.parity(float64="never", mapped=True)
     assert result["outcome"] == "verified"
     assert all(o["tolerance"] >= parity.FALLBACK_TOLERANCE for o in result["outputs"])
 
