@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.config_sizes import modality_of
-from onnx_config.spec import TensorSpec, base_axis
+from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.spec import ModelSpec, TensorSpec, base_axis
 
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from onnx_config.trial import Trial
     from onnx_config.twin import Twin
 
-__all__ = ["DEFAULT_PAST_LENGTH", "PAST_AXIS", "CacheLayout", "read_cache_layout"]
+__all__ = ["DEFAULT_PAST_LENGTH", "PAST_AXIS", "CacheLayout", "read_cache_layout", "with_past"]
 
 PAST_AXIS = "past_sequence_length"
 """Axis of the steps that are in the cache already."""
@@ -32,6 +33,9 @@ DEFAULT_PAST_LENGTH = 8
 """Steps in the cache of dummy inputs."""
 
 _PREFIX = "past_key_values"
+_ATTENDED = (".key", ".value")
+_LAYER_NAME = re.compile(r"past_key_values\.\d+\.(key|value)")
+_POSITIONS = "position_ids"
 _PRESENT = "present"
 _NAMES = {"keys": "key", "values": "value"}
 _LAYERS = re.compile(r"layers?$|blocks?$|depth$")
@@ -54,9 +58,6 @@ class CacheLayout:
     step_axis: str | None = None
     """Axis of the inputs by which the past grows with each call; ``None``: none is seen to."""
 
-    windows: Mapping[str, int] = field(default_factory=dict)
-    """Axis of a layer that forgets -> how many steps it keeps at most."""
-
     argument: str | None = None
     """Argument of ``forward`` that takes the cache."""
 
@@ -71,15 +72,19 @@ class CacheLayout:
     @property
     def axis_ranges(self) -> dict[str, tuple[int, int | None]]:
         """The cache's own axes -> smallest and largest size."""
-        return {axis: (0, self.windows.get(axis)) for axis in self.sizes}
+        return dict.fromkeys(self.sizes, (0, None))
 
     def sizes_at(self, past_length: int) -> dict[str, int]:
         """Return the sizes of the cache's own axes after ``past_length`` steps."""
-        axes = {axis for tensor in self.past for axis in tensor.axes.values()}
-        # Where every layer forgets, the mask still covers the whole past.
-        grows = PAST_AXIS in axes or (bool(self.windows) and self.step_axis is not None)
-        whole = {PAST_AXIS: past_length} if grows else {}
-        return whole | {axis: min(past_length, most) for axis, most in self.windows.items()}
+        return {PAST_AXIS: past_length} if any(PAST_AXIS in tensor.shape for tensor in self.past) else {}
+
+    @property
+    def grows_only(self) -> bool:
+        """Whether it is keys and values that grow with every step, and nothing else."""
+        attended = all(tensor.name.endswith(_ATTENDED) and PAST_AXIS in tensor.shape for tensor in self.past)
+        # The other half of an encoder-decoder's cache is computed once.
+        numbered = all(_LAYER_NAME.fullmatch(tensor.name) for tensor in self.past)
+        return bool(self.past) and attended and numbered and self.step_axis is not None
 
     def present(self, *, continued: bool = True) -> tuple[TensorSpec, ...]:
         """Return the cache after the call, as outputs.
@@ -97,28 +102,33 @@ class CacheLayout:
         )
 
     def _present_axis(self, axis: int | str, *, continued: bool) -> int | str:
-        if axis in self.windows:
-            return str(axis).replace("past", _PRESENT, 1)
         if axis != PAST_AXIS:
             return axis
         if self.step_axis is None:
             return PAST_AXIS.replace("past", _PRESENT, 1)
         return f"{PAST_AXIS} + {self.step_axis}" if continued else self.step_axis
 
-    def extended(self, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        """Return ``inputs`` as a call takes them that continues: masks cover the past too, and the past follows."""
+    def extended(self, inputs: tuple[TensorSpec, ...], *, positions: bool = False) -> tuple[TensorSpec, ...]:
+        """Return ``inputs`` as a call takes them that continues: masks cover the past too, and the past follows.
+
+        With ``positions``, where a text's tokens stand is an input as well: what the mask hides of the past has taken
+        none.
+        """
         if not self.sizes or self.step_axis is None:
             return (*inputs, *self.past)
         longer = f"{PAST_AXIS} + {self.step_axis}"
-        return (
-            *(
-                replace(t, shape=(*t.shape[:-1], longer))
-                if t.name.endswith("attention_mask") and t.shape[-1:] == (self.step_axis,)
-                else t
-                for t in inputs
-            ),
-            *self.past,
-        )
+        longest = [
+            replace(t, shape=(*t.shape[:-1], longer))
+            if t.name.endswith("attention_mask") and t.shape[-1:] == (self.step_axis,)
+            else t
+            for t in inputs
+        ]
+        names = [t.name for t in inputs]
+        if positions and _POSITIONS not in names and "input_ids" in names:
+            ids = longest[names.index("input_ids")]
+            after = names.index("attention_mask") + 1 if "attention_mask" in names else len(names)
+            longest.insert(after, TensorSpec(name=_POSITIONS, dtype="int64", shape=ids.shape))
+        return (*longest, *self.past)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +162,29 @@ class _Held:
     def kind(self) -> tuple[str, str, int, bool]:
         """What tensors of other layers have in common with it."""
         return self.part, self.attribute, len(self.shape), self.window is not None
+
+
+def with_past(spec: ModelSpec) -> ModelSpec:
+    """Return the spec of the graph that takes the model's cache, continues from it and gives it back.
+
+    Raises:
+        ModelError: If the model keeps nothing, or states that no input carries (``unsupported``).
+    """
+    layout = CacheLayout(past=spec.cache, step_axis=spec.step_axis)
+    if not layout.grows_only:
+        what = f"keeps {', '.join(t.name for t in spec.cache[:3])}, …" if spec.cache else "keeps nothing"
+        raise ModelError(
+            f"A graph with a cache was asked for, and {spec.architecture} {what} from step to step. This version "
+            "exports caches of keys and values only: leave -with-past out.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+    return replace(
+        spec,
+        inputs=layout.extended(spec.inputs, positions=spec.takes_positions),
+        outputs=(*spec.outputs, *layout.present()),
+        axis_ranges={**spec.axis_ranges, **layout.axis_ranges},
+        sizes={**spec.sizes, **layout.sizes},
+    )
 
 
 def read_cache_layout(
@@ -192,33 +225,20 @@ def read_cache_layout(
         if not at_full_size:
             at_full_size = _translated(here, settled[1])
             notes += [*full.notes, "cache sizes are those of a shrunken model, translated"]
-    windows: dict[str, int] = {}
     past = []
     for held in at_full_size:
         named = seen.get(held.kind, {})
         shape = [named.get(position, size) for position, size in enumerate(held.shape)]
         if held.window is not None:
-            # A layer that was full at both sizes did not move.
+            # What it has forgotten, its mask hides as well, so that it takes the whole past like the others. One that
+            # was full at both sizes did not move.
             full_at = len(shape) - 2 if held.attribute in _NAMES.values() else None
             steps = [i for i, n in enumerate(shape) if n == PAST_AXIS or (i == full_at and n == held.window - 1)]
             if steps:
                 moves.step_axis = moves.step_axis or moves.main_steps(held)
-                axis = _window_axis(windows, held.window - 1)
-                shape = [axis if position in steps else size for position, size in enumerate(shape)]
+                shape = [PAST_AXIS if position in steps else size for position, size in enumerate(shape)]
         past.append(TensorSpec(name=held.name, dtype=held.dtype, shape=tuple(shape)))
-    return CacheLayout(
-        past=tuple(past), step_axis=moves.step_axis, windows=windows, argument=asked.argument, notes=tuple(notes)
-    )
-
-
-def _window_axis(windows: dict[str, int], most: int) -> str:
-    """Return the axis of layers that keep ``most`` steps, which is added to ``windows``."""
-    for axis, size in windows.items():
-        if size == most:
-            return axis
-    axis = "past_window_length" if not windows else f"past_window_length_{len(windows)}"
-    windows[axis] = most
-    return axis
+    return CacheLayout(past=tuple(past), step_axis=moves.step_axis, argument=asked.argument, notes=tuple(notes))
 
 
 def _other_sizes(found: Inference) -> dict[str, int]:

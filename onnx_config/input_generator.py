@@ -65,7 +65,17 @@ def generate_inputs(
     if padding:
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
         _pad(arrays, config, least=placeholders + 2, side=padding_side, token=pad_token_id)
+    if any(name.startswith("past_key_values.") for name in arrays):
+        _number_positions(arrays)
     return arrays
+
+
+def _number_positions(arrays: dict[str, Array]) -> None:
+    """Let a continued text's positions count what its mask shows, in place, as transformers does it."""
+    mask, positions = arrays.get("attention_mask"), arrays.get("position_ids")
+    if mask is not None and positions is not None:
+        counted = np.maximum(np.cumsum(mask, axis=-1) - 1, 0).astype(positions.dtype)
+        arrays["position_ids"] = counted[..., counted.shape[-1] - positions.shape[-1] :]
 
 
 def _chooses(spec: TensorSpec, inputs: Sequence[TensorSpec]) -> bool:

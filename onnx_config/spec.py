@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_config.errors import ModelError
 
-__all__ = ["ModelSpec", "TensorSpec", "ValueRule", "base_axis", "size_of"]
+__all__ = ["ModelSpec", "TensorSpec", "ValueRule", "axes_of", "base_axis", "is_sum", "size_of"]
 
 _FORMULA = re.compile(r"(\d+)\*(\w+)")
 _PLUS = " + "
@@ -23,6 +23,20 @@ def base_axis(axis: str) -> str:
     """
     found = _FORMULA.fullmatch(axis)
     return found[2] if found else axis
+
+
+def is_sum(axis: str) -> bool:
+    """Return whether a size is made of several axes, such as ``"past_sequence_length + sequence_length"``."""
+    return _PLUS in axis
+
+
+def axes_of(axis: str) -> tuple[str, ...]:
+    """Return the axes that a size is made of.
+
+    >>> axes_of("past_sequence_length + sequence_length"), axes_of("4*batch_size")
+    (('past_sequence_length', 'sequence_length'), ('batch_size',))
+    """
+    return tuple(base_axis(term) for term in axis.split(_PLUS))
 
 
 def size_of(axis: int | str, sizes: Mapping[str, int]) -> int:
@@ -73,7 +87,7 @@ class TensorSpec:
     @property
     def axis_names(self) -> tuple[str, ...]:
         """The names of the dynamic axes, each once; of multiples and sums, the names of what they are made of."""
-        return tuple(dict.fromkeys(base_axis(term) for axis in self.axes.values() for term in axis.split(_PLUS)))
+        return tuple(dict.fromkeys(name for axis in self.axes.values() for name in axes_of(axis)))
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape with each dynamic axis looked up in ``sizes``.
@@ -159,6 +173,12 @@ class ModelSpec:
     """What the model keeps from step to step when its cache is on, as inputs of a graph that continues
     (``past_key_values.0.key``, …); empty where it keeps nothing, or was not asked."""
 
+    step_axis: str | None = None
+    """Dynamic axis by which the cache grows with each call; ``None``: none is seen to."""
+
+    takes_positions: bool = False
+    """Whether ``forward`` takes ``position_ids``."""
+
     axis_steps: Mapping[str, int] = field(default_factory=dict)
     """Dynamic axis -> what its size must be a multiple of, where that is more than one."""
 
@@ -178,6 +198,11 @@ class ModelSpec:
     def notes(self) -> tuple[str, ...]:
         """What a reader of a report should know: what runs showed, and what was assumed."""
         return (*self.proven, *self.assumed)
+
+    @property
+    def continues(self) -> bool:
+        """Whether the graph takes a cache and gives it back."""
+        return any(tensor.name.startswith("past_key_values.") for tensor in self.inputs)
 
     @property
     def size_bytes(self) -> int | None:

@@ -364,7 +364,13 @@ class UniversalOnnxConfig:
 
     @property
     def _input_specs(self) -> tuple[TensorSpec, ...]:
-        return self._kept.extended(self.inference.inputs) if self.use_past_in_inputs else self.inference.inputs
+        if not self.use_past_in_inputs:
+            return self.inference.inputs
+        return self._kept.extended(self.inference.inputs, positions=self._takes_positions)
+
+    @property
+    def _takes_positions(self) -> bool:
+        return any(argument.name == "position_ids" for argument in self.declaration.arguments)
 
     @property
     def _output_specs(self) -> tuple[TensorSpec, ...]:
@@ -531,6 +537,8 @@ class UniversalOnnxConfig:
             axis_ranges=self._axis_ranges,
             sizes=self.sizes,
             cache=self.cache_layout.past,
+            step_axis=self.cache_layout.step_axis,
+            takes_positions=self._takes_positions,
             axis_steps=self.inference.axis_steps,
             values=self.inference.values,
             preprocessor=declared_preprocessors(self.model_type)[0],

@@ -24,7 +24,7 @@ class Checked:
     """For the report."""
 
     notes: tuple[str, ...]
-    """Shapes that the model itself refuses."""
+    """What was compared beside, and shapes that the model itself refuses."""
 
     cost: StepCost
     """What the comparison used."""
@@ -72,4 +72,5 @@ def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False
         outputs=outputs,
         detail=answer["detail"],
     )
-    return Checked(entry=entry, notes=tuple(f"not compared, {text}" for text in answer["skipped"]), cost=cost)
+    notes = (*answer["notes"], *(f"not compared, {text}" for text in answer["skipped"]))
+    return Checked(entry=entry, notes=notes, cost=cost)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from onnx_config import hub
+from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.spec import ModelSpec, base_axis
+from onnx_config.task_detector import normalize_task
 from tasks.detect import detect
 from tasks.export import Exported, export
 from tasks.file_lock import file_lock
@@ -354,15 +356,9 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
         )
         with progress.during(Step.DETECT):
             spec, cost = steps.detect(job)
-        progress.spec = spec
         progress.saw(cost)
         progress.notes += spec.notes
-        exported, stored, checked = _graph_of(progress, job, spec, steps)
-        # What is unstable is so by itself.
-        if checked.entry.verdict is Verdict.MISMATCH and exported.template is not None:
-            why = checked.entry.detail or checked.entry.verdict.value
-            progress.notes.append(f"traced with its weights, since what was bound to the template does not hold: {why}")
-            exported, stored, checked = _graph_of(progress, job, spec, steps, direct=True)
+        spec, exported, stored, checked = _best_graph(progress, job, spec, steps)
         progress.template = exported.use
         progress.notes += exported.notes
         progress.simplified = stored.simplified
@@ -389,6 +385,67 @@ def _run_steps(progress: _Progress, means: _Means, source: Path, *, weight_bytes
             )
             registered = place_known(registered, progress.request, means.output)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
+
+
+def _best_graph(
+    progress: _Progress, job: Job, spec: ModelSpec, steps: Steps
+) -> tuple[ModelSpec, Exported, Simplified, Checked]:
+    """Return the graph of a model with its verdict, and the spec that it fulfils.
+
+    One that generates text carries its cache, unless its task was asked for without; where that cannot be had, and was
+    not asked for, the graph of the bare forward pass takes its place.
+    """
+    asked = job.request.options.task
+    continued = _continued(spec, asked)
+    if continued is None:
+        progress.spec = spec
+        return spec, *_verified_graph(progress, job, spec, steps)
+    progress.spec = continued
+    failure: str | None = None
+    try:
+        exported, stored, checked = _verified_graph(progress, job, continued, steps)
+        failure = None if checked.entry.verdict is Verdict.VERIFIED else checked.entry.detail
+    except ModelError as error:
+        if asked is not None:
+            raise
+        failure = error.message
+    else:
+        if asked is not None or failure is None:
+            return continued, exported, stored, checked
+    progress.notes.append(f"without its cache, since with it the graph does not hold: {failure}")
+    progress.spec = spec
+    return spec, *_verified_graph(progress, job, spec, steps)
+
+
+def _continued(spec: ModelSpec, asked: str | None) -> ModelSpec | None:
+    """Return the spec of the graph with a cache where there is to be one.
+
+    Raises:
+        ModelError: If one was asked for and the model keeps none that could be carried (``unsupported``).
+    """
+    if asked is not None:
+        return with_past(spec) if normalize_task(asked)[1] else None
+    if spec.task_family != "text-generation":
+        return None
+    try:
+        return with_past(spec)
+    except ModelError:
+        return None
+
+
+def _verified_graph(
+    progress: _Progress, job: Job, spec: ModelSpec, steps: Steps
+) -> tuple[Exported, Simplified, Checked]:
+    """Return a graph and its verdict; one that was bound to a template and does not hold gives way to one that was not.
+
+    What is unstable is so by itself.
+    """
+    exported, stored, checked = _graph_of(progress, job, spec, steps)
+    if checked.entry.verdict is Verdict.MISMATCH and exported.template is not None:
+        why = checked.entry.detail or checked.entry.verdict.value
+        progress.notes.append(f"traced with its weights, since what was bound to the template does not hold: {why}")
+        exported, stored, checked = _graph_of(progress, job, spec, steps, direct=True)
+    return exported, stored, checked
 
 
 def _graph_of(

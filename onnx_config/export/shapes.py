@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
+from onnx_config.cache_layout import PAST_AXIS
+
 __all__ = ["CheckShape", "Float64", "check_shapes"]
 
 
@@ -73,10 +75,33 @@ def check_shapes(
         shapes.append(
             CheckShape(label="padded rows", sizes=_with(sizes, limits, batch=3, other=_medium), padding=True, seed=6)
         )
+    if PAST_AXIS in sizes:
+        shapes = [_fitting(shape, limits) for shape in (*shapes, *_continued(sizes, limits, masked=masked))]
     # A graph without dynamic axes can only be compared on other values.
     if not sizes:
         return tuple(shapes[:4] + shapes[5:])
     return tuple(_whole(shape, steps, limits) for shape in _unlike(_moved(shapes, limits), sizes, limits))
+
+
+def _continued(
+    sizes: Mapping[str, int], limits: Mapping[str, tuple[int, int | None]], *, masked: bool
+) -> Iterator[CheckShape]:
+    """Yield how a text is read, and how it is gone on with."""
+    begun = _with(sizes, limits, batch=2, other=_medium)
+    yield CheckShape(label="nothing before", sizes={**begun, PAST_AXIS: 0}, padding=masked, seed=7)
+    one = {axis: max(1, limits[axis][0]) for axis in sizes if axis.endswith("sequence_length")}
+    yield CheckShape(
+        label="one token after many", sizes={**begun, **one, PAST_AXIS: _LONG_PAST}, padding=masked, seed=8
+    )
+
+
+def _fitting(shape: CheckShape, limits: Mapping[str, tuple[int, int | None]]) -> CheckShape:
+    """Return ``shape`` with no more in the past than leaves room for the new steps."""
+    most = limits.get("sequence_length", (1, None))[1]
+    if most is None:
+        return shape
+    room = max(0, most - shape.sizes.get("sequence_length", 0))
+    return replace(shape, sizes={**shape.sizes, PAST_AXIS: min(shape.sizes[PAST_AXIS], room)})
 
 
 def _whole(shape: CheckShape, steps: Mapping[str, int], limits: Mapping[str, tuple[int, int | None]]) -> CheckShape:
@@ -135,6 +160,7 @@ class _Change:
         return max(_IMAGE_STEP, size) + self.image_offset
 
 
+_LONG_PAST = 33
 _IMAGE_AXES = ("height", "width")
 _IMAGE_STEP = 32
 _LARGEST_IMAGE = 1.5

@@ -15,6 +15,7 @@ from onnx_config.export.sample import SIDES, Sample, escapes_at, sample_of, ties
 from onnx_config.spec import ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
+    from onnx_config.export.parity import ParityResult
     from onnx_config.export.trace import Trace
 
 __all__ = [
@@ -62,6 +63,7 @@ def check_options(request: Json) -> Json:
 
 def _configure(request: Json) -> tuple[ModelSpec, Any]:
     from onnx_config.hub import config_from_dict, read_config_dict
+    from onnx_config.task_detector import normalize_task
     from onnx_config.universal_config import UniversalOnnxConfig
 
     value = read_config_dict(Path(request["folder"]))
@@ -72,20 +74,11 @@ def _configure(request: Json) -> tuple[ModelSpec, Any]:
             kind=ErrorKind.UNSUPPORTED,
         )
     config = config_from_dict(value, origin=f"{request['folder']}/config.json")
-    _check_no_past(request.get("task"))
-    universal = UniversalOnnxConfig.from_config_in(Path(request["folder"]), config, task=request.get("task"))
+    task = request.get("task")
+    # The cache is told beside the inputs; `onnx_config.cache_layout.with_past` makes it one of them.
+    plain = None if task is None else normalize_task(task)[0]
+    universal = UniversalOnnxConfig.from_config_in(Path(request["folder"]), config, task=plain)
     return universal.spec, universal
-
-
-def _check_no_past(task: str | None) -> None:
-    from onnx_config.task_detector import normalize_task
-
-    if task is not None and normalize_task(task)[1]:
-        raise ModelError(
-            f"The task {task!r} asks for a graph with a cache of keys and values. This version exports the forward "
-            "pass without one: leave -with-past out.",
-            kind=ErrorKind.UNSUPPORTED,
-        )
 
 
 def loaded_model(request: Json, spec: ModelSpec, *, check_values: bool = True) -> tuple[Any, Any]:
@@ -95,16 +88,18 @@ def loaded_model(request: Json, spec: ModelSpec, *, check_values: bool = True) -
         InputError: If the weights are not there, not whole, or not finite and ``check_values`` is true.
         ModelError: If the class cannot be loaded.
     """
+    from onnx_config.cached_model import CachedModel
     from onnx_config.export.checkpoint import load_model
     from onnx_config.hub import config_from_dict, read_config_dict
     from onnx_config.universal_config import UniversalOnnxConfig
 
     folder = Path(request["folder"])
     config = config_from_dict(read_config_dict(folder), origin=f"{folder}/config.json")
-    universal = UniversalOnnxConfig.from_config_in(folder, config, task=spec.task)
+    universal = UniversalOnnxConfig.from_config_in(folder, config, task=spec.task, use_past=spec.continues)
     if universal.source is not None:
         return universal, universal.source.load(folder)
-    return universal, load_model(universal.model_class, config, folder, check_values=check_values)
+    model = load_model(universal.model_class, config, folder, check_values=check_values)
+    return universal, CachedModel(model) if spec.continues else model
 
 
 def export(request: Json) -> Json:
@@ -275,6 +270,7 @@ def parity(request: Json) -> Json:
     """
     from onnx_config.export.parity import (
         FEWEST_SHAPES,
+        Outcome,
         Reference,
         check_parity,
         choose_device,
@@ -334,7 +330,27 @@ def parity(request: Json) -> Json:
     del model
     session = open_session(path, device=device, threads=request["threads"], mapped=request["mapped"])
     result = check_parity(session, references, refused=refused, expected=[t.name for t in spec.outputs])
-    return {**asdict(result), "outcome": result.outcome.value}
+    notes: list[str] = []
+    if spec.continues and result.outcome is Outcome.VERIFIED and not request["mapped"]:
+        result, notes = _generated(result, session, spec, universal, loaded_model(request, spec)[1])
+    return {**asdict(result), "outcome": result.outcome.value, "notes": notes}
+
+
+def _generated(
+    result: ParityResult, session: Any, spec: ModelSpec, universal: Any, model: Any
+) -> tuple[ParityResult, list[str]]:
+    """Return the result with what generating says, and a note of how much was generated."""
+    from onnx_config.export.generation import compare_generation
+    from onnx_config.export.parity import Outcome
+
+    generated = compare_generation(session, model, spec, universal)
+    if generated is None:
+        return result, ["greedy generation was not compared: transformers does not generate from these inputs alone"]
+    if generated.difference is not None:
+        return replace(result, outcome=Outcome.MISMATCH, detail=generated.difference), []
+    return result, [
+        f"generates the {generated.tokens} tokens that PyTorch does, after {generated.rows} prompts padded on the left"
+    ]
 
 
 def _as_in_graph(spec: ModelSpec, graph: Sequence[Json]) -> tuple[TensorSpec, ...]:

@@ -40,7 +40,7 @@ def trace(request: Json) -> Json:
     folder, fixed = Path(request["folder"]), tuple(request.get("fixed", ()))
     with weightless() as origins:
         universal, model = loaded_model(request, spec, check_values=False)
-    computed = {name for name, tensor in model.named_parameters() if origins.of(tensor) is None}
+    computed = {name for name, tensor in model.named_parameters(remove_duplicate=False) if origins.of(tensor) is None}
     buffers = {name for name, _ in model.named_buffers()}
     path = Path(request["output"])
     lifted: list[tuple[Weight, ...]] = []

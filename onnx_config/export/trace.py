@@ -31,7 +31,7 @@ from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.module_state import preserved_state
-from onnx_config.spec import TensorSpec, base_axis, size_of
+from onnx_config.spec import TensorSpec, axes_of, base_axis, is_sum, size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -264,7 +264,8 @@ def _export(
     exporter = Exporter()  # type: ignore[no-untyped-call]
 
     dims: dict[str, Any] = {}
-    for axis in attempt.axes:
+    sums = {axis for spec in specs for axis in spec.axes.values() if is_sum(axis) and attempt.axes & set(axes_of(axis))}
+    for axis in attempt.axes | sums:
         largest = axis_ranges.get(axis, (1, None))[1]
         # torch reads a lower bound of 2 or less as "not specialised"; a graph traced so runs at 1 too.
         dims[axis] = torch.export.Dim.AUTO if attempt.automatic else torch.export.Dim(_symbol(axis), min=1, max=largest)
@@ -277,7 +278,7 @@ def _export(
         for spec in specs
     }
     config = OnnxConfig(
-        dynamic_shapes=shapes,
+        dynamic_shapes=_nested(shapes),
         opset_version=opset,
         optimize=optimize,
         prefer_deferred_runtime_asserts_over_guards=not attempt.automatic,
@@ -300,12 +301,28 @@ def _export(
         contextlib.nullcontext() if before_optimizing is None else _hooked(before_optimizing),
         contextlib.nullcontext() if reading is None else replayed(reading) as replay,
     ):
-        exported = exporter.export(model, {**inputs, **flags}, config)
+        exported = exporter.export(model, {**_nested(inputs), **flags}, config)
     program = exported.program
     if not isinstance(program, onnx_ir.Model):
         raise TypeError(f"the exporter returned a {type(program).__name__}")
     _name_like_forward(program)
     return program, bounds, [] if replay is None else replay.notes
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by the parts of their dotted names, which no argument of a function can have.
+
+    >>> _nested({"ids": 1, "past.0.key": 2})
+    {'ids': 1, 'past': {'0': {'key': 2}}}
+    """
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *parts, last = name.split(".")
+        place = nested
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return nested
 
 
 def _hooked(hook: Callable[[onnx_ir.Model], None]) -> Any:
@@ -375,11 +392,11 @@ def _name_axes(
         if spec is None or value.shape is None:
             continue
         for position, axis in spec.axes.items():
-            if base_axis(axis) not in attempt.axes:
+            if not attempt.axes & set(axes_of(axis)):
                 continue
             size = _size(value.shape[position])
             if isinstance(size, int):
-                fixed.add(base_axis(axis))
+                fixed.update(axes_of(axis))
                 notes.append(f"{axis} of {spec.name} is fixed at {size} in the graph")
             elif size is not None and names.setdefault(size, axis) != axis:
                 notes.append(f"{axis} of {spec.name} is tied to {names[size]} in the graph")

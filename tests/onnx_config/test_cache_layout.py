@@ -13,7 +13,7 @@ from onnx_config import UniversalOnnxConfig
 from onnx_config.cache_layout import CacheLayout
 from onnx_config.spec import TensorSpec
 
-ROWS, PAST, WINDOW = "batch_size", "past_sequence_length", "past_window_length"
+ROWS, PAST = "batch_size", "past_sequence_length"
 
 
 @cache
@@ -33,13 +33,13 @@ def keys(*shape: int | str, part: str = "") -> dict[str, tuple[int | str, ...]]:
 FULL_SIZE = [
     pytest.param("GPT2Config", 12, {0: keys(ROWS, 12, PAST, 64)}, id="gpt2"),
     pytest.param("LlamaConfig", 32, {0: keys(ROWS, 32, PAST, 128), 31: keys(ROWS, 32, PAST, 128)}, id="llama"),
-    pytest.param("MistralConfig", 32, {0: keys(ROWS, 8, WINDOW, 128)}, id="mistral-every-layer-slides"),
+    pytest.param("MistralConfig", 32, {0: keys(ROWS, 8, PAST, 128)}, id="mistral-every-layer-slides"),
     pytest.param("FalconConfig", 32, {0: keys(ROWS, 1, PAST, 64)}, id="falcon-one-key-for-all-heads"),
     pytest.param(
-        "Gemma2Config", 26, {0: keys(ROWS, 4, WINDOW, 256), 1: keys(ROWS, 4, PAST, 256)}, id="gemma2-slides-every-other"
+        "Gemma2Config", 26, {0: keys(ROWS, 4, PAST, 256), 1: keys(ROWS, 4, PAST, 256)}, id="gemma2-slides-every-other"
     ),
     pytest.param(
-        "Gemma3TextConfig", 26, {4: keys(ROWS, 4, WINDOW, 256), 5: keys(ROWS, 4, PAST, 256)}, id="gemma3-slides-mostly"
+        "Gemma3TextConfig", 26, {4: keys(ROWS, 4, PAST, 256), 5: keys(ROWS, 4, PAST, 256)}, id="gemma3-slides-mostly"
     ),
     pytest.param(
         "DeepseekV3Config", 61,
@@ -93,7 +93,7 @@ TINY = [
     ),
     pytest.param("LlamaConfig", GROUPED, 3, {2: keys(ROWS, 2, PAST, 16)}, id="llama-grouped"),
     pytest.param(
-        "MistralConfig", GROUPED | {"sliding_window": 6}, 3, {0: keys(ROWS, 2, WINDOW, 16)},
+        "MistralConfig", GROUPED | {"sliding_window": 6}, 3, {0: keys(ROWS, 2, PAST, 16)},
         id="a-window-shorter-than-the-text",
     ),
     pytest.param(
@@ -132,22 +132,14 @@ def test_the_width_and_depth_of_the_full_model_are_read_though_a_small_one_runs(
     check(layout, 80, {79: keys(ROWS, 8, PAST, 128)})
 
 
-@pytest.mark.parametrize(
-    ("config_class", "settings", "past_length", "past", "present"),
-    [
-        pytest.param("LlamaConfig", GROUPED, 8, 8, "past_sequence_length + sequence_length", id="all"),
-        pytest.param("MistralConfig", GROUPED | {"sliding_window": 6}, 8, 5, "present_window_length", id="window"),
-        pytest.param("MistralConfig", GROUPED | {"sliding_window": 6}, 3, 3, "present_window_length", id="short"),
-    ],
-)  # fmt: skip
-def test_a_window_forgets(config_class, settings, past_length, past, present):
-    found = configured(config_class, **settings)
-    layout = found.cache_layout
-    axis = layout.past[0].shape[2]
-    assert layout.sizes_at(past_length) == {PAST: past_length, axis: past}
-    assert layout.axis_ranges == {PAST: (0, None), axis: (0, 5 if axis == WINDOW else None)}
+@pytest.mark.parametrize("settings", [{}, {"sliding_window": 6}], ids=["all", "window"])
+def test_every_layer_takes_the_whole_past(settings):
+    layout = configured("MistralConfig", **GROUPED, **settings).cache_layout
+    assert layout.sizes_at(8) == {PAST: 8}
+    assert layout.axis_ranges == {PAST: (0, None)}
     assert layout.present()[0].name == "present.0.key"
-    assert layout.present()[0].shape[2] == present
+    assert layout.present()[0].shape[2] == "past_sequence_length + sequence_length"
+    assert layout.grows_only
 
 
 @pytest.mark.parametrize("past_length", [0, 8])
@@ -214,7 +206,7 @@ def test_a_mask_covers_what_a_window_forgot():
     found = UniversalOnnxConfig(transformers.MistralConfig(**GROUPED, sliding_window=6), use_past=True)
     inputs = found.generate_dummy_inputs(seq_length=3, past_sequence_length=9)
     assert inputs["attention_mask"].shape == (2, 12)
-    assert inputs["past_key_values.0.key"].shape == (2, 2, 5, 16)
+    assert inputs["past_key_values.0.key"].shape == (2, 2, 9, 16)
 
 
 def test_states_take_no_part_in_the_length_of_the_mask():

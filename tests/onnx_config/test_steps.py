@@ -11,10 +11,12 @@ from typing import Any
 
 import onnx
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
 from onnx_config import UniversalOnnxConfig
+from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export import parity as parity_module
 from onnx_config.export import steps
@@ -44,9 +46,24 @@ def test_code_of_models_is_not_run_even_where_it_is_allowed(bert: Converted, tmp
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
-def test_a_graph_with_a_cache_is_not_exported_yet(bert: Converted) -> None:
-    with pytest.raises(ModelError, match="exports the forward pass without one: leave -with-past out") as caught:
-        steps.detect({"folder": str(bert.source), "task": "text-generation-with-past"})
+def test_the_cache_is_told_beside_the_inputs(tmp_path: Path) -> None:
+    source = tiny_models.build("gpt2-causal-lm", tmp_path / "gpt2")
+    plain = steps.detect({"folder": str(source), "task": "text-generation"})
+    assert steps.detect({"folder": str(source), "task": "text-generation-with-past"}) == plain
+    assert not any(t["name"].startswith("past") for t in plain["inputs"])
+    continued = with_past(ModelSpec.from_json(plain))
+    assert continued.continues
+    assert [t.name for t in continued.inputs[:4]] == [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "past_key_values.0.key",
+    ]
+
+
+def test_a_model_that_keeps_nothing_cannot_continue(bert: Converted) -> None:
+    with pytest.raises(ModelError, match=r"BertModel keeps nothing from step to step.*leave -with-past out") as caught:
+        with_past(bert.spec)
     assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 

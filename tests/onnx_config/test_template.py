@@ -25,7 +25,7 @@ from onnx_config.export.template import TemplateGraph, read_weights
 from onnx_config.spec import ModelSpec
 from tests.onnx_config.converted import check_request
 
-FAMILIES = ("vit-image-classification", "resnet-model", "t5-conditional-generation", "wav2vec2-ctc")
+FAMILIES = ("vit-image-classification", "resnet-model", "t5-conditional-generation", "wav2vec2-ctc", "bert-causal-lm")
 
 
 class Structure:

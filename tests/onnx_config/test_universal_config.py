@@ -257,7 +257,12 @@ def test_a_cache_goes_in_and_comes_out(arguments):
     found = UniversalOnnxConfig(tiny_models.config("gpt2-causal-lm"), **arguments)
     names = [f"{layer}.{held}" for layer in (0, 1) for held in ("key", "value")]
     assert (found.task, found.use_past, found.use_past_in_inputs) == ("text-generation", True, True)
-    assert found.get_input_names() == ["input_ids", "attention_mask", *(f"past_key_values.{n}" for n in names)]
+    assert found.get_input_names() == [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        *(f"past_key_values.{n}" for n in names),
+    ]
     assert found.get_output_names() == ["logits", *(f"present.{n}" for n in names)]
     assert found.inputs["input_ids"] == TEXT
     assert found.inputs["attention_mask"] == LONGER
