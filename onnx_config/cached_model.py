@@ -7,11 +7,12 @@ it only, whose mask hides the rest: loaders feed all layers alike.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["CachedModel"]
+__all__ = ["CachedModel", "cache_of"]
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _ARGUMENT = "past_key_values"
@@ -44,7 +45,7 @@ class CachedModel(torch.nn.Module):
             # Of the very length of what is attended to, which torch cannot see from outside.
             length = next(iter(past.values())).shape[-2] + inputs["input_ids"].shape[-1]
             inputs["attention_mask"] = mask.narrow(-1, 0, length)
-        cache = _cache_of(past)
+        cache = cache_of(past)
         returned = self.model(**inputs, past_key_values=cache)
         outputs = {name: value for name, value in returned.items() if name != _ARGUMENT}
         for number, layer in enumerate(cache.layers):
@@ -53,7 +54,8 @@ class CachedModel(torch.nn.Module):
         return outputs
 
 
-def _cache_of(past: dict[str, torch.Tensor]) -> Any:
+def cache_of(past: Mapping[str, torch.Tensor]) -> Any:
+    """Return transformers' cache that holds tensors by the names ``past_key_values.<layer>.key|value``."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache()

@@ -267,8 +267,12 @@ def _export(
     sums = {axis for spec in specs for axis in spec.axes.values() if is_sum(axis) and attempt.axes & set(axes_of(axis))}
     for axis in attempt.axes | sums:
         largest = axis_ranges.get(axis, (1, None))[1]
-        # torch reads a lower bound of 2 or less as "not specialised"; a graph traced so runs at 1 too.
-        dims[axis] = torch.export.Dim.AUTO if attempt.automatic else torch.export.Dim(_symbol(axis), min=1, max=largest)
+        # torch reads a lower bound of 2 or less as "not specialised"; a graph traced so runs at 1 too. Of a sum, it
+        # insists on what that makes.
+        lowest = 2 * len(axes_of(axis)) if is_sum(axis) else 1
+        dims[axis] = (
+            torch.export.Dim.AUTO if attempt.automatic else torch.export.Dim(_symbol(axis), min=lowest, max=largest)
+        )
     shapes = {
         spec.name: {
             position: _dimension(axis, dims, automatic=attempt.automatic)

@@ -1,6 +1,6 @@
 """`AutoModelForONNX`: runs an artifact in ONNX Runtime and answers as the transformers model does.
 
-This version runs artifacts of one graph without a cache.
+This version runs artifacts of one graph; one that carries its cache generates.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.artifact import read_ferry_file
+
+if TYPE_CHECKING:
+    from onnx_config.runtime.causal import CausalGraph
 
 __all__ = ["AutoModelForONNX"]
 
@@ -95,6 +98,8 @@ class AutoModelForONNX:
         """
         from transformers.utils.generic import ModelOutput
 
+        if self.causal is not None:
+            return self.causal(**inputs)
         as_torch = any(_is_tensor(value) for value in inputs.values())
         feed = {name: _as_array(value) for name, value in inputs.items() if name in self.input_names}
         self._fill(feed)
@@ -124,17 +129,38 @@ class AutoModelForONNX:
                 raise InputError(f"The graph takes {list(self.input_names)}; {value.name!r} is missing.")
             feed[value.name] = filled
 
+    @cached_property
+    def causal(self) -> CausalGraph | None:
+        """What generates; ``None`` where the graph carries no cache."""
+        if not any(name.startswith("past_key_values.") for name in self.input_names):
+            return None
+        from onnx_config.runtime.causal import CausalGraph
+
+        return CausalGraph(self.session, self.config, self.folder)
+
+    def can_generate(self) -> bool:
+        """Return whether `generate` can be called."""
+        return self.causal is not None
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Not in this version: its graphs carry no cache.
+        """Generate as the transformers model does: ``GenerationMixin.generate``, with all its options.
 
         Raises:
-            ModelError: Always (``unsupported``).
+            InputError: If an option is unknown, or a text becomes longer than the model takes.
+            ModelError: If the graph carries no cache, so that every token would be computed anew (``unsupported``).
         """
-        raise ModelError(
-            "This version converts the forward pass without a cache, so generate() would compute every token anew; "
-            "it is not offered. Call the model for logits.",
-            kind=ErrorKind.UNSUPPORTED,
-        )
+        if self.causal is None:
+            raise ModelError(
+                f"The graph in {str(self.folder)!r} carries no cache, so generate() would compute every token anew; it "
+                "is not offered. Convert the model with the task text-generation-with-past, or call it for logits.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
+        try:
+            return self.causal.generate(*args, **kwargs)  # type: ignore[misc]  # no PreTrainedModel, and like one
+        except ValueError as error:
+            if "model_kwargs" not in str(error):
+                raise
+            raise InputError(f"generate() was given an option that transformers does not know: {error}") from error
 
 
 _DTYPES: Mapping[str, Any] = {
