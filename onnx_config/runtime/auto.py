@@ -5,6 +5,7 @@ This version runs artifacts of one graph; one that carries its cache generates.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,8 @@ class AutoModelForONNX:
         """The ONNX Runtime session."""
         self.input_names = tuple(value.name for value in self.session.get_inputs())
         self.output_names = tuple(value.name for value in self.session.get_outputs())
+        self.main_input_name = self.input_names[0]
+        """The input that a model of its kind cannot do without, by transformers' word; the first one."""
 
     @classmethod
     def from_pretrained(
@@ -77,7 +80,17 @@ class AutoModelForONNX:
                 "Pass allow_quarantined=True to load it all the same.",
                 kind=ErrorKind.MISMATCH,
             )
-        return cls(folder, device=device, threads=threads)
+        return cls._named_like(folder)(folder, device=device, threads=threads)
+
+    @classmethod
+    def _named_like(cls, folder: Path) -> type[AutoModelForONNX]:
+        """Return this class under the name of the model's own, by which pipelines tell whether it does their task."""
+        try:
+            architectures = json.loads((folder / "config.json").read_bytes()).get("architectures")
+        except (OSError, ValueError, AttributeError):
+            return cls
+        name = architectures[0] if isinstance(architectures, list) and architectures else None
+        return type(name, (cls,), {"__doc__": cls.__doc__}) if isinstance(name, str) and name.isidentifier() else cls
 
     @cached_property
     def config(self) -> Any:
@@ -86,7 +99,46 @@ class AutoModelForONNX:
 
         return read_config(str(self.folder.absolute()))
 
+    @property
+    def generation_config(self) -> Any:
+        """What `generate` does unless told otherwise; ``None`` where the graph does not generate."""
+        return None if self.causal is None else self.causal.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        if self.causal is not None:
+            self.causal.generation_config = value
+
+    @property
+    def dtype(self) -> Any:
+        """``torch.float32``: the element type of what comes out."""
+        import torch
+
+        return torch.float32
+
+    def eval(self) -> AutoModelForONNX:
+        """Return the model, which never trains; pipelines call this."""
+        return self
+
+    def to(self, device: Any) -> AutoModelForONNX:
+        """Return the model, if it is on ``device``; pipelines call this.
+
+        Raises:
+            InputError: If it is on another one: a session stays where it was made.
+        """
+        wanted = str(device).partition(":")[0]
+        if wanted != self.device:
+            raise InputError(
+                f"The model was loaded for {self.device} and cannot be moved to {wanted}. "
+                f"Load it with AutoModelForONNX.from_pretrained(..., device={wanted!r})."
+            )
+        return self
+
     def __call__(self, **inputs: Any) -> Any:
+        """Call `forward`."""
+        return self.forward(**inputs)
+
+    def forward(self, **inputs: Any) -> Any:
         """Run the graph; returns a ``ModelOutput`` of torch tensors, or of NumPy arrays if given such.
 
         Keyword arguments that the graph does not take are left out, so that a preprocessor's whole output

@@ -1,4 +1,4 @@
-"""A batch killed again and again at moments that nobody chose; ``FERRY_TEST_KILLS`` says how often (default: 8)."""
+"""A batch killed again and again at moments that nobody chose; ``TEST_KILLS`` says how often (default: 8)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="isolation is built on Linux's process control"),
     pytest.mark.slow,
 ]
-KILLS = int(os.environ.get("FERRY_TEST_KILLS", "8"))
+KILLS = int(os.environ.get("TEST_KILLS", "8"))
 STRUCTURES = ("patchtst-model", "bert-model", "vit-model", "gpt2-model")
 EACH = 5
 WORDS = ("batch", "models.json", "--engine", "local", "--workers", "2", "--output", "out", "--report", "report.json")

@@ -17,6 +17,7 @@ from onnx_config import AutoModelForONNX
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.artifact import copy_side_files, list_files, write_ferry_file
 from tests.onnx_config.converted import Converted
+from tests.onnx_config.test_cached_model import Continued
 
 IDS = [[7, 8, 9, 10], [11, 12, 0, 0], [13, 14, 15, 0]]
 MASK = [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
@@ -207,7 +208,84 @@ def test_a_ferry_file_that_is_broken_is_an_error(artifact: Path) -> None:
         AutoModelForONNX.from_pretrained(artifact)
 
 
-def test_generation_is_not_offered(model: AutoModelForONNX) -> None:
-    with pytest.raises(ModelError, match=r"without a cache, so generate\(\) would compute every token anew") as caught:
+def test_a_graph_without_a_cache_does_not_generate(model: AutoModelForONNX) -> None:
+    with pytest.raises(ModelError, match=r"carries no cache.*text-generation-with-past") as caught:
         model.generate(input_ids=np.array(IDS))
     assert caught.value.kind is ErrorKind.UNSUPPORTED
+    assert not model.can_generate()
+    assert model.generation_config is None
+
+
+def test_a_session_stays_where_it_is(model: AutoModelForONNX) -> None:
+    assert model.to("cpu") is model.to(torch.device("cpu")) is model.eval() is model
+    with pytest.raises(InputError, match=r"loaded for cpu and cannot be moved to cuda.*device='cuda'"):
+        model.to("cuda:0")
+
+
+def test_pipelines_take_it(artifact: Path, reference: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = AutoModelForONNX.from_pretrained(artifact)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(artifact)
+    assert type(model).__name__ == "BertModel"
+    made = transformers.pipeline("feature-extraction", model=model, tokenizer=tokenizer)
+    plain = transformers.pipeline("feature-extraction", model=reference, tokenizer=tokenizer)
+    np.testing.assert_allclose(made("a text")[0], plain("a text")[0], atol=2e-5)
+    assert "is not supported" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> tuple[AutoModelForONNX, Any]:
+    """A model that generates, and the one that it came from."""
+    made = Continued("gpt2-causal-lm", tmp_path_factory.mktemp("causal"))
+    copy_side_files(made.source, made.graph.parent)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(made.source).eval()
+    return AutoModelForONNX.from_pretrained(made.graph.parent, threads=1), reference
+
+
+PROMPTS = torch.tensor([[7, 8, 9, 10, 11], [0, 0, 12, 13, 14], [0, 15, 16, 17, 18]])
+HIDDEN = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "beams": {"num_beams": 4, "num_return_sequences": 2},
+    "sampling": {"do_sample": True, "top_k": 5, "temperature": 0.7},
+    "penalty": {"do_sample": False, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
+    "scores": {"do_sample": False, "return_dict_in_generate": True, "output_scores": True},
+}
+
+
+@pytest.mark.parametrize("options", [pytest.param(value, id=name) for name, value in WAYS.items()])
+def test_it_generates_what_pytorch_generates(causal: tuple[AutoModelForONNX, Any], options: dict[str, Any]) -> None:
+    texts = []
+    for model in causal:
+        torch.manual_seed(0)
+        found = model.generate(PROMPTS, attention_mask=HIDDEN, max_new_tokens=24, pad_token_id=0, **options)
+        texts.append(found if isinstance(found, torch.Tensor) else found.sequences)
+    assert torch.equal(*texts)
+    assert texts[0].shape[1] > PROMPTS.shape[1]
+
+
+def test_a_call_goes_on_from_what_an_earlier_one_returned(causal: tuple[AutoModelForONNX, Any]) -> None:
+    model, reference = causal
+    ids = PROMPTS[:1]
+    with torch.no_grad():
+        want = reference(input_ids=ids).logits
+    begun = model(input_ids=ids[:, :3])
+    rest = model(input_ids=ids[:, 3:], past_key_values=begun.past_key_values)
+    torch.testing.assert_close(torch.cat([begun.logits, rest.logits], dim=1), want, atol=2e-5, rtol=1e-4)
+
+
+def test_options_that_are_unknown_and_texts_that_are_too_long_are_refused(causal: tuple[AutoModelForONNX, Any]) -> None:
+    model, _ = causal
+    with pytest.raises(InputError, match=r"an option that transformers does not know.*'temprature'"):
+        model.generate(PROMPTS, temprature=0.5)
+    most = model.config.max_position_embeddings
+    with pytest.raises(InputError, match=rf"{most + 1} tokens with what came before; the model knows {most} positions"):
+        model(input_ids=torch.ones(1, most + 1, dtype=torch.int64))
+
+
+def test_a_pipeline_generates_with_it(causal: tuple[AutoModelForONNX, Any]) -> None:
+    texts = []
+    for model in causal:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(causal[0].folder)
+        made = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+        texts.append(made("the model", max_new_tokens=8, do_sample=False))
+    assert texts[0] == texts[1]
