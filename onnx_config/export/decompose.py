@@ -22,6 +22,8 @@ _SAME: Mapping[Any, Any] = {
     _aten.__and__.Tensor: _aten.bitwise_and.Tensor,
     _aten.__or__.Tensor: _aten.bitwise_or.Tensor,
     _aten.__xor__.Tensor: _aten.bitwise_xor.Tensor,
+    _aten.clip.default: _aten.clamp.default,
+    _aten.clip.Tensor: _aten.clamp.Tensor,
     _aten.min.other: _aten.minimum.default,
     _aten.max.other: _aten.maximum.default,
 }
@@ -43,6 +45,14 @@ _CHECKS = frozenset(
     }
 )
 """Operators that compute nothing; torch drops them too."""
+
+_POOLED: Mapping[Any, tuple[int, ...]] = {
+    _aten.adaptive_avg_pool1d.default: (-1,),
+    _aten.adaptive_avg_pool2d.default: (-2, -1),
+}
+"""Poolings that are a mean over these axes where one value is left of each."""
+
+_NORMALIZE = _aten._native_batch_norm_legit_no_training.default
 
 _NEW = frozenset(
     {
@@ -92,6 +102,11 @@ def _spelled(graph: torch.fx.Graph, translated: set[Any]) -> bool:
     if not all(_has_spelling(node, translated) for node in graph.nodes):
         return False
     for node in list(graph.nodes):
+        if node.target is _aten.batch_norm.default:
+            _normalize_as_stored(node, order)
+            continue
+        if node.target in _POOLED:
+            node.args, node.target = (node.args[0], list(_POOLED[node.target]), True), _aten.mean.dim
         if node.target in _NOTHING or (node.target in _CASTS and not _converts(node)):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
@@ -111,6 +126,21 @@ def _spelled(graph: torch.fx.Graph, translated: set[Any]) -> bool:
             node.target = _aten._to_copy.default
             node.args, node.kwargs = node.args[:1], {"dtype": node.meta["val"].dtype}
     return True
+
+
+def _normalize_as_stored(node: torch.fx.Node, order: dict[torch.fx.Node, int]) -> None:
+    """Let a batch normalization that does not train be the operator that does nothing else."""
+    values, weight, bias, mean, variance, _, momentum, epsilon, *_ = node.args
+    arguments = (values, weight, bias, mean, variance, momentum, epsilon)
+    graph = node.graph
+    with graph.inserting_before(node):
+        normalized = graph.call_function(_NORMALIZE, arguments)
+        first = graph.call_function(operator.getitem, (normalized, 0))
+    normalized.meta = {**node.meta, "val": _NORMALIZE(*torch.fx.node.map_arg(arguments, lambda a: a.meta["val"]))}
+    first.meta = {**node.meta, "val": normalized.meta["val"][0]}
+    order[normalized] = order[first] = order[node]
+    node.replace_all_uses_with(first)
+    graph.erase_node(node)
 
 
 def _converts(node: torch.fx.Node) -> bool:
@@ -133,6 +163,11 @@ def _has_spelling(node: torch.fx.Node, translated: set[Any]) -> bool:
         return False
     if not isinstance(target, torch._ops.OpOverload) or target in _NOTHING or target in _CHECKS:
         return True
+    if target is _aten.batch_norm.default:
+        # One that trains counts what it sees.
+        return not node.args[5] and _NORMALIZE in translated
+    if target in _POOLED:
+        return set(node.args[1]) == {1} and _aten.mean.dim in translated  # type: ignore[arg-type]  # its sizes
     if target._schema.is_mutable:
         target = _copying(target)
     return target in translated or target in _SAME or target in _CASTS

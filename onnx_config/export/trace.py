@@ -48,6 +48,7 @@ _SYMBOL = re.compile(r"\b[su]\d+\b")
 _IMAGE_AXES = ("height", "width")
 _FREE_AXES = ("batch_size", "sequence_length")
 _UNBOUNDED = 2**31
+_SMALL_IMAGE = 64
 
 # Windows and patches of an image whose size is unknown can take torch's solver minutes.
 _IMAGE_AXES_CPU_SECONDS = 80.0
@@ -269,7 +270,7 @@ def _export(
         largest = axis_ranges.get(axis, (1, None))[1]
         # torch reads a lower bound of 2 or less as "not specialised"; a graph traced so runs at 1 too. Of a sum, it
         # insists on what that makes.
-        lowest = 2 * len(axes_of(axis)) if is_sum(axis) else 1
+        lowest = 2 * len(axes_of(axis)) if is_sum(axis) else _least_vouched_for(axis, specs, inputs)
         dims[axis] = (
             torch.export.Dim.AUTO if attempt.automatic else torch.export.Dim(_symbol(axis), min=lowest, max=largest)
         )
@@ -311,6 +312,18 @@ def _export(
         raise TypeError(f"the exporter returned a {type(program).__name__}")
     _name_like_forward(program)
     return program, bounds, [] if replay is None else replay.notes
+
+
+def _least_vouched_for(axis: str, specs: Iterable[TensorSpec], inputs: Mapping[str, torch.Tensor]) -> int:
+    """Return the smallest size for which torch is to vouch; what is smaller is for the comparison to show.
+
+    Of an image so small that its patches or its windows run out, models make another one first, and torch would insist
+    on hearing that at the end of a whole trace.
+    """
+    if not axis.endswith(_IMAGE_AXES):
+        return 1
+    sizes = [inputs[s.name].shape[i] for s in specs for i, name in s.axes.items() if name == axis and s.name in inputs]
+    return _SMALL_IMAGE if sizes and min(sizes) >= 2 * _SMALL_IMAGE else 1
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,6 +373,8 @@ def _untried(
     """Return the axes with those sizes that are declared to be possible, next to the ones that the trace holds for."""
     found = []
     for symbol, axis in names.items():
+        if is_sum(axis):
+            continue  # Its terms are tried.
         lowest, highest = bounds.get(symbol, (0, _UNBOUNDED))
         low, high = declared.get(axis, (1, None))
         # Size 1 is compared at in any case; torch sets all else apart from it.

@@ -84,6 +84,24 @@ def a_constant(y: torch.Tensor) -> torch.Tensor:
     return y * torch.tensor([1.0, 2.0, 3.0])
 
 
+def a_batch_norm(y: torch.Tensor) -> torch.Tensor:
+    mean, variance, scale = torch.arange(3.0), torch.arange(1.0, 4.0), torch.full((3,), 0.5)
+    return torch.nn.functional.batch_norm(y, mean, variance, scale, mean, eps=0.25)
+
+
+def poolings_to_one(y: torch.Tensor) -> torch.Tensor:
+    whole = torch.nn.functional.adaptive_avg_pool2d(y[None, None], (1, 1)).reshape(1)
+    return y * whole + torch.nn.functional.adaptive_avg_pool1d(y[None], 1)[0]
+
+
+def a_pooling_to_more(y: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.adaptive_avg_pool2d(torch.cat([y, y, y], dim=1)[None, None, :1], (1, 3))[0, 0] + y
+
+
+def a_clip(y: torch.Tensor) -> torch.Tensor:
+    return torch.clip(y, 2.0, 30.0) + torch.clip(y, torch.tensor(1.0), torch.tensor(9.0))
+
+
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 SPARED = [
@@ -95,12 +113,16 @@ SPARED = [
     a_constant,
     a_write_under_two_names,
     a_conversion_to_what_it_is,
+    a_batch_norm,
+    poolings_to_one,
+    a_clip,
 ]
 TRACED_AGAIN = [
     a_write_seen_through_a_view,
     a_view_between_two_writes,
     a_write_into_a_part,
     a_write_of_a_larger_type,
+    a_pooling_to_more,
 ]
 
 
