@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from onnx_config.cache_layout import with_past
 from onnx_config.errors import FerryError
 from onnx_config.export.isolate import DETECTION_PRELOAD, Server
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.hub import fetch_config
 from onnx_config.spec import ModelSpec
+from onnx_config.task_detector import normalize_task
 from tasks.detection_cache import DetectionCache, detection_key, detection_parts, is_kept
 from tasks.job import Job, StepCost, run_child
 from tasks.report import Step
@@ -84,6 +86,8 @@ def known_detection(key: str | None, source: Path, workspace: Workspace) -> Mode
 def detect_model(request: ConversionRequest, workspace: Workspace) -> ModelSpec:
     """Return the spec of a model that is not being converted; of a repository only ``config.json`` is fetched.
 
+    Its cache is told beside inputs and outputs; where the task ends in ``-with-past``, it is among them.
+
     Writes nothing but a temporary folder, and the answer where answers are kept.
 
     Raises:
@@ -92,7 +96,7 @@ def detect_model(request: ConversionRequest, workspace: Workspace) -> ModelSpec:
     source = fetch_config(request.model_id, revision=request.revision)
     known = known_detection(key_of(source, request.options), source, workspace)
     if known is not None:
-        return known
+        return _as_asked(known, request.options)
     with scratch_for_detection(workspace) as scratch:
         job = Job(
             request=request,
@@ -104,7 +108,12 @@ def detect_model(request: ConversionRequest, workspace: Workspace) -> ModelSpec:
             memory_bytes=workspace.memory_limit_bytes,
             weight_bytes=0,
         )
-        return detect(job, server=DETECTION_SERVER)[0]
+        return _as_asked(detect(job, server=DETECTION_SERVER)[0], request.options)
+
+
+def _as_asked(spec: ModelSpec, options: ConversionOptions) -> ModelSpec:
+    """Return the spec with its cache among inputs and outputs, where the task asks for that."""
+    return with_past(spec) if options.task is not None and normalize_task(options.task)[1] else spec
 
 
 @contextmanager

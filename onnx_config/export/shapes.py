@@ -46,6 +46,7 @@ def check_shapes(
     *,
     steps: Mapping[str, int] = MappingProxyType({}),
     masked: bool,
+    row_elements: int = 0,
 ) -> tuple[CheckShape, ...]:
     """Return five shapes or more, none of them the traced one, each axis at two sizes at least.
 
@@ -57,6 +58,7 @@ def check_shapes(
         ranges: Dynamic axis -> smallest and largest size allowed.
         steps: Dynamic axis -> what its size must be a multiple of, where that is more than one.
         masked: Whether a mask among the inputs can hide padding.
+        row_elements: Numbers in one row of the largest input; of large ones, batches are of three rows at most.
 
     >>> [s.label for s in check_shapes({"batch_size": 2}, {"batch_size": (1, None)}, masked=False)]
     ['one row', 'odd sizes', 'smallest sizes', 'large sizes', 'another batch']
@@ -64,12 +66,15 @@ def check_shapes(
     limits = {axis: ranges.get(axis, (1, None)) for axis in sizes}
     # What grows in one way need not in the other, and whoever waits pays for both.
     grows = any(not _is_batch(axis) and low != high for axis, (low, high) in limits.items())
+    heavy = row_elements > _MANY_ELEMENTS
     shapes = [
         CheckShape(label="one row", sizes=_with(sizes, limits, batch=1, other=_medium), seed=1),
         CheckShape(label="odd sizes", sizes=_with(sizes, limits, batch=3, other=_odd), seed=2),
         CheckShape(label="smallest sizes", sizes=_with(sizes, limits, batch=1, other=_smallest), seed=3),
-        CheckShape(label="large sizes", sizes=_with(sizes, limits, batch=2 if grows else 5, other=_large), seed=4),
-        CheckShape(label="another batch", sizes=_with(sizes, limits, batch=4, other=_traced), seed=5),
+        CheckShape(
+            label="large sizes", sizes=_with(sizes, limits, batch=2 if grows or heavy else 5, other=_large), seed=4
+        ),
+        CheckShape(label="another batch", sizes=_with(sizes, limits, batch=3 if heavy else 4, other=_traced), seed=5),
     ]
     if masked:
         shapes.append(
@@ -161,6 +166,8 @@ class _Change:
 
 
 _LONG_PAST = 33
+# An image of 800 pixels each way: what is computed of five such takes gigabytes.
+_MANY_ELEMENTS = 3 * 800**2
 _IMAGE_AXES = ("height", "width")
 _IMAGE_STEP = 32
 _LARGEST_IMAGE = 1.5

@@ -5,8 +5,9 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,13 +319,18 @@ def parity(request: Json) -> Json:
             reload=lambda: loaded_model(request, spec)[1],
         )
 
-    references, refused = compute(check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked), model)
+    rows: dict[str, Any] = {
+        "steps": spec.axis_steps,
+        "masked": masked,
+        "row_elements": _row_elements(inputs, spec.sizes),
+    }
+    references, refused = compute(check_shapes(sizes, spec.axis_ranges, **rows), model)
     if len(references) < FEWEST_SHAPES and (sides := [axis for axis in sizes if axis.endswith(("height", "width"))]):
         # The model may take images of one size only; of that size there are others to compare, and whoever asks for
         # proven axes sees that these are not.
         ranges = {**spec.axis_ranges, **{axis: (sizes[axis], sizes[axis]) for axis in sides}}
         _, model = loaded_model(request, spec)  # the first one ended in float64
-        more, _ = compute(check_shapes(sizes, ranges, steps=spec.axis_steps, masked=masked), model)
+        more, _ = compute(check_shapes(sizes, ranges, **rows), model)
         references += more
     # ONNX Runtime needs the memory that the model holds.
     del model
@@ -337,6 +343,11 @@ def parity(request: Json) -> Json:
         else:
             result, notes = _generated(result, session, spec, universal, loaded_model(request, spec)[1])
     return {**asdict(result), "outcome": result.outcome.value, "notes": notes}
+
+
+def _row_elements(inputs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:
+    """Return how many numbers one row of the largest input has."""
+    return max((prod(tensor.resolve(sizes)[1:]) for tensor in inputs), default=0)
 
 
 def _generated(
