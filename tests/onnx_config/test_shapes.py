@@ -109,3 +109,25 @@ def test_rows_that_come_in_groups_are_compared_in_several_numbers_of_groups() ->
     shapes = check_shapes({"batch_size": 16}, {"batch_size": (8, None)}, steps={"batch_size": 8}, masked=False)
     assert {s.sizes["batch_size"] for s in shapes} >= {8, 24, 32, 40}
     assert all(s.sizes["batch_size"] % 8 == 0 for s in shapes)
+
+
+def test_of_large_images_batches_are_small() -> None:
+    limits = {"batch_size": (1, None)}
+    plain, large = (
+        [s.sizes["batch_size"] for s in check_shapes({"batch_size": 2}, limits, masked=False, row_elements=elements)]
+        for elements in (3 * 224**2, 3 * 1024**2)
+    )
+    assert (max(plain), max(large)) == (5, 3)
+    assert len(set(large)) > 1
+
+
+def test_a_text_is_begun_and_gone_on_with() -> None:
+    sizes = {"batch_size": 2, "sequence_length": 16, "past_sequence_length": 8}
+    limits = {"batch_size": (1, None), "sequence_length": (1, 40), "past_sequence_length": (0, None)}
+    found = {s.label: s for s in check_shapes(sizes, limits, masked=True)}
+    assert found["nothing before"].sizes["past_sequence_length"] == 0
+    assert found["nothing before"].sizes["sequence_length"] > 1
+    assert found["one token after many"].sizes["past_sequence_length"] == 33
+    assert found["one token after many"].sizes["sequence_length"] == 1
+    assert all(s.sizes["past_sequence_length"] + s.sizes["sequence_length"] <= 40 for s in found.values())
+    assert "past_sequence_length" not in check_shapes({"batch_size": 2}, {}, masked=True)[0].sizes
