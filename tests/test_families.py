@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tiny_models
 
+from onnx_config.spec import size_of
+
 KINDS = (
     "deberta-v2-token-classification",
     "gpt2-causal-lm",
@@ -65,16 +67,9 @@ def _runs_at_two_batch_sizes(entry: dict[str, object]) -> None:
         feed = {}
         for tensor in graph["inputs"]:
             length = 2000 if tensor["name"] == "input_values" else 9
-            shape = [
-                axis
-                if isinstance(axis, int)
-                else batch
-                if axis.endswith("batch_size")
-                else length
-                if axis == "sequence_length"
-                else sizes[axis]
-                for axis in tensor["shape"]
-            ]
+            known = {**sizes, "sequence_length": length, "past_sequence_length": 6}
+            rows = {axis: batch for axis in tensor["shape"] if str(axis).endswith("batch_size")}
+            shape = [size_of(axis, {**known, **rows}) for axis in tensor["shape"]]
             feed[tensor["name"]] = np.ones(shape, tensor["dtype"])
         outputs = session.run(None, feed)
         assert all(np.isfinite(value).all() for value in outputs)

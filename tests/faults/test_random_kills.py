@@ -29,6 +29,7 @@ from tests.faults.harness import (
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="isolation is built on Linux's process control"),
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
 ]
 KILLS = int(os.environ.get("TEST_KILLS", "8"))
 STRUCTURES = ("patchtst-model", "bert-model", "vit-model", "gpt2-model")
