@@ -14,30 +14,43 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from measure import FERRY, peer_environment, timed
 
-OPTIMUM = """
+GENERATE = """
 import json, sys, time, warnings
 warnings.filterwarnings("ignore")
-import onnxruntime, torch
-from optimum.onnxruntime import ORTModelForCausalLM
+import torch
 folder, tokens, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(threads)
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = threads
-model = ORTModelForCausalLM.from_pretrained(folder, session_options=options)
+{load}
 ids = torch.arange(100, 132)[None]
-asked = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+asked = {{"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}}
 model.generate(ids, attention_mask=torch.ones_like(ids), **asked)
 for line in sys.stdin:
     start = time.perf_counter()
     found = model.generate(ids, attention_mask=torch.ones_like(ids), **asked)
     print(json.dumps([time.perf_counter() - start, found[0].tolist()]), flush=True)
+"""
+
+OURS = """
+from onnx_config import AutoModelForONNX
+model = AutoModelForONNX.from_pretrained(folder, threads=threads)
+"""
+
+PYTORCH = """
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
+"""
+
+OPTIMUM = """
+import onnxruntime
+from optimum.onnxruntime import ORTModelForCausalLM
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+model = ORTModelForCausalLM.from_pretrained(folder, session_options=options)
 """
 
 
@@ -51,9 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from onnx_config import AutoModelForONNX
-
-    torch.set_num_threads(options.threads)
     optimum = peer_environment()
     with tempfile.TemporaryDirectory(prefix="onnx-ferry-bench-") as name:
         folder = Path(name)
@@ -63,30 +73,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timed([FERRY, "convert", folder / "model", "--output", folder / "ours"], FERRY_HOME=str(folder / "home"))
         task = "text-generation-with-past"
         timed([optimum, "export", "onnx", "-m", folder / "model", "--task", task, folder / "theirs"], may_fail=True)
-        ours = AutoModelForONNX.from_pretrained(folder / "ours", threads=options.threads)
-        peers = {place: start_peer(optimum, folder / place, options) for place in ("theirs", "ours")}
-        ids = torch.arange(100, 132)[None]
-        asked: dict[str, Any] = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens}
-        asked |= {"do_sample": False, "pad_token_id": 0}
-
-        def generate(model: Any) -> tuple[float, list[int]]:
-            started = time.perf_counter()
-            found = model.generate(ids, attention_mask=torch.ones_like(ids), **asked)
-            return time.perf_counter() - started, found[0].tolist()
-
-        ways = {
-            "AutoModelForONNX": lambda: generate(ours),
-            "PyTorch, eager": lambda: generate(plain),
-            "ORTModelForCausalLM, optimum's export": lambda: ask(peers["theirs"]),
-            "ORTModelForCausalLM, our artifact": lambda: ask(peers["ours"]),
+        theirs, here = optimum.with_name("python"), Path(sys.executable)
+        # A process each, since threads that wait for work take a core from whoever has some.
+        peers = {
+            way: start(python, load, folder / place, options)
+            for way, python, load, place in (
+                ("AutoModelForONNX", here, OURS, "ours"),
+                ("PyTorch, eager", here, PYTORCH, "model"),
+                ("ORTModelForCausalLM, optimum's export", theirs, OPTIMUM, "theirs"),
+                ("ORTModelForCausalLM, our artifact", theirs, OPTIMUM, "ours"),
+            )
         }
-        generate(ours)
-        generate(plain)
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        seconds: dict[str, list[float]] = {way: [] for way in peers}
         texts: dict[str, list[int]] = {}
         for _ in range(options.repetitions):
-            for way, run in ways.items():
-                spent, texts[way] = run()
+            for way, peer in peers.items():
+                spent, texts[way] = ask(peer)
                 seconds[way].append(spent)
         for peer in peers.values():
             peer.kill()
@@ -99,9 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def start_peer(optimum: Path, folder: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
-    python = optimum.with_name("python")
-    command = [python, "-c", OPTIMUM, folder, str(options.tokens), str(options.threads)]
+def start(python: Path, load: str, folder: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
+    command = [python, "-c", GENERATE.format(load=load), folder, str(options.tokens), str(options.threads)]
     pipe = subprocess.PIPE
     return subprocess.Popen(list(map(str, command)), stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
