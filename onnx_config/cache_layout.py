@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnx_config.trial import Trial
     from onnx_config.twin import Twin
 
-__all__ = ["DEFAULT_PAST_LENGTH", "PAST_AXIS", "CacheLayout", "read_cache_layout", "with_past"]
+__all__ = ["DEFAULT_PAST_LENGTH", "KEY_OR_VALUE", "PAST_AXIS", "CacheLayout", "read_cache_layout", "with_past"]
 
 PAST_AXIS = "past_sequence_length"
 """Axis of the steps that are in the cache already."""
@@ -32,9 +32,10 @@ PAST_AXIS = "past_sequence_length"
 DEFAULT_PAST_LENGTH = 8
 """Steps in the cache of dummy inputs."""
 
+KEY_OR_VALUE = re.compile(r"past_key_values\.(\d+)\.(key|value)")
+"""Names of the inputs that hold what one layer attends to: number of the layer, and which."""
+
 _PREFIX = "past_key_values"
-_ATTENDED = (".key", ".value")
-_LAYER_NAME = re.compile(r"past_key_values\.\d+\.(key|value)")
 _POSITIONS = "position_ids"
 _PRESENT = "present"
 _NAMES = {"keys": "key", "values": "value"}
@@ -81,10 +82,9 @@ class CacheLayout:
     @property
     def grows_only(self) -> bool:
         """Whether it is keys and values that grow with every step, and nothing else."""
-        attended = all(tensor.name.endswith(_ATTENDED) and PAST_AXIS in tensor.shape for tensor in self.past)
-        # The other half of an encoder-decoder's cache is computed once.
-        numbered = all(_LAYER_NAME.fullmatch(tensor.name) for tensor in self.past)
-        return bool(self.past) and attended and numbered and self.step_axis is not None
+        # The other half of an encoder-decoder's cache is computed once, and is named otherwise.
+        grow = all(KEY_OR_VALUE.fullmatch(tensor.name) and PAST_AXIS in tensor.shape for tensor in self.past)
+        return bool(self.past) and grow and self.step_axis is not None
 
     def present(self, *, continued: bool = True) -> tuple[TensorSpec, ...]:
         """Return the cache after the call, as outputs.

@@ -6,15 +6,15 @@ it only, whose mask hides the rest: loaders feed all layers alike.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from onnx_config.cache_layout import KEY_OR_VALUE
+
 __all__ = ["CachedModel", "cache_of"]
 
-_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _ARGUMENT = "past_key_values"
 
 
@@ -37,7 +37,7 @@ class CachedModel(torch.nn.Module):
         The past is given by dotted names, or as one dictionary of dictionaries. Keys and values have the shape
         (batch_size, heads, past_sequence_length, head size) before the call, and ``sequence_length`` more after it.
         """
-        past = {name: inputs.pop(name) for name in list(inputs) if _PAST.fullmatch(name)}
+        past = {name: inputs.pop(name) for name in list(inputs) if KEY_OR_VALUE.fullmatch(name)}
         for number, layer in inputs.pop(_ARGUMENT, {}).items():
             past |= {f"{_ARGUMENT}.{number}.{part}": tensor for part, tensor in layer.items()}
         mask = inputs.get("attention_mask")
@@ -59,7 +59,7 @@ def cache_of(past: Mapping[str, torch.Tensor]) -> Any:
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache()
-    numbers = {int(found[1]) for name in past if (found := _PAST.fullmatch(name))}
+    numbers = {int(found[1]) for name in past if (found := KEY_OR_VALUE.fullmatch(name))}
     for number in range(max(numbers) + 1):
         layer = DynamicLayer()
         if number in numbers:

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_config.config_sizes import config_for, modality_of
-from onnx_config.spec import TensorSpec, ValueRule, size_of
+from onnx_config.spec import TensorSpec, ValueRule, is_past, size_of
 
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
 
-__all__ = ["Array", "generate_inputs", "special_token_ids", "with_room"]
+__all__ = ["Array", "generate_inputs", "positions_of", "special_token_ids", "with_room"]
 
 Array = npt.NDArray[Any]
 
@@ -65,7 +65,7 @@ def generate_inputs(
     if padding:
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
         _pad(arrays, config, least=placeholders + 2, side=padding_side, token=pad_token_id)
-    if any(name.startswith("past_key_values.") for name in arrays):
+    if any(map(is_past, arrays)):
         _number_positions(arrays)
     return arrays
 
@@ -74,8 +74,17 @@ def _number_positions(arrays: dict[str, Array]) -> None:
     """Let a continued text's positions count what its mask shows, in place, as transformers does it."""
     mask, positions = arrays.get("attention_mask"), arrays.get("position_ids")
     if mask is not None and positions is not None:
-        counted = np.maximum(np.cumsum(mask, axis=-1) - 1, 0).astype(positions.dtype)
-        arrays["position_ids"] = counted[..., counted.shape[-1] - positions.shape[-1] :]
+        arrays["position_ids"] = positions_of(mask, positions.shape[-1]).astype(positions.dtype)
+
+
+def positions_of(mask: Array, count: int) -> Array:
+    """Return where the last ``count`` tokens of each row stand (…, count), counting what the mask (…, length) shows.
+
+    >>> positions_of(np.array([[0, 1, 1, 1]]), 2)
+    array([[1, 2]])
+    """
+    counted: Array = np.maximum(np.cumsum(mask, axis=-1) - 1, 0)
+    return counted[..., counted.shape[-1] - count :]
 
 
 def _chooses(spec: TensorSpec, inputs: Sequence[TensorSpec]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_config.errors import ModelError
 
-__all__ = ["ModelSpec", "TensorSpec", "ValueRule", "axes_of", "base_axis", "is_sum", "size_of"]
+__all__ = ["ModelSpec", "TensorSpec", "ValueRule", "axes_of", "base_axis", "is_past", "is_sum", "size_of"]
 
 _FORMULA = re.compile(r"(\d+)\*(\w+)")
 _PLUS = " + "
@@ -23,6 +23,15 @@ def base_axis(axis: str) -> str:
     """
     found = _FORMULA.fullmatch(axis)
     return found[2] if found else axis
+
+
+def is_past(name: str) -> bool:
+    """Return whether an input is a part of the cache.
+
+    >>> is_past("past_key_values.0.key"), is_past("past_values")
+    (True, False)
+    """
+    return name.startswith("past_key_values.")
 
 
 def is_sum(axis: str) -> bool:
@@ -202,7 +211,7 @@ class ModelSpec:
     @property
     def continues(self) -> bool:
         """Whether the graph takes a cache and gives it back."""
-        return any(tensor.name.startswith("past_key_values.") for tensor in self.inputs)
+        return any(is_past(tensor.name) for tensor in self.inputs)
 
     @property
     def size_bytes(self) -> int | None:

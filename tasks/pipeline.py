@@ -401,17 +401,16 @@ def _best_graph(
         progress.spec = spec
         return spec, *_verified_graph(progress, job, spec, steps)
     progress.spec = continued
-    failure: str | None = None
     try:
         exported, stored, checked = _verified_graph(progress, job, continued, steps)
-        failure = None if checked.entry.verdict is Verdict.VERIFIED else checked.entry.detail
     except ModelError as error:
         if asked is not None:
             raise
         failure = error.message
     else:
-        if asked is not None or failure is None:
+        if asked is not None or checked.entry.verdict is Verdict.VERIFIED:
             return continued, exported, stored, checked
+        failure = checked.entry.detail or checked.entry.verdict.value
     progress.notes.append(f"without its cache, since with it the graph does not hold: {failure}")
     progress.spec = spec
     return spec, *_verified_graph(progress, job, spec, steps)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_config.config_sizes import config_for
-from onnx_config.input_generator import generate_inputs
-from onnx_config.spec import ModelSpec
+from onnx_config.export.child import names_memory
+from onnx_config.export.parity import FALLBACK_TOLERANCE, max_difference
+from onnx_config.input_generator import Array, generate_inputs, positions_of
+from onnx_config.spec import ModelSpec, TensorSpec, is_past
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,10 +32,6 @@ _FED = ("input_ids", "attention_mask", "position_ids")
 _PROMPTS = 3
 _PROMPT_LENGTH = 11
 _LONGEST_WINDOW = 256
-# Share of the largest logit that counts as equal, as where the model was not run in float64.
-_TOLERANCE = 1e-4
-
-Array = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +45,14 @@ class Generated:
     """Prompts, of which the later ones are padded on the left."""
 
     difference: str | None
-    """The first token that the graph would choose otherwise; ``None``: there is none."""
+    """What the graph says otherwise first, a token or its logits; ``None``: nothing."""
+
+    refusal: str | None = None
+    """Why nothing was compared; ``None``: it was."""
 
 
-def compare_generation(session: Any, model: CachedModel, spec: ModelSpec, universal: Any) -> Generated | None:
-    """Generate greedily with the model and with its graph.
+def compare_generation(session: Any, model: CachedModel, spec: ModelSpec, universal: Any) -> Generated:
+    """Generate greedily with the model, and compare the graph's logits and its choice at every step.
 
     Args:
         session: As `onnx_config.export.parity.open_session` returns it.
@@ -59,36 +60,48 @@ def compare_generation(session: Any, model: CachedModel, spec: ModelSpec, univer
         spec: What the graph takes and gives.
         universal: Its configuration.
 
-    Returns:
-        What came of it; ``None`` where transformers does not generate with this model, the graph takes more than a
-        text, or there is no room for a prompt.
+    Raises:
+        MemoryError: If memory ran out; PyTorch's own errors that say so are raised as they are.
     """
     inner = model.model
     most = spec.axis_ranges.get("sequence_length", (1, None))[1]
     length = _prompt_length(universal.config, most)
     steps = NEW_TOKENS if most is None else min(NEW_TOKENS, most - length)
-    fed = all(t.name in _FED or t.name.startswith("past_key_values.") for t in spec.inputs)
-    if not getattr(inner, "can_generate", lambda: False)() or not fed or steps < 1:
-        return None
+    others = [t.name for t in spec.inputs if t.name not in _FED and not is_past(t.name)]
+    refusal = (
+        "transformers does not generate with this class"
+        if not getattr(inner, "can_generate", lambda: False)()
+        else f"the graph takes {', '.join(others)} beside a text"
+        if others
+        else "the model has no room for a prompt and an answer"
+        if steps < 1
+        else None
+    )
+    if refusal is not None:
+        return Generated(tokens=0, rows=0, difference=None, refusal=refusal)
     prompt = _prompts(spec, universal, length)
     told = _generate(inner, prompt, steps)
-    if told is None:
-        return None
+    if isinstance(told, str):
+        return Generated(tokens=0, rows=0, difference=None, refusal=told)
     tokens, logits = told
-    for step, got in enumerate(_replay(session, spec, prompt, tokens)):
-        want = logits[step]
-        scale = max(1.0, float(np.abs(want[np.isfinite(want)]).max()))
-        for row in range(_PROMPTS):
-            chosen, other = int(tokens[row, step]), int(got[row].argmax())
-            # Of two tokens that are all but equal, either is right.
-            gap = float(want[row, chosen] - want[row, other])
-            if not np.isfinite(got[row]).any() or (chosen != other and gap > _TOLERANCE * scale):
-                text = (
-                    f"greedy generation differs at token {step + 1} of {steps} of prompt {row + 1}: "
-                    f"{other} for {chosen}, which PyTorch prefers by {gap:.3g}"
-                )
-                return Generated(tokens=steps, rows=_PROMPTS, difference=text)
+    for step, (want, got) in enumerate(zip(logits, _replay(session, spec, prompt, tokens), strict=True)):
+        if (why := _difference(want, got, tokens[:, step])) is not None:
+            text = f"greedy generation differs at token {step + 1} of {steps}: {why}"
+            return Generated(tokens=steps, rows=_PROMPTS, difference=text)
     return Generated(tokens=steps, rows=_PROMPTS, difference=None)
+
+
+def _difference(want: Array, got: Array, chosen: Array) -> str | None:
+    """Return how logits (rows, vocabulary) differ, or which other token they choose; ``None`` where they do not."""
+    difference, problem = max_difference(got, want)
+    allowed = FALLBACK_TOLERANCE * max(1.0, float(np.abs(want[np.isfinite(want)]).max(initial=0.0)))
+    if problem is not None or difference > allowed:
+        return f"the logits {problem or f'are off by {difference:.3g}, where {allowed:.3g} is allowed'}"
+    for row, (token, other) in enumerate(zip(chosen, got.argmax(axis=-1), strict=True)):
+        # Of two tokens that are all but equal, either is right.
+        if (gap := float(want[row, token] - want[row, other])) > allowed:
+            return f"{other} for {token} after prompt {row + 1}, which PyTorch prefers by {gap:.3g}"
+    return None
 
 
 def _prompt_length(config: Any, most: int | None) -> int:
@@ -102,7 +115,7 @@ def _prompt_length(config: Any, most: int | None) -> int:
 
 def _prompts(spec: ModelSpec, universal: Any, length: int) -> dict[str, Array]:
     texts = [t for t in spec.inputs if t.name in ("input_ids", "attention_mask")]
-    texts = [type(t)(name=t.name, dtype=t.dtype, shape=("batch_size", "sequence_length")) for t in texts]
+    texts = [TensorSpec(name=t.name, dtype=t.dtype, shape=("batch_size", "sequence_length")) for t in texts]
     sizes = {"batch_size": _PROMPTS, "sequence_length": length}
     return generate_inputs(
         texts, universal.config, universal.declaration, sizes, seed=11, padding=True, padding_side="left"
@@ -111,8 +124,8 @@ def _prompts(spec: ModelSpec, universal: Any, length: int) -> dict[str, Array]:
 
 def _generate(
     inner: Any, prompt: Mapping[str, Array], steps: int
-) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]] | None:
-    """Return the tokens (rows, steps) that the model chooses, and its logits at each step."""
+) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]] | str:
+    """Return the tokens (rows, steps) that the model chooses and its logits at each step, or what it says if not."""
     import torch
     from transformers import GenerationConfig
 
@@ -132,8 +145,10 @@ def _generate(
         with torch.no_grad():
             answer = inner.generate(**tensors, generation_config=config)
     # The model's own code decides what it raises where it cannot generate from text alone.
-    except Exception:  # noqa: BLE001
-        return None
+    except Exception as error:
+        if isinstance(error, MemoryError) or names_memory(str(error)):
+            raise
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     finally:
         inner.generation_config = kept
     new = answer.sequences[:, prompt["input_ids"].shape[1] :].numpy()
@@ -149,9 +164,9 @@ def _replay(
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask", np.ones_like(ids))
     sizes = {**spec.sizes, "batch_size": len(ids), "past_sequence_length": 0}
-    past = {t.name: np.zeros(t.resolve(sizes), t.dtype) for t in spec.inputs if t.name.startswith("past_key_values.")}
+    past = {t.name: np.zeros(t.resolve(sizes), t.dtype) for t in spec.inputs if is_past(t.name)}
     for step in range(tokens.shape[1]):
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, -ids.shape[1] :]
+        positions = positions_of(mask, ids.shape[1])
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
         answer = dict(zip(names, session.run(names, {k: v for k, v in feed.items() if k in wanted}), strict=True))
         yield answer["logits"][:, -1]

@@ -358,8 +358,8 @@ def _generated(
     from onnx_config.export.parity import Outcome
 
     generated = compare_generation(session, model, spec, universal)
-    if generated is None:
-        return result, ["greedy generation was not compared: transformers does not generate from these inputs alone"]
+    if generated.refusal is not None:
+        return result, [f"greedy generation was not compared: {generated.refusal}"]
     if generated.difference is not None:
         return replace(result, outcome=Outcome.MISMATCH, detail=generated.difference), []
     return result, [

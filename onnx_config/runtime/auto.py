@@ -80,17 +80,12 @@ class AutoModelForONNX:
                 "Pass allow_quarantined=True to load it all the same.",
                 kind=ErrorKind.MISMATCH,
             )
-        return cls._named_like(folder)(folder, device=device, threads=threads)
-
-    @classmethod
-    def _named_like(cls, folder: Path) -> type[AutoModelForONNX]:
-        """Return this class under the name of the model's own, by which pipelines tell whether it does their task."""
-        try:
-            architectures = json.loads((folder / "config.json").read_bytes()).get("architectures")
-        except (OSError, ValueError, AttributeError):
-            return cls
-        name = architectures[0] if isinstance(architectures, list) and architectures else None
-        return type(name, (cls,), {"__doc__": cls.__doc__}) if isinstance(name, str) and name.isidentifier() else cls
+        name = (known or {}).get("model", {}).get("architecture") or _architecture_in(folder)
+        # Under the name of the model's own class, by which pipelines tell whether it does their task.
+        named: type[AutoModelForONNX] = (
+            type(name, (cls,), {"__doc__": cls.__doc__}) if isinstance(name, str) and name.isidentifier() else cls
+        )
+        return named(folder, device=device, threads=threads)
 
     @cached_property
     def config(self) -> Any:
@@ -150,9 +145,9 @@ class AutoModelForONNX:
         """
         from transformers.utils.generic import ModelOutput
 
-        if self.causal is not None:
-            return self.causal(**inputs)
         as_torch = any(_is_tensor(value) for value in inputs.values())
+        if self.causal is not None:
+            return self._continue(inputs, as_torch=as_torch)
         feed = {name: _as_array(value) for name, value in inputs.items() if name in self.input_names}
         self._fill(feed)
         try:
@@ -168,6 +163,19 @@ class AutoModelForONNX:
 
             values = [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
         return ModelOutput(zip(self.output_names, values, strict=True))
+
+    def _continue(self, inputs: Mapping[str, Any], *, as_torch: bool) -> Any:
+        """Call the graph that carries its cache, which is transformers' own object and of torch."""
+        import torch
+
+        past = {name: value for name, value in inputs.items() if name == "past_key_values"}
+        given = {name: torch.from_numpy(_as_array(v)) for name, v in inputs.items() if name in self.input_names}
+        if "input_ids" not in given:
+            raise InputError(f"The graph takes {list(self.input_names)}; 'input_ids' is missing.")
+        returned = self.causal(**given, **past)  # type: ignore[misc]  # asked before
+        if not as_torch:
+            returned["logits"] = returned["logits"].numpy()
+        return returned
 
     def _fill(self, feed: dict[str, Any]) -> None:
         for value in self.session.get_inputs():
@@ -234,6 +242,13 @@ def _graph_in(folder: Path) -> Path:
         "`ferry catalog list` shows where they are.",
         kind=ErrorKind.NOT_FOUND,
     )
+
+
+def _architecture_in(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "config.json").read_bytes())["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _filled(name: str, feed: Mapping[str, Any], dtype: Any) -> Any | None:

@@ -63,6 +63,7 @@ class CausalGraph(GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
+        token_type_ids: torch.Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Return the logits of the new tokens, and the cache after them.
@@ -72,6 +73,7 @@ class CausalGraph(GenerationMixin):
             attention_mask: 1 for tokens that count (batch_size, past and new length); ``None``: all do.
             position_ids: Where the new tokens stand (batch_size, sequence_length); ``None``: one after the other, from
                 the past on, as transformers counts them.
+            token_type_ids: Segments of the new tokens (batch_size, sequence_length); ``None``: all of the first.
             past_key_values: What an earlier call returned; ``None``, or empty: a text begins.
 
         Raises:
@@ -85,7 +87,10 @@ class CausalGraph(GenerationMixin):
             attention_mask = torch.ones(rows, before + length, dtype=torch.int64)
         if position_ids is None:
             position_ids = torch.arange(before, before + length).expand(rows, -1)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        given["token_type_ids"] = token_type_ids
         feed = {name: np.ascontiguousarray(given[name].cpu().numpy()) for name in given.keys() & self._wanted.keys()}
         answer = dict(zip(self._outputs, self._run({**feed, **past}), strict=True))
         present = {name: answer[name.replace("past_key_values", "present", 1)] for name in self._past}

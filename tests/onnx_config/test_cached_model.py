@@ -110,7 +110,7 @@ def test_another_text_is_told_apart(continued: Continued, change: Any) -> None:
     session = open_session(continued.graph, device="cpu")
     for changed, whole in ((session, True), (Disturbed(session, change), False)):
         generated = compare_generation(changed, model, continued.spec, universal)
-        assert generated is not None
+        assert generated.refusal is None
         assert (generated.difference is None) == whole, generated
 
 

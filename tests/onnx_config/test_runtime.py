@@ -273,6 +273,18 @@ def test_a_call_goes_on_from_what_an_earlier_one_returned(causal: tuple[AutoMode
     torch.testing.assert_close(torch.cat([begun.logits, rest.logits], dim=1), want, atol=2e-5, rtol=1e-4)
 
 
+def test_numpy_goes_in_and_comes_out_of_it_too(causal: tuple[AutoModelForONNX, Any]) -> None:
+    model, _ = causal
+    want, got = (
+        model(input_ids=PROMPTS, attention_mask=HIDDEN),
+        model(input_ids=PROMPTS.numpy(), attention_mask=HIDDEN.numpy()),
+    )
+    assert isinstance(got.logits, np.ndarray)
+    np.testing.assert_array_equal(got.logits, want.logits.numpy())
+    with pytest.raises(InputError, match="'input_ids' is missing"):
+        model(attention_mask=HIDDEN)
+
+
 def test_options_that_are_unknown_and_texts_that_are_too_long_are_refused(causal: tuple[AutoModelForONNX, Any]) -> None:
     model, _ = causal
     with pytest.raises(InputError, match=r"an option that transformers does not know.*'temprature'"):
