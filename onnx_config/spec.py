@@ -178,6 +178,9 @@ class ModelSpec:
     parameters: int | None
     """Number of parameters by the config, counted on the meta device; ``None`` if not counted."""
 
+    part: str = "model"
+    """What of the model its graph computes, by the role that a report names; ``"model"``: all of it."""
+
     cache: tuple[TensorSpec, ...] = ()
     """What the model keeps from step to step when its cache is on, as inputs of a graph that continues
     (``past_key_values.0.key``, …); empty where it keeps nothing, or was not asked."""

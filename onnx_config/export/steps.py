@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.sample import SIDES, Sample, escapes_at, sample_of, ties_in_padding, trace_sample
+from onnx_config.parts import Role, role_of
 from onnx_config.spec import ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ def loaded_model(request: Json, spec: ModelSpec, *, check_values: bool = True) -
         InputError: If the weights are not there, not whole, or not finite and ``check_values`` is true.
         ModelError: If the class cannot be loaded.
     """
-    from onnx_config.cached_model import CachedModel
     from onnx_config.export.checkpoint import load_model
     from onnx_config.hub import config_from_dict, read_config_dict
+    from onnx_config.part_models import part_model
     from onnx_config.universal_config import UniversalOnnxConfig
 
     folder = Path(request["folder"])
@@ -100,7 +101,7 @@ def loaded_model(request: Json, spec: ModelSpec, *, check_values: bool = True) -
     if universal.source is not None:
         return universal, universal.source.load(folder)
     model = load_model(universal.model_class, config, folder, check_values=check_values)
-    return universal, CachedModel(model) if spec.continues else model
+    return universal, part_model(model, spec)
 
 
 def export(request: Json) -> Json:
@@ -337,7 +338,7 @@ def parity(request: Json) -> Json:
     session = open_session(path, device=device, threads=request["threads"], mapped=request["mapped"])
     result = check_parity(session, references, refused=refused, expected=[t.name for t in spec.outputs])
     notes: list[str] = []
-    if spec.continues and result.outcome is Outcome.VERIFIED:
+    if spec.continues and role_of(spec) is Role.MODEL and result.outcome is Outcome.VERIFIED:
         if request["mapped"]:
             notes = ["greedy generation was not compared, since every token would read all weights from the disk"]
         else:

@@ -1,0 +1,144 @@
+"""The modules that compute the parts of a model: an encoder, a decoder that begins, one that goes on with its cache.
+
+Each calls the model of transformers as its own ``generate`` does, and hands its cache over as plain tensors. What a
+part takes and gives is in `onnx_config.parts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from onnx_config.cached_model import CachedModel, cache_of
+from onnx_config.parts import ENCODER_MASK, ENCODER_STATES, Role, role_of
+from onnx_config.spec import ModelSpec
+
+__all__ = ["DecoderModel", "EncoderModel", "encoder_decoder_cache", "flat_cache", "part_model"]
+
+_PAST = "past_key_values"
+_HALVES = ("decoder", "encoder")
+
+
+def part_model(model: Any, spec: ModelSpec) -> Any:
+    """Return what computes the graph that ``spec`` describes, around the loaded ``model`` of transformers."""
+    match role_of(spec):
+        case Role.MODEL:
+            return CachedModel(model) if spec.continues else model
+        case Role.ENCODER:
+            return EncoderModel(model)
+        case Role.DECODER | Role.DECODER_WITH_PAST | Role.DECODER_MERGED:
+            return DecoderModel(model, keeps_cache=any(tensor.name.startswith("present") for tensor in spec.outputs))
+
+
+class EncoderModel(torch.nn.Module):
+    """Calls a model's encoder alone."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model.get_encoder()  # type: ignore[operator]  # transformers' models have it
+        """The encoder, as ``generate`` finds it."""
+        self.config = model.config
+        """The whole model's config."""
+
+    def forward(self, use_cache: bool | None = None, **inputs: Any) -> dict[str, torch.Tensor]:
+        """Return ``last_hidden_state`` (batch_size, encoder_sequence_length, hidden size).
+
+        ``use_cache`` is for the decoder and ignored.
+        """
+        return {"last_hidden_state": self.model(**inputs, return_dict=True).last_hidden_state}
+
+
+class DecoderModel(torch.nn.Module):
+    """Calls an encoder-decoder with what its encoder gave, for the decoder's next tokens."""
+
+    def __init__(self, model: torch.nn.Module, *, keeps_cache: bool) -> None:
+        super().__init__()
+        self.model = model
+        """An encoder-decoder of transformers, whose ``forward`` takes ``encoder_outputs``."""
+        self._keeps_cache = keeps_cache
+
+    @property
+    def config(self) -> Any:
+        """The model's config."""
+        return self.model.config
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool | None = None, **inputs: Any) -> dict[str, Any]:
+        """Return ``logits`` (batch_size, decoder_sequence_length, vocabulary) and the cache after the call.
+
+        The encoder's states and their mask come as ``encoder_hidden_states`` and ``encoder_attention_mask``, the past
+        by dotted names or as one dictionary of dictionaries. With a past, the states are not needed, since what is
+        kept of them is in it; and of the cache only the decoder's own half is given back, since the other one stays.
+        ``use_cache`` is ignored: the graph's outputs say whether the cache is given.
+        """
+        from transformers.modeling_outputs import BaseModelOutput
+
+        past = {name: inputs.pop(name) for name in list(inputs) if name.startswith(f"{_PAST}.")}
+        past |= _flattened(inputs.pop(_PAST, {}), _PAST)
+        states = inputs.pop(ENCODER_STATES, None)
+        if states is None:
+            states = self._stand_in(past)
+        mask = inputs.pop(ENCODER_MASK, None)
+        if mask is not None:
+            # Of the very length of what is attended to, which torch cannot see from outside.
+            inputs["attention_mask"] = mask.narrow(-1, 0, states.shape[1])
+        cache = encoder_decoder_cache(past) if self._keeps_cache else None
+        returned = self.model(
+            decoder_input_ids=input_ids,
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            past_key_values=cache,
+            use_cache=self._keeps_cache,
+            return_dict=True,
+            **inputs,
+        )
+        halves = _HALVES[:1] if past else _HALVES
+        return {"logits": returned.logits, **({} if cache is None else flat_cache(cache, halves))}
+
+    def _stand_in(self, past: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return states of the right shape whose numbers nobody reads."""
+        keys = next(value for name, value in past.items() if name.endswith(".encoder.key"))
+        width = _encoder_width(self.model)
+        return keys[:, 0, :, :1].expand(-1, -1, width)
+
+
+def _encoder_width(model: Any) -> int:
+    """Return how many numbers an encoder gives for each step."""
+    config = getattr(model.config, "encoder", model.config)
+    for name in ("hidden_size", "d_model"):
+        if isinstance(width := getattr(config, name, None), int):
+            return width
+    return int(model.get_input_embeddings().weight.shape[-1])
+
+
+def encoder_decoder_cache(past: Mapping[str, torch.Tensor]) -> Any:
+    """Return transformers' cache with tensors by the names ``past_key_values.<layer>.decoder|encoder.key|value``."""
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    own, crossed = (
+        cache_of({name.replace(f".{half}.", "."): value for name, value in past.items() if f".{half}." in name})
+        if past
+        else DynamicCache()
+        for half in _HALVES
+    )
+    cache = EncoderDecoderCache(own, DynamicCache())
+    cache.cross_attention_cache = crossed
+    # Asking how long the past is would have torch decide it for all lengths.
+    cache.is_updated = dict.fromkeys(range(len(crossed.layers)), True)
+    return cache
+
+
+def flat_cache(cache: Any, halves: tuple[str, ...] = _HALVES) -> dict[str, torch.Tensor]:
+    """Return what an encoder-decoder's cache holds, as ``present.<layer>.decoder|encoder.key|value``."""
+    of_half = {"decoder": cache.self_attention_cache, "encoder": cache.cross_attention_cache}
+    flat = {}
+    for half in halves:
+        for number, layer in enumerate(of_half[half].layers):
+            flat |= {f"present.{number}.{half}.key": layer.keys, f"present.{number}.{half}.value": layer.values}
+    return flat
+
+
+def _flattened(value: Any, name: str) -> dict[str, torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    return {key: tensor for part, held in value.items() for key, tensor in _flattened(held, f"{name}.{part}").items()}

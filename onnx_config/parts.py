@@ -1,0 +1,168 @@
+"""Models that become several graphs: which parts there are, and what each takes and gives.
+
+An encoder-decoder is called in two ways while it generates: its encoder once, its decoder for every token. Each is a
+graph of its own under the name that the ecosystem's loaders look for. What a part takes and gives follows from the
+spec of the whole model; the modules that compute it are in `onnx_config.part_models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+
+from onnx_config.cache_layout import PAST_AXIS, CacheLayout
+from onnx_config.spec import ModelSpec, TensorSpec, ValueRule
+
+__all__ = ["ENCODER_AXIS", "ENCODER_MASK", "ENCODER_STATES", "GRAPH_FILES", "Role", "encoder_decoder_parts", "role_of"]
+
+ENCODER_STATES = "encoder_hidden_states"
+"""The decoder's input that holds what the encoder made of the input."""
+
+ENCODER_MASK = "encoder_attention_mask"
+"""The decoder's input that tells which steps of the encoder count."""
+
+ENCODER_AXIS = "encoder_sequence_length"
+"""Steps that the encoder gives."""
+
+_IDS = "decoder_input_ids"
+_DECODER_AXIS = "decoder_sequence_length"
+_STATES = "encoder_last_hidden_state"
+_MASK = "attention_mask"
+_TELLING_LENGTH = 13
+
+
+class Role(StrEnum):
+    """What a graph of a model computes."""
+
+    MODEL = "model"
+    ENCODER = "encoder"
+    DECODER = "decoder"
+    DECODER_WITH_PAST = "decoder_with_past"
+    DECODER_MERGED = "decoder_merged"
+
+
+GRAPH_FILES: Mapping[Role, str] = {
+    Role.MODEL: "model.onnx",
+    Role.ENCODER: "encoder_model.onnx",
+    Role.DECODER: "decoder_model.onnx",
+    Role.DECODER_WITH_PAST: "decoder_with_past_model.onnx",
+    Role.DECODER_MERGED: "decoder_model_merged.onnx",
+}
+"""Role -> file name, as optimum and transformers.js have them."""
+
+
+def role_of(spec: ModelSpec) -> Role:
+    """Return the role of the graph that ``spec`` describes."""
+    return Role(spec.part)
+
+
+def encoder_decoder_parts(spec: ModelSpec, *, with_past: bool = True) -> tuple[ModelSpec, ...]:
+    """Return the specs of an encoder, of a decoder that begins and of one that goes on; empty where there are none.
+
+    There are none where the model is no encoder-decoder that generates tokens, keeps other states than keys and
+    values, or masks its input at another length than the one its encoder gives.
+
+    Args:
+        spec: The whole model, as one call of ``forward``.
+        with_past: Whether the decoder gives its cache, and there is one that takes it.
+    """
+    inputs = {tensor.name: tensor for tensor in spec.inputs}
+    outputs = {tensor.name: tensor for tensor in spec.outputs}
+    states, logits = outputs.get(_STATES), outputs.get("logits")
+    if states is None or logits is None or len(states.shape) != 3 or not _is_text(inputs.get(_IDS)):
+        return ()
+    if with_past and not _keeps_keys_and_values(spec):
+        return ()
+    length = states.shape[1]
+    mask = inputs.get(_MASK)
+    if mask is not None and mask.shape != (states.shape[0], length):
+        return ()
+    renamed = {length: ENCODER_AXIS} if isinstance(length, str) else {}
+    entering = [_renamed(replace(states, name=ENCODER_STATES), renamed)]
+    if mask is not None:
+        entering.insert(0, _renamed(replace(mask, name=ENCODER_MASK), renamed))
+    entering.insert(len(entering) - 1, replace(inputs[_IDS], name="input_ids"))
+    begun = _decoder(spec, Role.DECODER, tuple(entering), (logits,), length)
+    encoder = _encoder(spec, states)
+    if not with_past:
+        return encoder, begun
+    cache = tuple(_at_length(tensor, ENCODER_AXIS if renamed else length) for tensor in spec.cache)
+    own = tuple(tensor for tensor in cache if PAST_AXIS in tensor.shape)
+    first = CacheLayout(past=cache, step_axis=_DECODER_AXIS).present(continued=False)
+    begun = replace(begun, outputs=(logits, *first))
+    going_on = tuple(tensor for tensor in entering if tensor.name != ENCODER_STATES)
+    later = CacheLayout(past=own, step_axis=_DECODER_AXIS).present()
+    continued = _decoder(spec, Role.DECODER_WITH_PAST, (*going_on, *cache), (logits, *later), length)
+    return encoder, begun, continued
+
+
+def _is_text(ids: TensorSpec | None) -> bool:
+    """Return whether the decoder takes tokens whose number is free."""
+    return ids is not None and len(ids.shape) == 2 and ids.shape[1] == _DECODER_AXIS
+
+
+def _keeps_keys_and_values(spec: ModelSpec) -> bool:
+    halves = {".decoder.key", ".decoder.value", ".encoder.key", ".encoder.value"}
+    ends = {tensor.name[tensor.name.index(".", len("past_key_values.")) :] for tensor in spec.cache}
+    grows = all((PAST_AXIS in tensor.shape) == (".decoder." in tensor.name) for tensor in spec.cache)
+    return ends == halves and grows and spec.step_axis == _DECODER_AXIS
+
+
+def _renamed(tensor: TensorSpec, names: Mapping[int | str, str]) -> TensorSpec:
+    return replace(tensor, shape=tuple(names.get(size, size) for size in tensor.shape))
+
+
+def _at_length(tensor: TensorSpec, length: int | str) -> TensorSpec:
+    """Return a tensor of the cache; what is kept of the encoder is as long as what the encoder gives."""
+    kept = ".encoder." in tensor.name
+    return replace(tensor, shape=(*tensor.shape[:2], length, *tensor.shape[3:])) if kept else tensor
+
+
+def _encoder(spec: ModelSpec, states: TensorSpec) -> ModelSpec:
+    inputs = tuple(tensor for tensor in spec.inputs if not tensor.name.startswith("decoder_"))
+    return _part(spec, Role.ENCODER, inputs, (replace(states, name="last_hidden_state"),))
+
+
+def _decoder(
+    spec: ModelSpec,
+    role: Role,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    length: int | str,
+) -> ModelSpec:
+    part = _part(spec, role, inputs, outputs)
+    ranges, sizes = dict(part.axis_ranges), dict(part.sizes)
+    if isinstance(length, str):
+        # What an encoder makes of a text is as long as the text; of a sound or an image, no input says how long.
+        ranges[ENCODER_AXIS] = spec.axis_ranges.get(length, (1, None))
+        sizes[ENCODER_AXIS] = spec.sizes.get(length, _TELLING_LENGTH)
+    if role is Role.DECODER_WITH_PAST:
+        layout = CacheLayout(past=spec.cache, step_axis=_DECODER_AXIS)
+        ranges |= layout.axis_ranges
+        sizes |= layout.sizes
+    rule = spec.values.get(_IDS, ValueRule())
+    vocabulary = outputs[0].shape[-1]
+    if isinstance(vocabulary, int):
+        rule = replace(rule, below=vocabulary if rule.below is None else min(rule.below, vocabulary))
+    return replace(part, axis_ranges=ranges, sizes=sizes, values={"input_ids": rule})
+
+
+def _part(
+    spec: ModelSpec, role: Role, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> ModelSpec:
+    """Return the spec of a part, with what the whole model's says of the axes and values of its inputs."""
+    axes = {axis for tensor in inputs for axis in tensor.axis_names}
+    names = {tensor.name for tensor in inputs}
+    return replace(
+        spec,
+        part=role.value,
+        inputs=inputs,
+        outputs=outputs,
+        axis_ranges={axis: limits for axis, limits in spec.axis_ranges.items() if axis in axes},
+        sizes={axis: size for axis, size in spec.sizes.items() if axis in axes},
+        axis_steps={axis: step for axis, step in spec.axis_steps.items() if axis in axes},
+        values={name: rule for name, rule in spec.values.items() if name in names},
+        cache=(),
+        step_axis=None,
+    )
