@@ -24,10 +24,11 @@ from tasks.crew import Crew
 from tasks.job import raise_if_stopping
 from tasks.lookup import Lookup, look_up
 from tasks.memory import MemoryGate, weight_bytes_in
-from tasks.pipeline import PLAIN_STEPS, Steps, convert_model, place_known, refused
+from tasks.pipeline import convert_model, place_known, refused
 from tasks.register import catalog, catalog_errors
 from tasks.report import Engine, ModelEntry, Report
 from tasks.request import ConversionRequest, Listener, Workspace
+from tasks.steps import PLAIN_STEPS, Steps
 from tasks.store import safe_name
 
 __all__ = ["BatchPlan", "convert_one", "run_batch", "run_locally"]

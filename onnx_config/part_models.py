@@ -131,7 +131,7 @@ def encoder_decoder_cache(past: Mapping[str, torch.Tensor]) -> Any:
 def flat_cache(cache: Any, halves: tuple[str, ...] = _HALVES) -> dict[str, torch.Tensor]:
     """Return what an encoder-decoder's cache holds, as ``present.<layer>.decoder|encoder.key|value``."""
     of_half = {"decoder": cache.self_attention_cache, "encoder": cache.cross_attention_cache}
-    flat = {}
+    flat: dict[str, torch.Tensor] = {}
     for half in halves:
         for number, layer in enumerate(of_half[half].layers):
             flat |= {f"present.{number}.{half}.key": layer.keys, f"present.{number}.{half}.value": layer.values}

@@ -78,7 +78,7 @@ def encoder_decoder_parts(spec: ModelSpec, *, with_past: bool = True) -> tuple[M
     mask = inputs.get(_MASK)
     if mask is not None and mask.shape != (states.shape[0], length):
         return ()
-    renamed = {length: ENCODER_AXIS} if isinstance(length, str) else {}
+    renamed: dict[int | str, str] = {length: ENCODER_AXIS} if isinstance(length, str) else {}
     entering = [_renamed(replace(states, name=ENCODER_STATES), renamed)]
     if mask is not None:
         entering.insert(0, _renamed(replace(mask, name=ENCODER_MASK), renamed))
@@ -148,9 +148,7 @@ def _decoder(
     return replace(part, axis_ranges=ranges, sizes=sizes, values={"input_ids": rule})
 
 
-def _part(
-    spec: ModelSpec, role: Role, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-) -> ModelSpec:
+def _part(spec: ModelSpec, role: Role, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> ModelSpec:
     """Return the spec of a part, with what the whole model's says of the axes and values of its inputs."""
     axes = {axis for tensor in inputs for axis in tensor.axis_names}
     names = {tensor.name for tensor in inputs}

@@ -19,16 +19,18 @@ from prefect.utilities.annotations import opaque
 from onnx_config.errors import FerryError
 from tasks.detect import detect
 from tasks.export import export
+from tasks.join import join
 from tasks.parity import check
-from tasks.pipeline import Steps
 from tasks.register import register
 from tasks.retry import RETRIES, RETRY_WAIT_SECONDS, is_transient
 from tasks.simplify import simplify
+from tasks.steps import Steps
 
 __all__ = [
     "PREFECT_STEPS",
     "detect_task",
     "export_task",
+    "join_task",
     "may_pass",
     "parity_task",
     "register_task",
@@ -70,6 +72,7 @@ detect_task = _step(detect, "detect")
 export_task = _step(export, "export")
 simplify_task = _step(simplify, "simplify")
 parity_task = _step(check, "parity")
+join_task = _step(join, "join")
 register_task = _step(register, "register")
 
 
@@ -90,6 +93,7 @@ PREFECT_STEPS = Steps(
     export=_called(export_task),
     simplify=_called(simplify_task),
     parity=_called(parity_task),
+    join=_called(join_task),
     register=_called(register_task),
 )
 """The steps as Prefect task runs."""

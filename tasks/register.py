@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -61,11 +61,17 @@ def catalog_errors() -> Iterator[None]:
 
 
 def register(
-    job: Job, entry: ModelEntry, *, started_at: datetime, batch_id: int | None, template: Path | None = None
+    job: Job,
+    entry: ModelEntry,
+    *,
+    started_at: datetime,
+    batch_id: int | None,
+    templates: Sequence[tuple[Path, str]] = (),
 ) -> ModelEntry:
     """Store the files in the job's ``artifact`` folder and record ``entry``; return it with its place.
 
-    ``template`` is the folder of the template that the graph came from, whose name is its key.
+    ``templates`` are the folders of those that the graphs came from, whose names are their keys, each with whether it
+    was ``traced`` or ``reused``.
 
     A mismatch goes to the quarantine. The folder is moved whole; the catalog is written after it, in one
     transaction, so that a row never names files that are not there.
@@ -109,7 +115,7 @@ def register(
         started_at=started_at,
         artifact=artifact,
         batch_id=batch_id,
-        template=template,
+        templates=templates,
     )
     return stored
 
@@ -153,9 +159,9 @@ def record_entry(
     started_at: datetime,
     artifact: db.ArtifactRecord | None = None,
     batch_id: int | None = None,
-    template: Path | None = None,
+    templates: Sequence[tuple[Path, str]] = (),
 ) -> int:
-    """Write one conversion, and the template that it used, into the catalog, in one transaction; return its number.
+    """Write one conversion, and the templates that it used, into the catalog, in one transaction; return its number.
 
     Raises:
         TransientError: If the catalog does not take it (``catalog``).
@@ -209,13 +215,13 @@ def record_entry(
     )
     engine = catalog(workspace)
     with catalog_errors(), db.session_scope(engine) as session:
-        if template is not None:
+        for template, use in templates:
             db.note_template(
                 session,
                 template.name,
                 architecture=entry.architecture,
                 size_bytes=folder_bytes(template),
-                reused=entry.template == db.TemplateUse.REUSED,
+                reused=use == db.TemplateUse.REUSED,
                 at=now,
             )
         return db.record_conversion(session, record, batch_id=batch_id)

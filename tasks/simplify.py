@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from onnx_config.errors import FerryError, ModelError, ResourceError
+from onnx_config.parts import GRAPH_FILES, role_of
 from onnx_config.spec import ModelSpec
 from tasks.export import Exported
 from tasks.job import Job, StepCost, run_child
 from tasks.report import GraphEntry, Step, TensorEntry
 from tasks.template_store import Template
 
-__all__ = ["Simplified", "simplify"]
+__all__ = ["Simplified", "clear_artifact", "graph_entry", "simplify"]
 
 _STEPS = "onnx_config.export.template_steps"
 
@@ -57,13 +58,18 @@ def simplify(
         InputError: If the checkpoint does not fit its config.
         FerryError: If even the plain graph cannot be written.
     """
-    output = job.scratch / "artifact" / "model.onnx"
+    output = job.scratch / "artifact" / GRAPH_FILES[role_of(spec)]
     output.parent.mkdir(exist_ok=True)
-    shutil.rmtree(output.parent)
-    output.parent.mkdir()
+    for left in (output, output.with_name(f"{output.name}_data")):
+        left.unlink(missing_ok=True)
     if exported.template is None:
-        return _simplify_file(job, exported.path, output, metadata, enabled=enabled)
+        return _simplify_file(job, spec, exported.path, output, metadata, enabled=enabled)
     return _bind(job, spec, exported.template, output, metadata, enabled=enabled)
+
+
+def clear_artifact(job: Job) -> None:
+    """Remove the graphs that were written so far, for others to take their place."""
+    shutil.rmtree(job.scratch / "artifact", ignore_errors=True)
 
 
 def _bind(
@@ -94,7 +100,7 @@ def _bind(
     answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:bind", request)
     return Simplified(
         path=output,
-        graph=_entry(output, answer["graph"], template.nodes),
+        graph=graph_entry(output, answer["graph"], template.nodes, role=spec.part),
         simplified=simplified,
         reason=template.why_plain() if enabled and not simplified else None,
         cost=StepCost(seconds=seconds + cost.seconds, peak_rss_bytes=max(peak, cost.peak_rss_bytes)),
@@ -102,7 +108,14 @@ def _bind(
 
 
 def _simplify_file(
-    job: Job, traced: Path, output: Path, metadata: dict[str, str], *, enabled: bool, reason: str | None = None
+    job: Job,
+    spec: ModelSpec,
+    traced: Path,
+    output: Path,
+    metadata: dict[str, str],
+    *,
+    enabled: bool,
+    reason: str | None = None,
 ) -> Simplified:
     request = {"graph": str(traced), "output": str(output), "metadata": metadata, "simplify": enabled}
     try:
@@ -111,19 +124,20 @@ def _simplify_file(
         if not enabled:
             raise
         why = f"onnxsim failed: {_short(error)}"
-        return _simplify_file(job, traced, output, metadata, enabled=False, reason=why)
+        return _simplify_file(job, spec, traced, output, metadata, enabled=False, reason=why)
     return Simplified(
         path=output,
-        graph=_entry(output, answer["graph"], answer["nodes_before"]),
+        graph=graph_entry(output, answer["graph"], answer["nodes_before"], role=spec.part),
         simplified=answer["simplified"],
         reason=reason or answer["reason"],
         cost=cost,
     )
 
 
-def _entry(output: Path, summary: dict[str, Any], nodes_before: int) -> GraphEntry:
+def graph_entry(output: Path, summary: dict[str, Any], nodes_before: int, *, role: str) -> GraphEntry:
+    """Return the report's entry of the graph in ``output``, by what a child says of it."""
     return GraphEntry(
-        role="model",
+        role=role,
         path=output.name,
         opset=summary["opset"],
         nodes=summary["nodes"],

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
     from onnx_config.cached_model import CachedModel
 
-__all__ = ["NEW_TOKENS", "Generated", "compare_generation"]
+__all__ = ["NEW_TOKENS", "PROMPTS", "Generated", "compare_generation", "generate_greedily", "token_difference"]
 
 NEW_TOKENS = 32
 """Tokens that are generated after each prompt, where the model has room for so many."""
 
 _FED = ("input_ids", "attention_mask", "position_ids")
-_PROMPTS = 3
+PROMPTS = 3
+"""Rows that are generated for at once."""
+
 _PROMPT_LENGTH = 11
 _LONGEST_WINDOW = 256
 
@@ -80,18 +82,18 @@ def compare_generation(session: Any, model: CachedModel, spec: ModelSpec, univer
     if refusal is not None:
         return Generated(tokens=0, rows=0, difference=None, refusal=refusal)
     prompt = _prompts(spec, universal, length)
-    told = _generate(inner, prompt, steps)
+    told = generate_greedily(inner, prompt, steps)
     if isinstance(told, str):
         return Generated(tokens=0, rows=0, difference=None, refusal=told)
     tokens, logits = told
     for step, (want, got) in enumerate(zip(logits, _replay(session, spec, prompt, tokens), strict=True)):
-        if (why := _difference(want, got, tokens[:, step])) is not None:
+        if (why := token_difference(want, got, tokens[:, step])) is not None:
             text = f"greedy generation differs at token {step + 1} of {steps}: {why}"
-            return Generated(tokens=steps, rows=_PROMPTS, difference=text)
-    return Generated(tokens=steps, rows=_PROMPTS, difference=None)
+            return Generated(tokens=steps, rows=PROMPTS, difference=text)
+    return Generated(tokens=steps, rows=PROMPTS, difference=None)
 
 
-def _difference(want: Array, got: Array, chosen: Array) -> str | None:
+def token_difference(want: Array, got: Array, chosen: Array) -> str | None:
     """Return how logits (rows, vocabulary) differ, or which other token they choose; ``None`` where they do not."""
     difference, problem = max_difference(got, want)
     allowed = FALLBACK_TOLERANCE * max(1.0, float(np.abs(want[np.isfinite(want)]).max(initial=0.0)))
@@ -116,18 +118,25 @@ def _prompt_length(config: Any, most: int | None) -> int:
 def _prompts(spec: ModelSpec, universal: Any, length: int) -> dict[str, Array]:
     texts = [t for t in spec.inputs if t.name in ("input_ids", "attention_mask")]
     texts = [TensorSpec(name=t.name, dtype=t.dtype, shape=("batch_size", "sequence_length")) for t in texts]
-    sizes = {"batch_size": _PROMPTS, "sequence_length": length}
+    sizes = {"batch_size": PROMPTS, "sequence_length": length}
     return generate_inputs(
         texts, universal.config, universal.declaration, sizes, seed=11, padding=True, padding_side="left"
     )
 
 
-def _generate(
-    inner: Any, prompt: Mapping[str, Array], steps: int
+def generate_greedily(
+    inner: Any, prompt: Mapping[str, Array], steps: int, *, start_token_id: int | None = None
 ) -> tuple[npt.NDArray[np.int64], list[npt.NDArray[Any]]] | str:
-    """Return the tokens (rows, steps) that the model chooses and its logits at each step, or what it says if not."""
+    """Return the tokens (rows, steps) that the model chooses and its logits at each step, or what it says if not.
+
+    ``start_token_id`` is what the decoder of an encoder-decoder begins with; ``None``: the prompt is what is gone on
+    with.
+
+    Raises:
+        MemoryError: If memory ran out; PyTorch's own errors that say so are raised as they are.
+    """
     import torch
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, GenerationMixin
 
     config = GenerationConfig(
         do_sample=False,
@@ -136,14 +145,16 @@ def _generate(
         min_new_tokens=steps,
         use_cache=True,
         pad_token_id=0,
+        decoder_start_token_id=start_token_id,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    tensors = {name: torch.from_numpy(value) for name, value in prompt.items()}
+    tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in prompt.items()}
     kept, inner.generation_config = inner.generation_config, config
     try:
         with torch.no_grad():
-            answer = inner.generate(**tensors, generation_config=config)
+            # Models with a way of their own to generate (of long sounds, say) do so around this one.
+            answer: Any = GenerationMixin.generate(inner, **tensors, generation_config=config)
     # The model's own code decides what it raises where it cannot generate from text alone.
     except Exception as error:
         if isinstance(error, MemoryError) or names_memory(str(error)):
@@ -151,7 +162,7 @@ def _generate(
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     finally:
         inner.generation_config = kept
-    new = answer.sequences[:, prompt["input_ids"].shape[1] :].numpy()
+    new = answer.sequences[:, -steps:].numpy()
     return new, [step.float().numpy() for step in answer.logits]
 
 

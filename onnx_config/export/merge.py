@@ -113,9 +113,8 @@ def _branch(
     # Computed inside, under names of their own: the names of the outputs are those of the whole.
     ends = []
     for output in outputs:
-        value = given.get(output)
-        if value is None:
-            value = inputs[output.replace(_PRESENT, _PAST, 1)]
+        found = given.get(output)
+        value = inputs[output.replace(_PRESENT, _PAST, 1)] if found is None else found
         end = onnx_ir.node("Identity", [value])
         end.outputs[0].name = f"{name}/output/{output}"
         end.outputs[0].type, end.outputs[0].shape = value.type, _loose(value)

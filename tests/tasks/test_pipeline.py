@@ -40,7 +40,8 @@ from tasks.job import Job, StepCost
 from tasks.lookup import Lookup, look_up
 from tasks.memory import MemoryGate
 from tasks.parity import Checked
-from tasks.pipeline import Steps, convert_model, place_known
+from tasks.pipeline import convert_model, place_known
+from tasks.progress import Progress
 from tasks.register import record_entry, register
 from tasks.report import (
     Engine,
@@ -57,6 +58,7 @@ from tasks.report import (
 from tasks.request import ConversionRequest, SilentListener, Workspace
 from tasks.retry import RETRIES, is_transient, with_retries
 from tasks.simplify import Simplified
+from tasks.steps import PLAIN_STEPS, Steps
 from tests.faults.harness import (
     artifact_folders,
     assert_nothing_half_done,
@@ -304,7 +306,8 @@ class Files:
     @property
     def steps(self) -> Steps:
         """The steps with their retries, as in a batch without Prefect."""
-        return Steps(**{step.value: with_retries(getattr(self, step)) for step in Step if step is not Step.FETCH})
+        own = {step.value: with_retries(getattr(self, step)) for step in Step if step is not Step.FETCH}
+        return Steps(**own, join=PLAIN_STEPS.join)
 
 
 @pytest.fixture(autouse=True)
@@ -411,7 +414,7 @@ STEPS_OF_A_KIND = [
 def test_a_failure_is_remembered_if_the_model_is_to_blame(places, model, kind, step):
     """Not where a device, a disk or the network was missing: they may be there tomorrow."""
     error = ErrorEntry(kind=kind, message="no", step=step, reproduce="ferry convert x")
-    entry = pipeline._Progress(request=model, listener=SilentListener()).entry(Status.FAILED)
+    entry = Progress(request=model, listener=SilentListener()).entry(Status.FAILED)
     lookup = look_up([model], places)[model]
     assert isinstance(lookup, Lookup)
     record_entry(places, model, entry.model_copy(update={"error": error}), key=lookup.key, started_at=NOW)

@@ -1,0 +1,52 @@
+"""The steps that look at all graphs of a model together, as they run in a child process.
+
+One dict of JSON values in, one out, as in `onnx_config.export.steps`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from onnx_config.export.steps import Json, loaded_model
+from onnx_config.parts import Role
+from onnx_config.spec import ModelSpec
+
+__all__ = ["generation", "merge"]
+
+
+def merge(request: Json) -> Json:
+    """Write one decoder of the two ``decoder`` and ``decoder_with_past`` to ``output``; returns its summary."""
+    from onnx_config.export.graph_file import read_graph, summarize, write_graph
+    from onnx_config.export.merge import merge_decoders
+
+    begun, continued = (read_graph(Path(request[role])) for role in (Role.DECODER, Role.DECODER_WITH_PAST))
+    merged = merge_decoders(begun, continued)
+    write_graph(merged, Path(request["output"]))
+    return {"graph": asdict(summarize(merged))}
+
+
+def generation(request: Json) -> Json:
+    """Compare what the ``graphs`` (role -> path) generate together with what the model in ``folder`` generates.
+
+    ``spec`` is that of the whole model, ``parts`` those of its graphs. Returns what differs (``difference``), and a
+    note of what was compared.
+
+    Raises:
+        ModelError: If ONNX Runtime refuses a graph.
+    """
+    from onnx_config.export.parity import choose_device, open_session
+    from onnx_config.export.seq2seq_generation import compare_seq2seq_generation
+
+    specs = {Role(part["part"]): ModelSpec.from_json(part) for part in request["parts"]}
+    universal, model = loaded_model(request, ModelSpec.from_json(request["spec"]))
+    device = choose_device(request["device"])
+    sessions = {
+        Role(role): open_session(Path(path), device=device, threads=request["threads"])
+        for role, path in request["graphs"].items()
+    }
+    generated = compare_seq2seq_generation(sessions, model, specs, universal)
+    if generated.refusal is not None:
+        return {"difference": None, "note": f"greedy generation was not compared: {generated.refusal}"}
+    note = f"generates the {generated.tokens} tokens that PyTorch does, for {generated.rows} inputs at once"
+    return {"difference": generated.difference, "note": None if generated.difference else note}

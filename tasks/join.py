@@ -1,0 +1,90 @@
+"""Join: what makes of several graphs one model: a decoder merged of two, and a look at what all generate together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx_config.errors import ModelError
+from onnx_config.parts import GRAPH_FILES, Role
+from onnx_config.spec import ModelSpec
+from tasks.job import Job, StepCost, run_child
+from tasks.memory import estimate_bytes
+from tasks.report import GraphEntry, Step
+from tasks.simplify import Simplified, graph_entry
+
+__all__ = ["Joined", "join"]
+
+_STEPS = "onnx_config.export.part_steps"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """What came of it."""
+
+    merged: GraphEntry | None
+    """The decoder that begins and goes on; ``None``: there is none."""
+
+    difference: str | None
+    """What the graphs generate otherwise than PyTorch; ``None``: nothing."""
+
+    notes: tuple[str, ...]
+    """What was compared, or why not."""
+
+    cost: StepCost
+    """What it used."""
+
+
+def join(job: Job, spec: ModelSpec, parts: Sequence[ModelSpec], stored: Mapping[str, Simplified]) -> Joined:
+    """Merge the decoders in the job's ``artifact`` folder, and compare what its graphs generate with PyTorch.
+
+    Args:
+        job: The model.
+        spec: The whole model.
+        parts: What its graphs take and give.
+        stored: Role -> the graph of that part.
+
+    Raises:
+        ModelError: If ONNX Runtime refuses the merged decoder.
+        ResourceError: If a child ran out of time or memory, or died.
+    """
+    if Role.DECODER_WITH_PAST not in stored:
+        return Joined(merged=None, difference=None, notes=(), cost=StepCost(seconds=0.0, peak_rss_bytes=0))
+    graphs = {role: str(graph.path) for role, graph in stored.items()}
+    notes: list[str] = []
+    merged, seconds, peak = None, 0.0, 0
+    output = stored[Role.DECODER].path.with_name(GRAPH_FILES[Role.DECODER_MERGED])
+    try:
+        answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:merge", {**graphs, "output": str(output)})
+        seconds, peak = cost.seconds, cost.peak_rss_bytes
+        merged = graph_entry(output, answer["graph"], answer["graph"]["nodes"], role=Role.DECODER_MERGED)
+        graphs[Role.DECODER_MERGED] = str(output)
+    except ModelError as error:
+        # Loaders that know no merged decoder take the two.
+        output.unlink(missing_ok=True)
+        notes.append(f"there is no merged decoder: {error.message[:300]}")
+    if estimate_bytes(job.weight_bytes) > job.memory_bytes:
+        notes.append("greedy generation was not compared, since the model needs more than its share of the memory")
+        return Joined(
+            merged=merged, difference=None, notes=tuple(notes), cost=StepCost(seconds=seconds, peak_rss_bytes=peak)
+        )
+    answer, cost = run_child(
+        job,
+        Step.PARITY,
+        f"{_STEPS}:generation",
+        {
+            "folder": str(job.source),
+            "spec": spec.to_json(),
+            "parts": [part.to_json() for part in parts],
+            "graphs": graphs,
+            "device": job.request.options.device.value,
+            "threads": job.workspace.threads,
+        },
+    )
+    notes += [answer["note"]] if answer["note"] else []
+    return Joined(
+        merged=merged,
+        difference=answer["difference"],
+        notes=tuple(notes),
+        cost=StepCost(seconds=seconds + cost.seconds, peak_rss_bytes=max(peak, cost.peak_rss_bytes)),
+    )
