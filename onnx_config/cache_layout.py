@@ -37,6 +37,7 @@ KEY_OR_VALUE = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 
 _PREFIX = "past_key_values"
 _POSITIONS = "position_ids"
+_TEXTS = ("input_ids", "inputs_embeds")
 _PRESENT = "present"
 _NAMES = {"keys": "key", "values": "value"}
 _LAYERS = re.compile(r"layers?$|blocks?$|depth$")
@@ -124,10 +125,11 @@ class CacheLayout:
             for t in inputs
         ]
         names = [t.name for t in inputs]
-        if positions and _POSITIONS not in names and "input_ids" in names:
-            ids = longest[names.index("input_ids")]
+        texts = [name for name in names if name in _TEXTS]
+        if positions and _POSITIONS not in names and texts:
+            text = longest[names.index(texts[0])]
             after = names.index("attention_mask") + 1 if "attention_mask" in names else len(names)
-            longest.insert(after, TensorSpec(name=_POSITIONS, dtype="int64", shape=ids.shape))
+            longest.insert(after, TensorSpec(name=_POSITIONS, dtype="int64", shape=text.shape[:2]))
         return (*longest, *self.past)
 
 

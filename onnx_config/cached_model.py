@@ -43,7 +43,8 @@ class CachedModel(torch.nn.Module):
         mask = inputs.get("attention_mask")
         if mask is not None:
             # Of the very length of what is attended to, which torch cannot see from outside.
-            length = next(iter(past.values())).shape[-2] + inputs["input_ids"].shape[-1]
+            text = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"]
+            length = next(iter(past.values())).shape[-2] + text.shape[1]
             inputs["attention_mask"] = mask.narrow(-1, 0, length)
         cache = cache_of(past)
         returned = self.model(**inputs, past_key_values=cache)

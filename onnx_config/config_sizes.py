@@ -11,7 +11,7 @@ from typing import Any
 
 from onnx_config.patterns import CONFIG_SIZES
 
-__all__ = ["config_for", "config_size", "image_size", "longest", "modality_of", "sub_configs"]
+__all__ = ["config_for", "config_size", "embedding_size", "image_size", "longest", "modality_of", "sub_configs"]
 
 _MODALITIES = (
     (re.compile(r"^pixel_|_pixel_|image|video|bool_masked_pos|pixel_mask"), "image"),
@@ -60,6 +60,15 @@ def config_size(config: Any, axis: str, modality: str) -> int | None:
         for name in (axis, axis.replace("number_of_", "num_"), *CONFIG_SIZES.get(axis, ())):
             value = getattr(holder, name, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None
+
+
+def embedding_size(config: Any) -> int | None:
+    """Return how many numbers stand for one token of a text; ``None`` where the config does not say."""
+    for holder in (config_for(config, "text"), config):
+        for name in ("hidden_size", "d_model", "n_embd"):
+            if isinstance(value := getattr(holder, name, None), int) and value > 0:
                 return value
     return None
 

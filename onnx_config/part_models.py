@@ -1,4 +1,4 @@
-"""The modules that compute the parts of a model: an encoder, a decoder that begins, one that goes on with its cache.
+"""The modules that compute the parts of a model: encoders, embeddings, decoders that begin or go on with a cache.
 
 Each calls the model of transformers as its own ``generate`` does, and hands its cache over as plain tensors. What a
 part takes and gives is in `onnx_config.parts`.
@@ -12,10 +12,18 @@ from typing import Any
 import torch
 
 from onnx_config.cached_model import CachedModel, cache_of
-from onnx_config.parts import ENCODER_MASK, ENCODER_STATES, Role, role_of
+from onnx_config.parts import EMBEDDINGS, ENCODER_MASK, ENCODER_STATES, FEATURES, Role, role_of
 from onnx_config.spec import ModelSpec
 
-__all__ = ["DecoderModel", "EncoderModel", "encoder_decoder_cache", "flat_cache", "part_model"]
+__all__ = [
+    "DecoderModel",
+    "EmbeddingModel",
+    "EncoderModel",
+    "FeatureModel",
+    "encoder_decoder_cache",
+    "flat_cache",
+    "part_model",
+]
 
 _PAST = "past_key_values"
 _HALVES = ("decoder", "encoder")
@@ -28,7 +36,13 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
             return CachedModel(model) if spec.continues else model
         case Role.ENCODER:
             return EncoderModel(model)
-        case Role.DECODER | Role.DECODER_WITH_PAST | Role.DECODER_MERGED:
+        case Role.DECODER_MERGED:
+            return CachedModel(model)
+        case Role.EMBED_TOKENS:
+            return EmbeddingModel(model)
+        case Role.VISION_ENCODER | Role.AUDIO_ENCODER as role:
+            return FeatureModel(model, output=FEATURES[role])
+        case Role.DECODER | Role.DECODER_WITH_PAST:
             return DecoderModel(model, keeps_cache=any(tensor.name.startswith("present") for tensor in spec.outputs))
 
 
@@ -48,6 +62,56 @@ class EncoderModel(torch.nn.Module):
         ``use_cache`` is for the decoder and ignored.
         """
         return {"last_hidden_state": self.model(**inputs, return_dict=True).last_hidden_state}
+
+
+class EmbeddingModel(torch.nn.Module):
+    """Calls what a model embeds a text with."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model.get_input_embeddings()  # type: ignore[operator]  # transformers' models have it
+        self.config = model.config
+        """The whole model's config."""
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool | None = None) -> dict[str, torch.Tensor]:
+        """Return ``inputs_embeds`` (batch_size, sequence_length, hidden size); ``use_cache`` is ignored."""
+        return {EMBEDDINGS: self.model(input_ids)}
+
+
+class FeatureModel(torch.nn.Module):
+    """Calls what a model turns images, sounds or texts into embeddings with, such as ``get_image_features``."""
+
+    def __init__(self, model: torch.nn.Module, *, output: str) -> None:
+        super().__init__()
+        self.model = model
+        """A model of transformers that has a method called ``get_`` and the name of the output."""
+        self._output = output
+
+    @property
+    def config(self) -> Any:
+        """The model's config."""
+        return self.model.config
+
+    def forward(self, use_cache: bool | None = None, **inputs: Any) -> dict[str, torch.Tensor]:
+        """Return the features as the model hands them on; those of a list as its rows where they are of one size.
+
+        Else one after the other (count, hidden size).
+
+        ``use_cache`` is for the decoder and ignored.
+        """
+        returned = getattr(self.model, f"get_{self._output}")(**inputs, return_dict=True)
+        features = getattr(returned, "pooler_output", returned)
+        return {self._output: _as_tensor(features)}
+
+
+def _as_tensor(features: Any) -> torch.Tensor:
+    if isinstance(features, (list, tuple)):
+        if len({part.shape for part in features}) == 1:
+            return torch.stack(list(features))
+        return torch.cat([part.reshape(-1, part.shape[-1]) for part in features], dim=0)
+    # What a list of rows is while a model is traced.
+    tensor: torch.Tensor = getattr(features, "tensor", features)
+    return tensor
 
 
 class DecoderModel(torch.nn.Module):

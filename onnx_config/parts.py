@@ -1,8 +1,9 @@
 """Models that become several graphs: which parts there are, and what each takes and gives.
 
-An encoder-decoder is called in two ways while it generates: its encoder once, its decoder for every token. Each is a
-graph of its own under the name that the ecosystem's loaders look for. What a part takes and gives follows from the
-spec of the whole model; the modules that compute it are in `onnx_config.part_models`.
+An encoder-decoder is called in two ways while it generates: its encoder once, its decoder for every token. A model that
+reads texts with images or sounds among them turns each into embeddings first, and then goes on as a text generator.
+Each part is a graph of its own under the name that the ecosystem's loaders look for. What a part takes and gives
+follows from the spec of the whole model; the modules that compute it are in `onnx_config.part_models`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,21 @@ from dataclasses import replace
 from enum import StrEnum
 
 from onnx_config.cache_layout import PAST_AXIS, CacheLayout
+from onnx_config.config_sizes import modality_of
 from onnx_config.spec import ModelSpec, TensorSpec, ValueRule
 
-__all__ = ["ENCODER_AXIS", "ENCODER_MASK", "ENCODER_STATES", "GRAPH_FILES", "Role", "encoder_decoder_parts", "role_of"]
+__all__ = [
+    "EMBEDDINGS",
+    "ENCODER_AXIS",
+    "ENCODER_MASK",
+    "ENCODER_STATES",
+    "FEATURES",
+    "GRAPH_FILES",
+    "Role",
+    "encoder_decoder_parts",
+    "fusion_parts",
+    "role_of",
+]
 
 ENCODER_STATES = "encoder_hidden_states"
 """The decoder's input that holds what the encoder made of the input."""
@@ -24,6 +37,9 @@ ENCODER_MASK = "encoder_attention_mask"
 
 ENCODER_AXIS = "encoder_sequence_length"
 """Steps that the encoder gives."""
+
+EMBEDDINGS = "inputs_embeds"
+"""A text as embeddings, those of images and sounds in their places."""
 
 _IDS = "decoder_input_ids"
 _DECODER_AXIS = "decoder_sequence_length"
@@ -40,7 +56,16 @@ class Role(StrEnum):
     DECODER = "decoder"
     DECODER_WITH_PAST = "decoder_with_past"
     DECODER_MERGED = "decoder_merged"
+    """Begins and goes on."""
+    EMBED_TOKENS = "embed_tokens"
+    VISION_ENCODER = "vision_encoder"
+    AUDIO_ENCODER = "audio_encoder"
 
+
+FEATURES: Mapping[Role, str] = {Role.VISION_ENCODER: "image_features", Role.AUDIO_ENCODER: "audio_features"}
+"""What the encoder of an image or a sound gives: embeddings for the placeholders in a text."""
+
+_READ = {"image": Role.VISION_ENCODER, "audio": Role.AUDIO_ENCODER}
 
 GRAPH_FILES: Mapping[Role, str] = {
     Role.MODEL: "model.onnx",
@@ -48,6 +73,9 @@ GRAPH_FILES: Mapping[Role, str] = {
     Role.DECODER: "decoder_model.onnx",
     Role.DECODER_WITH_PAST: "decoder_with_past_model.onnx",
     Role.DECODER_MERGED: "decoder_model_merged.onnx",
+    Role.EMBED_TOKENS: "embed_tokens.onnx",
+    Role.VISION_ENCODER: "vision_encoder.onnx",
+    Role.AUDIO_ENCODER: "audio_encoder.onnx",
 }
 """Role -> file name, as optimum and transformers.js have them."""
 
@@ -95,6 +123,54 @@ def encoder_decoder_parts(spec: ModelSpec, *, with_past: bool = True) -> tuple[M
     later = CacheLayout(past=own, step_axis=_DECODER_AXIS).present()
     continued = _decoder(spec, Role.DECODER_WITH_PAST, (*going_on, *cache), (logits, *later), length)
     return encoder, begun, continued
+
+
+def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
+    """Return the specs of what embeds a text and an image or a sound, and of the decoder; empty where there are none.
+
+    There are none where the model does not generate from a text with placeholders for one kind of data, keeps other
+    states than keys and values that grow, or needs more than embeddings and a mask to go on.
+    """
+    inputs = {tensor.name: tensor for tensor in spec.inputs}
+    ids, mask = inputs.get("input_ids"), inputs.get(_MASK)
+    logits = next((tensor for tensor in spec.outputs if tensor.name == "logits"), None)
+    layout = CacheLayout(past=spec.cache, step_axis=spec.step_axis)
+    others = tuple(tensor for tensor in spec.inputs if tensor.name not in ("input_ids", _MASK))
+    kinds = {modality_of(tensor.name) for tensor in others}
+    role = _READ.get(next(iter(kinds))) if len(kinds) == 1 else None
+    placeholders = spec.values.get("input_ids", ValueRule()).tokens
+    if (
+        ids is None
+        or mask is None
+        or logits is None
+        or role is None
+        or spec.embedding_size is None
+        or not placeholders
+        or not layout.grows_only
+        or spec.step_axis != ids.shape[-1]
+    ):
+        return ()
+    embeddings = TensorSpec(name=EMBEDDINGS, dtype="float32", shape=(*ids.shape, spec.embedding_size))
+    features = TensorSpec(name=FEATURES[role], dtype="float32", shape=(f"{FEATURES[role]}_count", spec.embedding_size))
+    embed = _freed(_part(spec, Role.EMBED_TOKENS, (ids,), (embeddings,)))
+    entering = layout.extended((embeddings, mask), positions=spec.takes_positions)
+    decoder = _freed(_part(spec, Role.DECODER_MERGED, entering, (logits, *layout.present())))
+    decoder = replace(
+        decoder,
+        axis_ranges={**decoder.axis_ranges, **layout.axis_ranges},
+        sizes={**decoder.sizes, **layout.sizes},
+    )
+    return _part(spec, role, others, (features,)), embed, decoder
+
+
+def _freed(spec: ModelSpec) -> ModelSpec:
+    """Return the spec of a part that knows no placeholders, and so takes texts without room for them."""
+    ranges = {
+        axis: (1, limits[1]) if axis.endswith("sequence_length") else limits
+        for axis, limits in spec.axis_ranges.items()
+    }
+    values = {name: replace(rule, tokens=()) for name, rule in spec.values.items()}
+    return replace(spec, axis_ranges=ranges, values=values)
 
 
 def _is_text(ids: TensorSpec | None) -> bool:

@@ -188,6 +188,10 @@ class ModelSpec:
     step_axis: str | None = None
     """Dynamic axis by which the cache grows with each call; ``None``: none is seen to."""
 
+    embedding_size: int | None = None
+    """How many numbers stand for one token of a text where the model reads it; ``None``: it reads none, or the config
+    does not say."""
+
     takes_positions: bool = False
     """Whether ``forward`` takes ``position_ids``."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnx_config.cache_layout import PAST_AXIS, CacheLayout, read_cache_layout
-from onnx_config.config_sizes import modality_of
+from onnx_config.config_sizes import embedding_size, modality_of
 from onnx_config.declarations import Declaration, declare
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.input_generator import generate_inputs
@@ -539,6 +539,7 @@ class UniversalOnnxConfig:
             cache=self.cache_layout.past,
             step_axis=self.cache_layout.step_axis,
             takes_positions=self._takes_positions,
+            embedding_size=embedding_size(self.config) if self.source is None else None,
             axis_steps=self.inference.axis_steps,
             values=self.inference.values,
             preprocessor=declared_preprocessors(self.model_type)[0],

@@ -48,27 +48,19 @@ def join(job: Job, spec: ModelSpec, parts: Sequence[ModelSpec], stored: Mapping[
         ModelError: If ONNX Runtime refuses the merged decoder.
         ResourceError: If a child ran out of time or memory, or died.
     """
-    if Role.DECODER_WITH_PAST not in stored:
-        return Joined(merged=None, difference=None, notes=(), cost=StepCost(seconds=0.0, peak_rss_bytes=0))
     graphs = {role: str(graph.path) for role, graph in stored.items()}
     notes: list[str] = []
-    merged, seconds, peak = None, 0.0, 0
-    output = stored[Role.DECODER].path.with_name(GRAPH_FILES[Role.DECODER_MERGED])
-    try:
-        answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:merge", {**graphs, "output": str(output)})
-        seconds, peak = cost.seconds, cost.peak_rss_bytes
-        merged = graph_entry(output, answer["graph"], answer["graph"]["nodes"], role=Role.DECODER_MERGED)
-        graphs[Role.DECODER_MERGED] = str(output)
-    except ModelError as error:
-        # Loaders that know no merged decoder take the two.
-        output.unlink(missing_ok=True)
-        notes.append(f"there is no merged decoder: {error.message[:300]}")
+    merged, cost = None, StepCost(seconds=0.0, peak_rss_bytes=0)
+    if Role.DECODER_WITH_PAST in stored:
+        merged, cost, notes = _merged(job, graphs, stored[Role.DECODER])
+    if merged is not None:
+        graphs[Role.DECODER_MERGED] = str(stored[Role.DECODER].path.with_name(merged.path))
+    if not {Role.DECODER_WITH_PAST, Role.DECODER_MERGED} & graphs.keys():
+        return Joined(merged=None, difference=None, notes=(), cost=cost)
     if estimate_bytes(job.weight_bytes) > job.memory_bytes:
         notes.append("greedy generation was not compared, since the model needs more than its share of the memory")
-        return Joined(
-            merged=merged, difference=None, notes=tuple(notes), cost=StepCost(seconds=seconds, peak_rss_bytes=peak)
-        )
-    answer, cost = run_child(
+        return Joined(merged=merged, difference=None, notes=tuple(notes), cost=cost)
+    answer, more = run_child(
         job,
         Step.PARITY,
         f"{_STEPS}:generation",
@@ -86,5 +78,20 @@ def join(job: Job, spec: ModelSpec, parts: Sequence[ModelSpec], stored: Mapping[
         merged=merged,
         difference=answer["difference"],
         notes=tuple(notes),
-        cost=StepCost(seconds=seconds + cost.seconds, peak_rss_bytes=max(peak, cost.peak_rss_bytes)),
+        cost=StepCost(
+            seconds=cost.seconds + more.seconds, peak_rss_bytes=max(cost.peak_rss_bytes, more.peak_rss_bytes)
+        ),
     )
+
+
+def _merged(job: Job, graphs: Mapping[str, str], decoder: Simplified) -> tuple[GraphEntry | None, StepCost, list[str]]:
+    """Return the decoder merged of the two, what that cost, and why there is none."""
+    output = decoder.path.with_name(GRAPH_FILES[Role.DECODER_MERGED])
+    try:
+        answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:merge", {**graphs, "output": str(output)})
+    except ModelError as error:
+        # Loaders that know no merged decoder take the two.
+        output.unlink(missing_ok=True)
+        none = StepCost(seconds=0.0, peak_rss_bytes=0)
+        return None, none, [f"there is no merged decoder: {error.message[:300]}"]
+    return graph_entry(output, answer["graph"], answer["graph"]["nodes"], role=Role.DECODER_MERGED), cost, []

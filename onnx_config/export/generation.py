@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from onnx_config.cached_model import CachedModel
 
-__all__ = ["NEW_TOKENS", "PROMPTS", "Generated", "compare_generation", "generate_greedily", "token_difference"]
+__all__ = [
+    "NEW_TOKENS",
+    "PROMPTS",
+    "Generated",
+    "compare_generation",
+    "generate_greedily",
+    "run_named",
+    "token_difference",
+]
 
 NEW_TOKENS = 32
 """Tokens that are generated after each prompt, where the model has room for so many."""
@@ -170,8 +178,6 @@ def _replay(
     session: Any, spec: ModelSpec, prompt: Mapping[str, Array], tokens: npt.NDArray[np.int64]
 ) -> Iterator[npt.NDArray[Any]]:
     """Yield the graph's logits (rows, vocabulary) for the next token, while it is given ``tokens`` one by one."""
-    names = [value.name for value in session.get_outputs()]
-    wanted = {value.name for value in session.get_inputs()}
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask", np.ones_like(ids))
     sizes = {**spec.sizes, "batch_size": len(ids), "past_sequence_length": 0}
@@ -179,8 +185,15 @@ def _replay(
     for step in range(tokens.shape[1]):
         positions = positions_of(mask, ids.shape[1])
         feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
-        answer = dict(zip(names, session.run(names, {k: v for k, v in feed.items() if k in wanted}), strict=True))
+        answer = run_named(session, feed)
         yield answer["logits"][:, -1]
         past = {name: answer[name.replace("past_key_values", "present", 1)] for name in past}
         ids = tokens[:, step : step + 1]
         mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
+
+
+def run_named(session: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a session on those of ``feed`` that it takes; return its outputs by name."""
+    names = [value.name for value in session.get_outputs()]
+    wanted = {value.name for value in session.get_inputs()}
+    return dict(zip(names, session.run(names, {k: v for k, v in feed.items() if k in wanted}), strict=True))

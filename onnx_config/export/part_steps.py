@@ -35,6 +35,7 @@ def generation(request: Json) -> Json:
     Raises:
         ModelError: If ONNX Runtime refuses a graph.
     """
+    from onnx_config.export.fusion_generation import compare_fusion_generation
     from onnx_config.export.parity import choose_device, open_session
     from onnx_config.export.seq2seq_generation import compare_seq2seq_generation
 
@@ -45,7 +46,17 @@ def generation(request: Json) -> Json:
         Role(role): open_session(Path(path), device=device, threads=request["threads"])
         for role, path in request["graphs"].items()
     }
-    generated = compare_seq2seq_generation(sessions, model, specs, universal)
+    if Role.ENCODER in specs:
+        generated = compare_seq2seq_generation(sessions, model, specs, universal)
+    else:
+        whole = ModelSpec.from_json(request["spec"])
+        generated = compare_fusion_generation(sessions, model, whole, specs[Role.DECODER_MERGED], universal)
+        if generated.refusal is not None:
+            # How embeddings take the places of tokens is shown by nothing else.
+            return {
+                "difference": f"what they generate together could not be compared: {generated.refusal}",
+                "note": None,
+            }
     if generated.refusal is not None:
         return {"difference": None, "note": f"greedy generation was not compared: {generated.refusal}"}
     note = f"generates the {generated.tokens} tokens that PyTorch does, for {generated.rows} inputs at once"

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_config.export.generation import NEW_TOKENS, PROMPTS, Generated, generate_greedily, token_difference
+from onnx_config.export.generation import (
+    NEW_TOKENS,
+    PROMPTS,
+    Generated,
+    generate_greedily,
+    run_named,
+    token_difference,
+)
 from onnx_config.export.merge import SWITCH
 from onnx_config.input_generator import Array, generate_inputs
 from onnx_config.parts import ENCODER_MASK, ENCODER_STATES, Role
@@ -79,7 +86,7 @@ def compare_seq2seq_generation(
     if isinstance(told, str):
         return Generated(tokens=0, rows=0, difference=None, refusal=told)
     tokens, logits = told
-    states = _run(sessions[Role.ENCODER], source)["last_hidden_state"]
+    states = run_named(sessions[Role.ENCODER], source)["last_hidden_state"]
     given = {ENCODER_STATES: states} | ({ENCODER_MASK: source["attention_mask"]} if "attention_mask" in source else {})
     decoders: dict[str, Step] = {"the decoders": _two(sessions)}
     if Role.DECODER_MERGED in sessions:
@@ -113,7 +120,7 @@ def _replay(
 
 def _two(sessions: Mapping[Role, Any]) -> Step:
     def run(feed: Mapping[str, Array], first: bool) -> dict[str, Array]:
-        return _run(sessions[Role.DECODER if first else Role.DECODER_WITH_PAST], feed)
+        return run_named(sessions[Role.DECODER if first else Role.DECODER_WITH_PAST], feed)
 
     return run
 
@@ -125,12 +132,6 @@ def _merged(session: Any, spec: ModelSpec) -> Step:
             rows, length = feed[ENCODER_STATES].shape[:2]
             sizes = {**spec.sizes, "batch_size": rows, "past_sequence_length": 0, "encoder_sequence_length": length}
             past = {t.name: np.zeros(t.resolve(sizes), t.dtype) for t in spec.inputs if is_past(t.name)}
-        return _run(session, {**past, **feed, SWITCH: np.array([not first])})
+        return run_named(session, {**past, **feed, SWITCH: np.array([not first])})
 
     return run
-
-
-def _run(session: Any, feed: Mapping[str, Array]) -> dict[str, Array]:
-    names = [value.name for value in session.get_outputs()]
-    wanted = {value.name for value in session.get_inputs()}
-    return dict(zip(names, session.run(names, {k: v for k, v in feed.items() if k in wanted}), strict=True))

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-__all__ = ["Positions", "symbolic_builtins"]
+__all__ = ["Positions", "Rows", "symbolic_builtins"]
 
 _MODELS = "transformers.models."
 
@@ -80,17 +80,57 @@ class Positions:
         return torch.cat([torch.tensor(self.head, dtype=tail.dtype, device=tail.device), tail]) if self.head else tail
 
 
+class Rows:
+    """A list of the rows of a tensor, whose count may be a symbol.
+
+    >>> rows = Rows(torch.zeros(3, 2))
+    >>> len(rows), rows[-1].shape, [row.shape for row in rows][0]
+    (3, torch.Size([2]), torch.Size([2]))
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        """The rows as they lie one after another."""
+
+    def length(self) -> Any:
+        """Return how many there are, a symbol where the count is one."""
+        return self.tensor.shape[0]
+
+    def __len__(self) -> int:
+        return int(self.length())
+
+    def __iter__(self) -> Iterator[Any]:
+        # Whoever wants each of them gets them; the count is then no longer a symbol.
+        return iter(self.tensor)
+
+    def __getitem__(self, key: Any) -> Any:
+        return Rows(self.tensor[key]) if isinstance(key, slice) else self.tensor[key]
+
+
+def _joined(original: Any, *, stack: bool) -> Any:
+    """Return ``torch.cat`` or ``torch.stack`` that takes `Rows` too, and joins them without taking them apart."""
+
+    def join(tensors: Any, dim: int = 0, **options: Any) -> torch.Tensor:
+        if isinstance(tensors, Rows) and not dim and not options:
+            return tensors.tensor if stack else tensors.tensor.flatten(0, 1)
+        joined: torch.Tensor = original(tensors, dim, **options)
+        return joined
+
+    return join
+
+
 def _len(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.dim():
         return value.shape[0]
-    return value.length() if isinstance(value, Positions) else builtins.len(value)
+    return value.length() if isinstance(value, (Positions, Rows)) else builtins.len(value)
 
 
 class _Like(type):
     """Makes a stand-in for a built-in class recognise what that class made."""
 
     def __instancecheck__(cls, value: Any) -> bool:
-        return isinstance(value, cls.__mro__[0].original)  # type: ignore[attr-defined]
+        original = cls.__mro__[0].original  # type: ignore[attr-defined]
+        return isinstance(value, original) or (original is builtins.list and isinstance(value, Rows))
 
 
 class _Range(metaclass=_Like):
@@ -107,7 +147,10 @@ class _List(metaclass=_Like):
     original = builtins.list
 
     def __new__(cls, *arguments: Any) -> Any:
-        return arguments[0] if arguments and isinstance(arguments[0], Positions) else builtins.list(*arguments)
+        given = arguments[0] if arguments else None
+        if isinstance(given, torch.Tensor) and given.dim() > 1 and isinstance(given.shape[0], torch.SymInt):
+            return Rows(given)
+        return given if isinstance(given, (Positions, Rows)) else builtins.list(*arguments)
 
 
 def _tensor(original: Any) -> Any:
@@ -130,4 +173,6 @@ def symbolic_builtins(model: torch.nn.Module) -> Iterator[None]:
             for name in names.keys() - vars(module).keys():
                 stack.enter_context(patch.object(module, name, names[name], create=True))
         stack.enter_context(patch.object(torch, "tensor", _tensor(torch.tensor)))
+        stack.enter_context(patch.object(torch, "cat", _joined(torch.cat, stack=False)))
+        stack.enter_context(patch.object(torch, "stack", _joined(torch.stack, stack=True)))
         yield

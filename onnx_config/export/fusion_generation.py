@@ -1,0 +1,120 @@
+"""Whether the graphs of a model that reads texts with images or sounds generate together what PyTorch generates.
+
+The model generates by itself, with transformers' own loop and cache. The graphs are then driven as loaders drive them:
+the image and the text are embedded, the placeholders in the text give way to the image's embeddings, and the decoder
+goes on token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnx_config.export.generation import (
+    NEW_TOKENS,
+    PROMPTS,
+    Generated,
+    generate_greedily,
+    run_named,
+    token_difference,
+)
+from onnx_config.input_generator import Array, generate_inputs, positions_of, with_room
+from onnx_config.parts import EMBEDDINGS, FEATURES, Role
+from onnx_config.spec import ModelSpec, is_past
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["compare_fusion_generation"]
+
+_SEED = 11
+_ROOM = 5
+
+
+def compare_fusion_generation(
+    sessions: Mapping[Role, Any], model: Any, spec: ModelSpec, decoder: ModelSpec, universal: Any
+) -> Generated:
+    """Generate greedily with the model, and compare the graphs' logits and choices at every step.
+
+    Args:
+        sessions: A session for each part.
+        model: The loaded model of transformers.
+        spec: What the whole model takes.
+        decoder: What the decoder takes and gives.
+        universal: The whole model's configuration.
+
+    Raises:
+        MemoryError: If memory ran out; PyTorch's own errors that say so are raised as they are.
+    """
+    if not getattr(model, "can_generate", lambda: False)():
+        refusal = "transformers does not generate with this class"
+        return Generated(tokens=0, rows=0, difference=None, refusal=refusal)
+    sizes = {axis: PROMPTS if axis.endswith("batch_size") else size for axis, size in spec.sizes.items()}
+    sizes = with_room(spec.inputs, spec.values, sizes)
+    text = next(tensor for tensor in spec.inputs if tensor.name == "input_ids").shape[-1]
+    most = spec.axis_ranges.get(str(text), (1, None))[1]
+    if isinstance(text, str):
+        sizes[text] += _ROOM if most is None or sizes[text] + _ROOM + NEW_TOKENS <= most else 0
+    steps = NEW_TOKENS if most is None else min(NEW_TOKENS, most - sizes.get(str(text), 0))
+    if steps < 1:
+        refusal = "the model has no room for a text with an image and an answer"
+        return Generated(tokens=0, rows=0, difference=None, refusal=refusal)
+    prompt = generate_inputs(
+        spec.inputs,
+        universal.config,
+        universal.declaration,
+        sizes,
+        rules=spec.values,
+        seed=_SEED,
+        padding=True,
+        padding_side="left",
+    )
+    told = generate_greedily(model, prompt, steps)
+    if isinstance(told, str):
+        return Generated(tokens=0, rows=0, difference=None, refusal=told)
+    tokens, logits = told
+    embedded = _embedded(sessions, spec, prompt)
+    if isinstance(embedded, str):
+        return Generated(tokens=steps, rows=PROMPTS, difference=embedded)
+    replayed = _replay(sessions, decoder, embedded, prompt["attention_mask"], tokens)
+    for step, (want, got) in enumerate(zip(logits, replayed, strict=True)):
+        if (why := token_difference(want, got, tokens[:, step])) is not None:
+            text = f"greedy generation differs at token {step + 1} of {steps}: {why}"
+            return Generated(tokens=steps, rows=PROMPTS, difference=text)
+    return Generated(tokens=steps, rows=PROMPTS, difference=None)
+
+
+def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str, Array]) -> Array | str:
+    """Return the text's embeddings with the features in the places of its placeholders, or why they do not fit."""
+    role = next(role for role in FEATURES if role in sessions)
+    features = run_named(sessions[role], prompt)[FEATURES[role]]
+    flat = features.reshape(-1, features.shape[-1])
+    embeddings = run_named(sessions[Role.EMBED_TOKENS], prompt)[EMBEDDINGS].copy()
+    places = np.isin(prompt["input_ids"], [token for token, _, _ in spec.values["input_ids"].tokens])
+    if int(places.sum()) != len(flat):
+        return f"there are {len(flat)} features for {int(places.sum())} placeholders"
+    embeddings[places] = flat
+    return embeddings
+
+
+def _replay(
+    sessions: Mapping[Role, Any],
+    decoder: ModelSpec,
+    embeddings: Array,
+    mask: Array,
+    tokens: npt.NDArray[np.int64],
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield the decoder's logits (rows, vocabulary) for the next token, while it is given ``tokens`` one by one."""
+    sizes = {**decoder.sizes, "batch_size": len(tokens), "past_sequence_length": 0}
+    past = {t.name: np.zeros(t.resolve(sizes), t.dtype) for t in decoder.inputs if is_past(t.name)}
+    for step in range(tokens.shape[1]):
+        positions = positions_of(mask, embeddings.shape[1])
+        feed = {EMBEDDINGS: embeddings, "attention_mask": mask, "position_ids": positions, **past}
+        answer = run_named(sessions[Role.DECODER_MERGED], feed)
+        yield answer["logits"][:, -1]
+        past = {name: answer[name.replace("past_key_values", "present", 1)] for name in past}
+        ids = tokens[:, step : step + 1]
+        embeddings = run_named(sessions[Role.EMBED_TOKENS], {"input_ids": ids})[EMBEDDINGS]
+        mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
