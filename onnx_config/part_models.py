@@ -27,6 +27,12 @@ __all__ = [
 
 _PAST = "past_key_values"
 _HALVES = ("decoder", "encoder")
+_KINDS = {
+    Role.VISION_ENCODER: "image",
+    Role.AUDIO_ENCODER: "audio",
+    Role.TEXT_MODEL: "text",
+    Role.VISION_MODEL: "image",
+}
 
 
 def part_model(model: Any, spec: ModelSpec) -> Any:
@@ -40,8 +46,8 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
             return CachedModel(model)
         case Role.EMBED_TOKENS:
             return EmbeddingModel(model)
-        case Role.VISION_ENCODER | Role.AUDIO_ENCODER as role:
-            return FeatureModel(model, output=FEATURES[role])
+        case Role.VISION_ENCODER | Role.AUDIO_ENCODER | Role.TEXT_MODEL | Role.VISION_MODEL as role:
+            return FeatureModel(model, kind=_KINDS[role], output=FEATURES[role])
         case Role.DECODER | Role.DECODER_WITH_PAST:
             return DecoderModel(model, keeps_cache=any(tensor.name.startswith("present") for tensor in spec.outputs))
 
@@ -81,10 +87,12 @@ class EmbeddingModel(torch.nn.Module):
 class FeatureModel(torch.nn.Module):
     """Calls what a model turns images, sounds or texts into embeddings with, such as ``get_image_features``."""
 
-    def __init__(self, model: torch.nn.Module, *, output: str) -> None:
+    def __init__(self, model: torch.nn.Module, *, kind: str, output: str) -> None:
+        """Call the features of ``kind``, which are ``"image"``, say, by the name ``output``."""
         super().__init__()
         self.model = model
-        """A model of transformers that has a method called ``get_`` and the name of the output."""
+        """A model of transformers that has a method such as ``get_image_features``."""
+        self._kind = kind
         self._output = output
 
     @property
@@ -99,7 +107,7 @@ class FeatureModel(torch.nn.Module):
 
         ``use_cache`` is for the decoder and ignored.
         """
-        returned = getattr(self.model, f"get_{self._output}")(**inputs, return_dict=True)
+        returned = getattr(self.model, f"get_{self._kind}_features")(**inputs, return_dict=True)
         features = getattr(returned, "pooler_output", returned)
         return {self._output: _as_tensor(features)}
 

@@ -24,6 +24,7 @@ __all__ = [
     "FEATURES",
     "GRAPH_FILES",
     "Role",
+    "dual_encoder_parts",
     "encoder_decoder_parts",
     "fusion_parts",
     "role_of",
@@ -60,10 +61,17 @@ class Role(StrEnum):
     EMBED_TOKENS = "embed_tokens"
     VISION_ENCODER = "vision_encoder"
     AUDIO_ENCODER = "audio_encoder"
+    TEXT_MODEL = "text_model"
+    VISION_MODEL = "vision_model"
 
 
-FEATURES: Mapping[Role, str] = {Role.VISION_ENCODER: "image_features", Role.AUDIO_ENCODER: "audio_features"}
-"""What the encoder of an image or a sound gives: embeddings for the placeholders in a text."""
+FEATURES: Mapping[Role, str] = {
+    Role.VISION_ENCODER: "image_features",
+    Role.AUDIO_ENCODER: "audio_features",
+    Role.TEXT_MODEL: "text_embeds",
+    Role.VISION_MODEL: "image_embeds",
+}
+"""What an encoder gives: embeddings for the placeholders in a text, or one for a whole text or image."""
 
 _READ = {"image": Role.VISION_ENCODER, "audio": Role.AUDIO_ENCODER}
 
@@ -76,6 +84,8 @@ GRAPH_FILES: Mapping[Role, str] = {
     Role.EMBED_TOKENS: "embed_tokens.onnx",
     Role.VISION_ENCODER: "vision_encoder.onnx",
     Role.AUDIO_ENCODER: "audio_encoder.onnx",
+    Role.TEXT_MODEL: "text_model.onnx",
+    Role.VISION_MODEL: "vision_model.onnx",
 }
 """Role -> file name, as optimum and transformers.js have them."""
 
@@ -161,6 +171,24 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
         sizes={**decoder.sizes, **layout.sizes},
     )
     return _part(spec, role, others, (features,)), embed, decoder
+
+
+def dual_encoder_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
+    """Return the specs of the whole model, of its text side and of its image side; empty where it has no such sides.
+
+    It has where it compares texts with images: it gives an embedding of each, and no input belongs to both.
+    """
+    given = {tensor.name: tensor for tensor in spec.outputs}
+    sides = (Role.TEXT_MODEL, "text"), (Role.VISION_MODEL, "image")
+    parts = []
+    for role, kind in sides:
+        inputs = tuple(tensor for tensor in spec.inputs if modality_of(tensor.name) == kind)
+        if not inputs or FEATURES[role] not in given:
+            return ()
+        parts.append(_part(spec, role, inputs, (given[FEATURES[role]],)))
+    apart = sum(len(part.inputs) for part in parts) == len(spec.inputs)
+    axes = [{axis for tensor in part.inputs for axis in tensor.axis_names} for part in parts]
+    return (spec, *parts) if apart and not axes[0] & axes[1] else ()
 
 
 def _freed(spec: ModelSpec) -> ModelSpec:

@@ -8,7 +8,7 @@ from typing import Any
 from onnx_config import hub
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
-from onnx_config.parts import encoder_decoder_parts, fusion_parts
+from onnx_config.parts import dual_encoder_parts, encoder_decoder_parts, fusion_parts
 from onnx_config.spec import ModelSpec, base_axis
 from onnx_config.task_detector import normalize_task
 from tasks.export import Exported
@@ -83,7 +83,7 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
     """
     asked = job.request.options.task
     wanted = _wanted_specs(spec, asked)
-    insists = asked is not None
+    insists = asked is not None and normalize_task(asked)[1]
     if not wanted:
         return _whole(progress, job, spec, steps)
     try:
@@ -112,6 +112,8 @@ def _wanted_specs(spec: ModelSpec, asked: str | None) -> tuple[ModelSpec, ...]:
     if parts := encoder_decoder_parts(spec, with_past=past):
         return parts
     if past and (parts := fusion_parts(spec)):
+        return parts
+    if parts := dual_encoder_parts(spec):
         return parts
     continued = _continued(spec, asked)
     return () if continued is None else (continued,)
