@@ -226,7 +226,8 @@ def _pad(arrays: dict[str, Array], config: Any, *, least: int, side: str, token:
         if name.startswith("decoder") or modality_of(name) == "time":
             continue
         keep = max(least, mask.shape[-1] * 2 // 3)
-        of_text = ids is not None and modality_of(name) == "text"
+        # An encoder's mask beside a decoder's tokens is of other steps.
+        of_text = ids is not None and modality_of(name) == "text" and not name.startswith("encoder")
         if of_text and ids is not None and ids.shape[-1] < mask.shape[-1] and ids.shape[:-1] == mask.shape[:-1]:
             # The new tokens come last: what is missing is missing in the past.
             mask[1:, ..., : mask.shape[-1] - max(keep, ids.shape[-1])] = 0

@@ -102,10 +102,11 @@ def _continued(
 
 def _fitting(shape: CheckShape, limits: Mapping[str, tuple[int, int | None]]) -> CheckShape:
     """Return ``shape`` with no more in the past than leaves room for the new steps."""
-    most = limits.get("sequence_length", (1, None))[1]
+    steps = "decoder_sequence_length" if "decoder_sequence_length" in shape.sizes else "sequence_length"
+    most = limits.get(steps, (1, None))[1]
     if most is None:
         return shape
-    room = max(0, most - shape.sizes.get("sequence_length", 0))
+    room = max(0, most - shape.sizes.get(steps, 0))
     return replace(shape, sizes={**shape.sizes, PAST_AXIS: min(shape.sizes[PAST_AXIS], room)})
 
 
