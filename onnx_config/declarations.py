@@ -114,7 +114,7 @@ _ARGUMENT_LINE = re.compile(r"^(?P<indent> *)(?P<name>[A-Za-z_]\w*):? \((?P<type
 _SHAPE = re.compile(r"(?:of shape|shape:?)\s*[`*]*\(((?: \* |[^`*])*)")
 _RETURNED_WHEN = re.compile(r"returned (?:when|if)\s+(?:either\s+)?`(?:config\.)?(\w+)(?:=True)?`")
 _LABEL_TEXT = re.compile(r"^(labels? |future values|mask labels|class labels)", re.IGNORECASE)
-_LABEL_NAME = re.compile(r"(^|_)labels?$|^(start|end)_positions$|^future_values$|^is_impossible$")
+_LABEL_NAME = re.compile(r"^(?!input_)(.*_)?labels?$|^(start|end)_positions$|^future_values$|^is_impossible$")
 _ALTERNATIVE_TEXT = re.compile(r"instead of (passing|initiali[sz]ing)|you can choose to directly pass", re.IGNORECASE)
 _STATE_NAME = re.compile(
     r"past_key_values|(^|_)cache(_|$)|_outputs$|^encoder_(hidden_states|attention_mask)$|^past_buckets_states$"

@@ -151,11 +151,15 @@ def _axis_name(name: str, fallback: str) -> str:
 
 def _documented_rank(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     """Take the shape that the message spells out."""
-    shape = read_shape(re.sub(r"shape \(([^)]*)\)", r"shape `(\1)`", answer.refusal or ""))
+    refusal = answer.refusal or ""
+    # Some messages quote each axis for itself.
+    listed = re.sub(r"shape ((?:`\w+`(?:, ?)?){2,})", lambda m: f"shape ({m[1].replace('`', '')})", refusal)
+    shape = read_shape(re.sub(r"shape \(([^)]*)\)", r"shape `(\1)`", listed))
     if not shape or not any(isinstance(axis, str) for axis in shape):
         return
     kind = "image" if {"height", "width"} & set(shape) else None
-    for name, spec in draft.specs.items():
+    named = {name: spec for name, spec in draft.specs.items() if re.search(rf"\b{name}\b", refusal)}
+    for name, spec in (named or draft.specs).items():
         if len(spec.shape) != len(shape) and (kind is None or modality_of(name) == kind):
             yield _reshaped(draft, name, shape, f"{name} has the shape of: {answer.refusal}")
 

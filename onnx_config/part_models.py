@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from onnx_config.cached_model import CachedModel, cache_of
+from onnx_config.image_embeddings import EMBEDDINGS_OF_IMAGE
 from onnx_config.parts import EMBEDDINGS, ENCODER_MASK, ENCODER_STATES, FEATURES, Role, role_of
 from onnx_config.spec import ModelSpec
 
@@ -20,6 +21,8 @@ __all__ = [
     "EmbeddingModel",
     "EncoderModel",
     "FeatureModel",
+    "ImageEmbeddingModel",
+    "PromptModel",
     "encoder_decoder_cache",
     "flat_cache",
     "part_model",
@@ -46,6 +49,10 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
             return CachedModel(model)
         case Role.EMBED_TOKENS:
             return EmbeddingModel(model)
+        case Role.VISION_ENCODER if spec.embeddings:
+            return ImageEmbeddingModel(model)
+        case Role.PROMPT_DECODER:
+            return PromptModel(model)
         case Role.VISION_ENCODER | Role.AUDIO_ENCODER | Role.TEXT_MODEL | Role.VISION_MODEL as role:
             return FeatureModel(model, kind=_KINDS[role], output=FEATURES[role])
         case Role.DECODER | Role.DECODER_WITH_PAST:
@@ -110,6 +117,51 @@ class FeatureModel(torch.nn.Module):
         returned = getattr(self.model, f"get_{self._kind}_features")(**inputs, return_dict=True)
         features = getattr(returned, "pooler_output", returned)
         return {self._output: _as_tensor(features)}
+
+
+class ImageEmbeddingModel(torch.nn.Module):
+    """Calls what a segmenter embeds an image with."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        """A model of transformers that has a method ``get_image_embeddings``."""
+
+    @property
+    def config(self) -> Any:
+        """The model's config."""
+        return self.model.config
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return ``image_embeddings`` of images (batch_size, channels, height, width), or several numbered ones."""
+        returned = self.model.get_image_embeddings(pixel_values)  # type: ignore[operator]  # it has it
+        if isinstance(returned, torch.Tensor):
+            return {EMBEDDINGS_OF_IMAGE: returned}
+        return {f"{EMBEDDINGS_OF_IMAGE}.{number}": tensor for number, tensor in enumerate(returned)}
+
+
+class PromptModel(torch.nn.Module):
+    """Calls a segmenter with an image's embeddings in the place of the image."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        """A model of transformers whose ``forward`` takes ``image_embeddings``."""
+
+    @property
+    def config(self) -> Any:
+        """The model's config."""
+        return self.model.config
+
+    def forward(self, **inputs: Any) -> Any:
+        """Return what the model says; several embeddings come by dotted names, or as one dictionary."""
+        dotted = [name for name in inputs if name.startswith(f"{EMBEDDINGS_OF_IMAGE}.")]
+        several = inputs.pop(EMBEDDINGS_OF_IMAGE, None)
+        if dotted:
+            several = {name.rpartition(".")[2]: inputs.pop(name) for name in dotted}
+        if isinstance(several, dict):
+            several = [several[number] for number in sorted(several, key=int)]
+        return self.model(**inputs, image_embeddings=several)
 
 
 def _as_tensor(features: Any) -> torch.Tensor:

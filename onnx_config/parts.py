@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from onnx_config.cache_layout import PAST_AXIS, CacheLayout
 from onnx_config.config_sizes import modality_of
+from onnx_config.image_embeddings import IMAGE
 from onnx_config.spec import ModelSpec, TensorSpec, ValueRule
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "dual_encoder_parts",
     "encoder_decoder_parts",
     "fusion_parts",
+    "prompt_parts",
     "role_of",
 ]
 
@@ -61,6 +63,7 @@ class Role(StrEnum):
     EMBED_TOKENS = "embed_tokens"
     VISION_ENCODER = "vision_encoder"
     AUDIO_ENCODER = "audio_encoder"
+    PROMPT_DECODER = "prompt_decoder"
     TEXT_MODEL = "text_model"
     VISION_MODEL = "vision_model"
 
@@ -84,6 +87,7 @@ GRAPH_FILES: Mapping[Role, str] = {
     Role.EMBED_TOKENS: "embed_tokens.onnx",
     Role.VISION_ENCODER: "vision_encoder.onnx",
     Role.AUDIO_ENCODER: "audio_encoder.onnx",
+    Role.PROMPT_DECODER: "prompt_encoder_mask_decoder.onnx",
     Role.TEXT_MODEL: "text_model.onnx",
     Role.VISION_MODEL: "vision_model.onnx",
 }
@@ -189,6 +193,16 @@ def dual_encoder_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     apart = sum(len(part.inputs) for part in parts) == len(spec.inputs)
     axes = [{axis for tensor in part.inputs for axis in tensor.axis_names} for part in parts]
     return (spec, *parts) if apart and not axes[0] & axes[1] else ()
+
+
+def prompt_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
+    """Return the specs of what embeds an image and of what answers prompts about it; empty where there are none."""
+    image = tuple(tensor for tensor in spec.inputs if tensor.name == IMAGE)
+    prompts = tuple(tensor for tensor in spec.inputs if tensor.name != IMAGE)
+    if not spec.embeddings or not image or not prompts:
+        return ()
+    encoder = _part(spec, Role.VISION_ENCODER, image, spec.embeddings)
+    return encoder, _part(spec, Role.PROMPT_DECODER, (*spec.embeddings, *prompts), spec.outputs)
 
 
 def _freed(spec: ModelSpec) -> ModelSpec:

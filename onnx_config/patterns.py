@@ -49,6 +49,8 @@ CONFIG_SIZES: dict[str, tuple[str, ...]] = {
 ALWAYS_GIVEN: dict[str, str] = {
     # Optional arguments that no preprocessor class names, yet nobody deploys a model without.
     "bbox": "layout models place each token on the page; left out, every token stands at the origin",
+    "input_points": "segmenters are asked for what lies at a point; left out, they answer for no prompt at all",
+    "input_labels": "whether a point belongs to what is asked for; comes with the points",
 }
 
 

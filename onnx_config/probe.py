@@ -79,14 +79,16 @@ class Probe:
         self.model = model.eval()
         """The model, its parameters fake tensors on the CPU."""
 
-    def run(self, shapes: Mapping[str, tuple[tuple[int, ...], str]], **flags: Any) -> ProbeResult:
-        """Call the model with inputs of ``shapes`` (name -> shape and NumPy dtype) and ``flags``."""
+    def run(
+        self, shapes: Mapping[str, tuple[tuple[int, ...], str]], *, method: str = "forward", **flags: Any
+    ) -> ProbeResult:
+        """Call the model, or a ``method`` of it, with inputs of ``shapes`` (name -> shape and NumPy dtype)."""
         # A refusal is an answer here, not an event to log with a traceback.
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
         with self._mode, torch.no_grad(), preserved_state(self.model), forgotten_caches(self.model):
             inputs = {name: torch.ones(shape, dtype=_TORCH_DTYPES[dtype]) for name, (shape, dtype) in shapes.items()}
             try:
-                returned = self.model(**inputs, **flags)
+                returned = (self.model if method == "forward" else getattr(self.model, method))(**inputs, **flags)
             except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
                 return ProbeResult(outputs=None, refusal=str(error), undecidable=True)
             # The model's own code decides what it raises; whatever it is, it is an answer.

@@ -192,6 +192,10 @@ class ModelSpec:
     """How many numbers stand for one token of a text where the model reads it; ``None``: it reads none, or the config
     does not say."""
 
+    embeddings: tuple[TensorSpec, ...] = ()
+    """What the model makes of an image before it is asked about it, in the place of which it can be given; empty where
+    it makes nothing of the kind."""
+
     takes_positions: bool = False
     """Whether ``forward`` takes ``position_ids``."""
 
@@ -229,7 +233,7 @@ class ModelSpec:
         """Return the spec as JSON types; `from_json` reads it back."""
         tensors = {
             side: [asdict(t) | {"shape": list(t.shape)} for t in getattr(self, side)]
-            for side in ("inputs", "outputs", "cache")
+            for side in ("inputs", "outputs", "cache", "embeddings")
         }
         phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed")}
         ranges = {k: list(v) for k, v in self.axis_ranges.items()}
@@ -248,7 +252,7 @@ class ModelSpec:
     def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
         """Read what `to_json` wrote."""
         fields = dict(value)
-        for side in ("inputs", "outputs", "cache"):
+        for side in ("inputs", "outputs", "cache", "embeddings"):
             fields[side] = tuple(
                 TensorSpec(name=t["name"], dtype=t["dtype"], shape=tuple(t["shape"])) for t in fields[side]
             )

@@ -12,6 +12,7 @@ from onnx_config.cache_layout import PAST_AXIS, CacheLayout, read_cache_layout
 from onnx_config.config_sizes import embedding_size, modality_of
 from onnx_config.declarations import Declaration, declare
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.image_embeddings import image_embeddings
 from onnx_config.input_generator import generate_inputs
 from onnx_config.patterns import ALWAYS_GIVEN
 from onnx_config.preprocessors import (
@@ -540,6 +541,9 @@ class UniversalOnnxConfig:
             step_axis=self.cache_layout.step_axis,
             takes_positions=self._takes_positions,
             embedding_size=embedding_size(self.config) if self.source is None else None,
+            embeddings=()
+            if self.source is not None
+            else image_embeddings(self.declaration, self.inference, self.probe),
             axis_steps=self.inference.axis_steps,
             values=self.inference.values,
             preprocessor=declared_preprocessors(self.model_type)[0],

@@ -8,7 +8,7 @@ from typing import Any
 from onnx_config import hub
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
-from onnx_config.parts import dual_encoder_parts, encoder_decoder_parts, fusion_parts
+from onnx_config.parts import dual_encoder_parts, encoder_decoder_parts, fusion_parts, prompt_parts
 from onnx_config.spec import ModelSpec, base_axis
 from onnx_config.task_detector import normalize_task
 from tasks.export import Exported
@@ -113,7 +113,7 @@ def _wanted_specs(spec: ModelSpec, asked: str | None) -> tuple[ModelSpec, ...]:
         return parts
     if past and (parts := fusion_parts(spec)):
         return parts
-    if parts := dual_encoder_parts(spec):
+    if parts := dual_encoder_parts(spec) or prompt_parts(spec):
         return parts
     continued = _continued(spec, asked)
     return () if continued is None else (continued,)

@@ -16,6 +16,8 @@ from tasks.simplify import Simplified, graph_entry
 __all__ = ["Joined", "join"]
 
 _STEPS = "onnx_config.export.part_steps"
+_TELLING = {Role.DECODER_WITH_PAST, Role.DECODER_MERGED, Role.PROMPT_DECODER}
+"""Roles of graphs that are of use with others only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ def join(job: Job, spec: ModelSpec, parts: Sequence[ModelSpec], stored: Mapping[
         merged, cost, notes = _merged(job, graphs, stored[Role.DECODER])
     if merged is not None:
         graphs[Role.DECODER_MERGED] = str(stored[Role.DECODER].path.with_name(merged.path))
-    if not {Role.DECODER_WITH_PAST, Role.DECODER_MERGED} & graphs.keys():
+    if not _TELLING & graphs.keys():
         return Joined(merged=None, difference=None, notes=(), cost=cost)
     if estimate_bytes(job.weight_bytes) > job.memory_bytes:
         notes.append("greedy generation was not compared, since the model needs more than its share of the memory")

@@ -27,7 +27,9 @@ def merge(request: Json) -> Json:
 
 
 def generation(request: Json) -> Json:
-    """Compare what the ``graphs`` (role -> path) generate together with what the model in ``folder`` generates.
+    """Compare what the ``graphs`` (role -> path) say together with what the model in ``folder`` says.
+
+    Decoders generate; what answers prompts about an image is asked.
 
     ``spec`` is that of the whole model, ``parts`` those of its graphs. Returns what differs (``difference``), and a
     note of what was compared.
@@ -37,6 +39,7 @@ def generation(request: Json) -> Json:
     """
     from onnx_config.export.fusion_generation import compare_fusion_generation
     from onnx_config.export.parity import choose_device, open_session
+    from onnx_config.export.prompted import prompted_difference
     from onnx_config.export.seq2seq_generation import compare_seq2seq_generation
 
     specs = {Role(part["part"]): ModelSpec.from_json(part) for part in request["parts"]}
@@ -46,6 +49,11 @@ def generation(request: Json) -> Json:
         Role(role): open_session(Path(path), device=device, threads=request["threads"])
         for role, path in request["graphs"].items()
     }
+    if Role.PROMPT_DECODER in specs:
+        whole = ModelSpec.from_json(request["spec"])
+        if (difference := prompted_difference(sessions, model, whole, universal)) is not None:
+            return {"difference": difference, "note": None}
+        return {"difference": None, "note": "image and prompts in two graphs answer what the model does in one call"}
     if Role.ENCODER in specs:
         generated = compare_seq2seq_generation(sessions, model, specs, universal)
     else:

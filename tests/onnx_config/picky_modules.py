@@ -80,6 +80,23 @@ class Spelled(Picky):
         return pixel_values.mean(dim=(2, 3, 4))
 
 
+class Quoted(Picky):
+    """Says the axes of an input's shape one by one, where its documentation is wrong."""
+
+    def forward(self, pixel_values: torch.Tensor, input_points: torch.Tensor | None = None):
+        r"""
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            The image.
+        input_points (`torch.FloatTensor` of shape `(batch_size, num_points, 2)`):
+            Where to look.
+        """
+        if input_points is not None and input_points.ndim != 4:
+            raise ValueError(
+                "The input_points must be a 4D tensor. Of shape `batch_size`, `point_batch_size`, `num_points`, `2`."
+            )
+        return pixel_values.mean(dim=(1, 2, 3))
+
+
 class Named(Picky):
     """Asks for an optional argument by its name."""
 

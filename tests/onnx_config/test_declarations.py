@@ -13,7 +13,7 @@ from onnx_config.declarations import Role, declare, read_shape
 from onnx_config.patterns import AXIS_SYNONYMS, pattern_count
 
 # The tables' present length, to stay under 40. A rule that makes an entry superfluous lowers the number.
-MOST_PATTERNS = 32
+MOST_PATTERNS = 34
 
 
 @pytest.mark.parametrize(

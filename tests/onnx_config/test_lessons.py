@@ -37,6 +37,14 @@ IMAGE_TOKEN = {"image_token_id": 9, "image_eos_token_id": 8}
             picky.Spelled, {}, {"pixel_values": VIDEO}, "pixel_values has the shape of: Expected", id="a-shape-in-words"
         ),
         pytest.param(
+            picky.Quoted, {"num_channels": 3},
+            {
+                "pixel_values": ("batch_size", 3, "height", "width"),
+                "input_points": ("batch_size", "point_batch_size", "num_points", 2),
+            },
+            "input_points has the shape of: The input_points must be", id="a-shape-of-quoted-axes",
+        ),
+        pytest.param(
             picky.Named, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-by-name"
         ),
         pytest.param(

@@ -14,6 +14,7 @@ from onnx_config.parts import (
     dual_encoder_parts,
     encoder_decoder_parts,
     fusion_parts,
+    prompt_parts,
     role_of,
 )
 from onnx_config.spec import ModelSpec, TensorSpec, ValueRule
@@ -235,3 +236,33 @@ def test_every_role_has_a_file_of_its_own() -> None:
 def test_a_spec_keeps_its_part_through_json() -> None:
     for part in encoder_decoder_parts(encoder_decoder()):
         assert ModelSpec.from_json(part.to_json()) == part
+
+
+def prompted(**changes: object) -> ModelSpec:
+    inputs = [
+        tensor("pixel_values", "batch_size", 3, 64, 64, dtype="float32"),
+        tensor("input_points", "batch_size", "point_batch_size", "num_points", 2, dtype="float32"),
+    ]
+    embeddings = (tensor("image_embeddings", "batch_size", 16, 4, 4, dtype="float32"),)
+    outputs = [tensor("pred_masks", "batch_size", "point_batch_size", 3, 16, 16, dtype="float32")]
+    return replace(spec(inputs, outputs, embeddings=embeddings), **changes)
+
+
+def test_a_segmenter_is_an_image_encoder_and_a_prompt_decoder() -> None:
+    encoder, decoder = prompt_parts(prompted())
+    assert (role_of(encoder), role_of(decoder)) == (Role.VISION_ENCODER, Role.PROMPT_DECODER)
+    assert (names(encoder.inputs), names(encoder.outputs)) == (["pixel_values"], ["image_embeddings"])
+    assert (names(decoder.inputs), names(decoder.outputs)) == (["image_embeddings", "input_points"], ["pred_masks"])
+    assert encoder.sizes.keys() == {"batch_size"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"embeddings": ()}, id="embeds-nothing"),
+        pytest.param({"inputs": prompted().inputs[:1]}, id="is-asked-nothing"),
+        pytest.param({"inputs": prompted().inputs[1:]}, id="sees-nothing"),
+    ],
+)
+def test_what_is_not_asked_about_an_image_has_no_such_parts(changes: dict[str, object]) -> None:
+    assert prompt_parts(prompted(**changes)) == ()
