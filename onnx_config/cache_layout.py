@@ -20,6 +20,7 @@ from onnx_config.spec import ModelSpec, TensorSpec, base_axis
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
     from onnx_config.probe import Probe
+    from onnx_config.settlement import Settled
     from onnx_config.shape_inference import Inference
     from onnx_config.trial import Trial
     from onnx_config.twin import Twin
@@ -189,29 +190,22 @@ def with_past(spec: ModelSpec) -> ModelSpec:
     )
 
 
-def read_cache_layout(
-    declaration: Declaration,
-    found: Inference,
-    probe: Probe,
-    settled: tuple[Trial, Twin] | None,
-    *,
-    shallow: Callable[[], Probe] | None = None,
-) -> CacheLayout:
+def read_cache_layout(declaration: Declaration, probe: Probe, settled: Settled) -> CacheLayout:
     """Return the layout of the cache of a class.
 
     Args:
         declaration: What the class declares.
-        found: Its inputs.
         probe: The full model, to be run on shapes alone.
-        settled: The twin that accepted the inputs, and what it is a twin of; ``None``: only ``probe`` can answer.
-        shallow: Builds the full model with the twin's few layers, which answers sooner where all layers are alike.
+        settled: Its inputs, and the small models that accepted them.
 
     A class without a cache has an empty layout; what a run refuses is in the notes.
     """
     if not {"use_cache", _PREFIX} & {argument.name for argument in declaration.arguments}:
         return CacheLayout()
+    found = settled.inference
     full = _Asked(declaration, found, probe)
-    asked = full if settled is None else _Asked(declaration, found, settled[0], settled[1].config)
+    twin, trial = settled.twin, settled.trial
+    asked = full if twin is None or trial is None else _Asked(declaration, found, trial, twin.config)
     sizes, other = dict(found.sizes), _other_sizes(found)
     here = asked.ask(sizes)
     if not here:
@@ -222,10 +216,10 @@ def read_cache_layout(
     for held in here:
         seen.setdefault(held.kind, moves.name_axes(held, there.get(held.name, held.shape)))
     at_full_size, notes = here, list(asked.notes)
-    if settled is not None and not settled[1].is_full:
-        at_full_size = _by_shallow_model(here, settled[1], shallow, declaration, found) or full.ask(sizes)
+    if twin is not None and not twin.is_full:
+        at_full_size = _by_shallow_model(here, twin, settled.shallow, declaration, found) or full.ask(sizes)
         if not at_full_size:
-            at_full_size = _translated(here, settled[1])
+            at_full_size = _translated(here, twin)
             notes += [*full.notes, "cache sizes are those of a shrunken model, translated"]
     past = []
     for held in at_full_size:

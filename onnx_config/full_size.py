@@ -10,22 +10,21 @@ from onnx_config.shape_inference import Inference
 from onnx_config.spec import TensorSpec
 
 if TYPE_CHECKING:
-    from onnx_config.probe import Probe
+    from onnx_config.probe import Probe, ProbeResult
     from onnx_config.twin import Twin
 
-__all__ = ["at_full_size"]
+__all__ = ["answer_at_full_size", "at_full_size", "is_confirmed"]
 
 _TELLING_SIZE = 8
 
 
-def at_full_size(
+def answer_at_full_size(
     found: Inference, twin: Twin, *, shallow: Callable[[], Probe], full: Probe, flags: Mapping[str, Any]
-) -> Inference:
-    """Return what ``twin`` showed with the output sizes of the full model, run once on shapes alone.
+) -> ProbeResult:
+    """Return what the full model says, on shapes alone, to the inputs that ``twin`` accepted.
 
     A shallow model answers as the full one does, sooner, unless it gives fewer outputs than the full one has layers:
-    then the full one is asked. Where neither can answer, since the answer depends on values, a size is translated
-    by what was shrunk, and that is noted as assumed.
+    then the full one is asked.
 
     Args:
         found: What the twin showed.
@@ -36,15 +35,41 @@ def at_full_size(
     """
     shapes = {tensor.name: (tensor.resolve(found.sizes), tensor.dtype) for tensor in found.inputs}
     by_layer = any("." in tensor.name for tensor in found.outputs)
-    answer = None
     if twin.shallow is not None and not by_layer:
         try:
             answer = shallow().run(shapes, **flags)
         # The class refuses to be built shallow: the full one was built.
         except Exception:  # noqa: BLE001
-            answer = None
-    if answer is None or (answer.outputs is None and not answer.undecidable):
-        answer = full.run(shapes, **flags)
+            pass
+        else:
+            if answer.outputs is not None or answer.undecidable:
+                return answer
+    return full.run(shapes, **flags)
+
+
+def is_confirmed(found: Inference, answer: ProbeResult) -> bool:
+    """Return whether the full model says to the twin's inputs what the twin said, as far as shapes alone tell."""
+    if answer.outputs is None:
+        return answer.undecidable
+    return all(
+        tensor.name in answer.outputs
+        and len(shape := answer.outputs[tensor.name][0]) == len(tensor.shape)
+        and all(shape[position] == found.sizes.get(axis, shape[position]) for position, axis in tensor.axes.items())
+        for tensor in found.outputs
+    )
+
+
+def at_full_size(found: Inference, twin: Twin, answer: ProbeResult) -> Inference:
+    """Return what ``twin`` showed with the output sizes of the full model.
+
+    Where shapes alone could not answer, since the answer depends on values, a size is translated by what was shrunk,
+    and that is noted as assumed.
+
+    Args:
+        found: What the twin showed.
+        twin: The twin.
+        answer: What the full model said, as `answer_at_full_size` gives it.
+    """
     if answer.outputs is None:
         outputs = tuple(replace(t, shape=tuple(_translated(size, twin) for size in t.shape)) for t in found.outputs)
         note = f"output sizes are those of a shrunken model, translated: {answer.refusal}"[:300]

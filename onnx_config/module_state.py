@@ -11,7 +11,6 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from inspect import isclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["forgotten_caches", "preserved_state"]
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+_CONTAINERS = frozenset((dict, OrderedDict, list, set))
 
 
 @contextmanager
@@ -31,21 +30,30 @@ def preserved_state(model: torch.nn.Module) -> Iterator[None]:
     Dictionaries, lists and sets among the attributes get back what they held, to a depth of one. What a
     tensor holds is not copied: a buffer that is written in place keeps what was written.
     """
-    kept: list[tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]] = []
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    filled: list[tuple[Any, Any]] = []
+    empty: list[Any] = []
     for module in model.modules():
         plain = dict(module.__dict__)
-        containers = [(value, copy(value)) for value in plain.values() if type(value) in _CONTAINERS]
-        kept.append((module.__dict__, plain, containers))
+        kept.append((module.__dict__, plain))
+        for value in plain.values():
+            if type(value) in _CONTAINERS:
+                # Most of the thousands are empty, and stay so.
+                if value:
+                    filled.append((value, value.copy()))
+                else:
+                    empty.append(value)
     try:
         yield
     finally:
-        for attributes, plain, containers in kept:
+        for attributes, plain in kept:
             attributes.clear()
             attributes.update(plain)
-            for container, content in containers:
-                # Most of the thousands are empty, and were.
-                if container or content:
-                    _refill(container, content)
+        for container, content in filled:
+            _refill(container, content)
+        for container in empty:
+            if container:
+                container.clear()
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -15,10 +15,12 @@ import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedFakeTensorException,
 )
 
+from onnx_config.meta_build import built_on_meta
 from onnx_config.module_state import forgotten_caches, preserved_state
 
 if TYPE_CHECKING:
@@ -62,22 +64,15 @@ class Probe:
     """
 
     def __init__(self, cls: type, config: Any) -> None:
-        import copy
-
-        # Building may write into the config (the attention it chose, say); the caller's stays as it is.
-        config = copy.deepcopy(config)
-        with torch.device("meta"):
-            model = cls(config)
+        model = built_on_meta(cls, config)
         _choose_experts(model)
         self.parameters = sum(p.numel() for p in dict.fromkeys(model.parameters()))
         """Number of parameters, shared ones counted once."""
         self.offset_position_tables = _offset_position_tables(model)
         """Tables of learned positions that begin after the padding token's id: rows -> rows never used."""
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with self._mode:
-            _make_fake(model)
         self.model = model.eval()
-        """The model, its parameters fake tensors on the CPU."""
+        """The model; its parameters are on the meta device until it is run, then fake tensors on the CPU."""
+        self._mode: FakeTensorMode | None = None
 
     def run(
         self, shapes: Mapping[str, tuple[tuple[int, ...], str]], *, method: str = "forward", **flags: Any
@@ -85,7 +80,8 @@ class Probe:
         """Call the model, or a ``method`` of it, with inputs of ``shapes`` (name -> shape and NumPy dtype)."""
         # A refusal is an answer here, not an event to log with a traceback.
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-        with self._mode, torch.no_grad(), preserved_state(self.model), forgotten_caches(self.model):
+        mode = self._faked()
+        with mode, torch.no_grad(), preserved_state(self.model), forgotten_caches(self.model):
             inputs = {name: torch.ones(shape, dtype=_TORCH_DTYPES[dtype]) for name, (shape, dtype) in shapes.items()}
             try:
                 returned = (self.model if method == "forward" else getattr(self.model, method))(**inputs, **flags)
@@ -100,6 +96,13 @@ class Probe:
                 for name, value in flat_outputs(returned)
             }
         return ProbeResult(outputs=outputs, refusal=None)
+
+    def _faked(self) -> FakeTensorMode:
+        # Many a model is only counted, and never run.
+        if self._mode is None:
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+            _make_fake(self.model, self._mode)
+        return self._mode
 
 
 def flat_outputs(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -133,7 +136,7 @@ def _offset_position_tables(model: torch.nn.Module) -> dict[int, int]:
     }
 
 
-def _make_fake(model: torch.nn.Module) -> None:
+def _make_fake(model: torch.nn.Module, mode: FakeTensorMode) -> None:
     """Swap a model's meta parameters and buffers for fake ones on the CPU; shared ones stay shared."""
     fakes: dict[int, Any] = {}
     for module in model.modules():
@@ -142,6 +145,12 @@ def _make_fake(model: torch.nn.Module) -> None:
                 if value is None or not value.is_meta:
                     continue
                 if id(value) not in fakes:
-                    fake = torch.empty(value.shape, dtype=value.dtype)
-                    fakes[id(value)] = torch.nn.Parameter(fake, requires_grad=False) if trained else fake
+                    fakes[id(value)] = _fake(value, mode, trained=trained)
                 store[name] = fakes[id(value)]
+
+
+def _fake(value: torch.Tensor, mode: FakeTensorMode, *, trained: bool) -> torch.Tensor:
+    """Return a fake tensor on the CPU in the place of a meta one."""
+    plain = value.detach() if value.is_contiguous() else torch.empty(value.shape, dtype=value.dtype, device="meta")
+    # Made directly, since a factory function under the mode takes ten times as long, and there are thousands.
+    return FakeTensor(mode, plain, "cpu", _is_param=trained)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
-from itertools import islice
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from onnx_config.preprocessors import (
     given_preprocessors,
     habits_of,
 )
-from onnx_config.shape_inference import Inference, infer
+from onnx_config.shape_inference import Inference
 from onnx_config.spec import ModelSpec, TensorSpec
 from onnx_config.task_detector import DetectedTask, detect_task, normalize_task
 from onnx_config.timm_models import MODEL_TYPE as TIMM
@@ -34,12 +34,9 @@ if TYPE_CHECKING:
 
     from onnx_config.model_source import ModelSource
     from onnx_config.probe import Probe
-    from onnx_config.trial import Trial
-    from onnx_config.twin import Twin
+    from onnx_config.settlement import Settled
 
 __all__ = ["UniversalOnnxConfig"]
-
-_MAX_TWINS = 3
 
 
 class UniversalOnnxConfig:
@@ -67,9 +64,6 @@ class UniversalOnnxConfig:
     source: ModelSource | None = None
     """What takes the place of a class of transformers made from the config: a module given directly, or the modules
     of sentence-transformers; ``None``: nothing does."""
-
-    _settled: tuple[Trial, Twin] | None = None
-    """The small model that accepted the inputs, until its cache was read."""
 
     def __init__(
         self,
@@ -286,46 +280,26 @@ class UniversalOnnxConfig:
         """
         if self.source is not None and self.source.inference is not None:
             return self.source.inference
-        from onnx_config.full_size import at_full_size
-        from onnx_config.probe import Probe
-        from onnx_config.trial import Trial
-        from onnx_config.twin import twins
-
-        flags = self._flags(use_cache=False)
-
-        def ask(runner: Probe | Trial, config: Any) -> Inference:
-            return infer(
-                self.declaration,
-                config,
-                self.preprocessors,
-                runner,
-                task_family=self.task_family,
-                flags=flags,
-                limits=self.config,
-                unused_positions=self.probe.offset_position_tables,
-            )
-
-        refused: Inference | None = None
-        candidates = twins(self.config, self._builder, model=self.probe.model)
-        for twin in islice(candidates, _MAX_TWINS):
-            try:
-                trial = Trial(self._builder, twin.config)
-                found = ask(trial, twin.config)
-            except (MemoryError, RecursionError):
-                continue
-            if found.refusal is None:
-                self._settled = (trial, twin)
-                if twin.is_full:
-                    return found
-                shallow = partial(Probe, self._builder, twin.shallow)
-                return at_full_size(found, twin, shallow=shallow, full=self.probe, flags=flags)
-            refused = refused or found
-            if twin.is_full:
-                break
-        found = ask(self.probe, self.config)
+        found = self._settled.inference
         if found.refusal is not None:
-            raise _no_inputs_found(self.model_class, refused or found)
+            raise _no_inputs_found(self.model_class, found)
         return found
+
+    @cached_property
+    def _settled(self) -> Settled:
+        from onnx_config.settlement import Subject, settle
+
+        return settle(
+            Subject(
+                build=self._builder,
+                config=self.config,
+                declaration=self.declaration,
+                preprocessors=self.preprocessors,
+                task_family=self.task_family,
+                flags=self._flags(use_cache=False),
+                probe=self.probe,
+            )
+        )
 
     @property
     def forward_flags(self) -> dict[str, Any]:
@@ -341,13 +315,9 @@ class UniversalOnnxConfig:
         """What the model keeps from step to step, whether or not ``use_past`` was asked for; empty: nothing."""
         if self.source is not None:
             return CacheLayout()
-        from onnx_config.probe import Probe
-
-        found = self.inference
-        shallow = None if self._settled is None else partial(Probe, self._builder, self._settled[1].shallow)
-        layout = read_cache_layout(self.declaration, found, self.probe, self._settled, shallow=shallow)
-        # The twin was kept for this.
-        self._settled = None
+        layout = read_cache_layout(self.declaration, self.probe, self._settled)
+        # The small models were kept for this.
+        self._settled = replace(self._settled, twin=None, trial=None, shallow=None)
         return layout
 
     @property

@@ -20,6 +20,7 @@ from onnx_config.hub import read_config_dict
 from onnx_config.sentence_modules import MODULES_FILE, module_folders, transformer_settings
 from onnx_config.spec import ModelSpec
 from tasks.key import content_sha256
+from tasks.structure import structural_part
 from tasks.versions import CODE_EPOCH, detection_versions
 
 __all__ = ["DetectionCache", "detection_key", "detection_parts", "is_kept"]
@@ -58,14 +59,15 @@ def _module_files(folder: Path) -> dict[str, Path]:
 
 
 def detection_key(parts: Mapping[str, Any], *, versions: Mapping[str, str] | None = None) -> str:
-    """Return the full SHA-256 under which a detection is kept.
+    """Return the full SHA-256 under which a detection is kept; configs that differ in nothing it reads have one.
 
     Args:
         parts: What decides the answer beside versions, as `detection_parts` gives it; JSON values.
         versions: Versions of packages and code; ``None``: those installed.
     """
     found = detection_versions() if versions is None else dict(versions)
-    return content_sha256({"schema": _SCHEMA, "epoch": CODE_EPOCH, "parts": dict(parts), "versions": found})
+    deciding = {**parts, "config": structural_part(parts["config"])}
+    return content_sha256({"schema": _SCHEMA, "epoch": CODE_EPOCH, "parts": deciding, "versions": found})
 
 
 def is_kept(error: FerryError) -> bool:

@@ -9,7 +9,7 @@ import tiny_models
 import transformers
 
 from onnx_config import UniversalOnnxConfig
-from onnx_config.full_size import at_full_size
+from onnx_config.full_size import answer_at_full_size, at_full_size, is_confirmed
 from onnx_config.probe import ProbeResult
 from onnx_config.shape_inference import Inference
 from onnx_config.spec import TensorSpec
@@ -46,7 +46,8 @@ def impossible():
 
 
 def at_full(small, full, *, shallow=unbuilt, twin=TWIN, **flags):
-    return at_full_size(small, twin, shallow=shallow, full=full, flags=flags)
+    answer = answer_at_full_size(small, twin, shallow=shallow, full=full, flags=flags)
+    return at_full_size(small, twin, answer)
 
 
 def tensor(name, *shape, dtype="float32"):

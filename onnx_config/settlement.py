@@ -1,0 +1,153 @@
+"""Settles what a class takes and gives: on a twin that really runs, then at the full model's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from onnx_config.config_sizes import sub_configs
+from onnx_config.full_size import answer_at_full_size, at_full_size, is_confirmed
+from onnx_config.shape_inference import Inference, infer
+
+if TYPE_CHECKING:
+    from onnx_config.declarations import Declaration
+    from onnx_config.preprocessors import Preprocessor
+    from onnx_config.probe import Probe
+    from onnx_config.trial import Trial
+    from onnx_config.twin import Twin
+
+__all__ = ["Settled", "Subject", "settle"]
+
+_MAX_TWINS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What was found out, and by which small model."""
+
+    inference: Inference
+    """Inputs, outputs and axes; with a refusal where nothing was accepted."""
+
+    twin: Twin | None = None
+    """The twin that accepted the inputs; ``None``: none did, and only the full model was asked, on shapes alone."""
+
+    trial: Trial | None = None
+    """That twin, built."""
+
+    shallow: Callable[[], Probe] | None = None
+    """Returns the full model with the twin's few layers, to be run on shapes alone; raises what its class raises."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A class and a config, and what is known of them before anything is run."""
+
+    build: Any
+    """What makes the module of a config."""
+
+    config: Any
+    """The full model's config."""
+
+    declaration: Declaration
+    """What the class declares."""
+
+    preprocessors: Sequence[Preprocessor]
+    """What its users feed it with."""
+
+    task_family: str
+    """The family of the task."""
+
+    flags: Mapping[str, Any]
+    """Keyword arguments of ``forward`` beside the inputs."""
+
+    probe: Probe
+    """The full model, without weights."""
+
+    _tried: dict[str, tuple[Inference, Trial | None] | None] = field(default_factory=dict)
+    """Config of a twin -> what it showed, and the twin itself where it accepted; ``None``: it could not be run."""
+
+    def asked(self, runner: Probe | Trial, config: Any) -> Inference:
+        """Return what ``runner``, built from ``config``, shows."""
+        return infer(
+            self.declaration,
+            config,
+            self.preprocessors,
+            runner,
+            task_family=self.task_family,
+            flags=self.flags,
+            limits=self.config,
+            unused_positions=self.probe.offset_position_tables,
+        )
+
+    def tried(self, twin: Twin) -> tuple[Inference, Trial | None] | None:
+        """Return what a twin shows, and the twin itself where it accepts inputs; ``None`` where it cannot be run."""
+        from onnx_config.trial import Trial
+
+        name = twin.config.to_json_string(use_diff=False)
+        if name not in self._tried:
+            try:
+                trial = Trial(self.build, twin.config)
+                found = self.asked(trial, twin.config)
+            except (MemoryError, RecursionError):
+                self._tried[name] = None
+            else:
+                self._tried[name] = found, (trial if found.refusal is None else None)
+        return self._tried[name]
+
+    def shallow(self, twin: Twin) -> Callable[[], Probe]:
+        """Return what returns the full model with the twin's layers, which is built when it is first wanted."""
+        from onnx_config.probe import Probe
+
+        return cache(partial(Probe, self.build, twin.shallow))
+
+    def twins(self, *, compared: bool) -> Iterator[Twin]:
+        """Yield the twins to try; where they are ``compared``, those that answer as the full model does come first."""
+        from onnx_config.twin import twins
+
+        return islice(twins(self.config, self.build, model=self.probe.model, asked=compared), _MAX_TWINS)
+
+
+def settle(subject: Subject) -> Settled:
+    """Return what the class takes and gives.
+
+    Whether a twin is like the full model shows in what both say to the inputs that the twin accepted. Only where they
+    do not say the same, or the twin accepts none, all are asked beforehand with inputs as simple as can be, and the
+    twins that answer as the full model does come first; that takes longer than all the rest. A config of several parts
+    is cut wrongly so often that its twins are compared at once.
+
+    Raises:
+        Exception: Whatever the class raises when it is built, from the config or for a twin.
+    """
+    refused: Inference | None = None
+    composite = len(sub_configs(subject.config)) > 1
+    for compared in (True,) if composite else (False, True):
+        refused = None
+        for twin in subject.twins(compared=compared):
+            shown = subject.tried(twin)
+            if shown is None:
+                continue
+            found, trial = shown
+            if trial is None:
+                refused = refused or found
+                if twin.is_full:
+                    return _by_shapes(subject, refused)
+                if not compared:
+                    break
+                continue
+            if twin.is_full:
+                return Settled(inference=found, twin=twin, trial=trial)
+            shallow = subject.shallow(twin)
+            answer = answer_at_full_size(found, twin, shallow=shallow, full=subject.probe, flags=subject.flags)
+            if not compared and not is_confirmed(found, answer):
+                break
+            return Settled(inference=at_full_size(found, twin, answer), twin=twin, trial=trial, shallow=shallow)
+    return _by_shapes(subject, refused)
+
+
+def _by_shapes(subject: Subject, refused: Inference | None) -> Settled:
+    """Return what the full model shows on shapes alone; where that is nothing, what the first twin said."""
+    found = subject.asked(subject.probe, subject.config)
+    return Settled(inference=found if found.refusal is None else refused or found)
