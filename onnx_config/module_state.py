@@ -11,7 +11,6 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from inspect import isclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ def preserved_state(model: torch.nn.Module) -> Iterator[None]:
     kept: list[tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]] = []
     for module in model.modules():
         plain = dict(module.__dict__)
-        containers = [(value, copy(value)) for value in plain.values() if type(value) in _CONTAINERS]
+        containers = [(value, _content(value)) for value in plain.values() if type(value) in _CONTAINERS]
         kept.append((module.__dict__, plain, containers))
     try:
         yield
@@ -48,7 +47,14 @@ def preserved_state(model: torch.nn.Module) -> Iterator[None]:
                     _refill(container, content)
 
 
-def _refill(container: Any, content: Any) -> None:
+def _content(container: Any) -> tuple[Any, ...]:
+    """Return what a container holds; a copy of the container itself would cost far more, an ordered one above all."""
+    if not container:
+        return ()
+    return tuple(container.items()) if isinstance(container, dict) else tuple(container)
+
+
+def _refill(container: Any, content: tuple[Any, ...]) -> None:
     container.clear()
     if isinstance(container, list):
         container.extend(content)
