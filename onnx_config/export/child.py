@@ -56,8 +56,9 @@ _QUIET = {
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 _TUNABLES = "GLIBC_TUNABLES"
-# Weights come and go by the hundred megabytes: in pages of two, the kernel is asked for few of them.
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+# Weights come and go by the hundred megabytes: pages of two spare the kernel most of its work, and what was freed is
+# kept for the next up to a bound, as the largest tensors are not.
+_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
 
 _MEMORY_TEXTS = (
     "can't allocate memory",
@@ -113,7 +114,7 @@ def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the fork server of a process that has ``environment``."""
     # One thread each: a thread pool started by an import would not exist in the forked child.
     threads = dict.fromkeys(_THREAD_VARIABLES, "1")
-    tunables = ":".join(filter(None, (_HUGE_PAGES, environment.get(_TUNABLES))))
+    tunables = ":".join(filter(None, (_MEMORY, environment.get(_TUNABLES))))
     return {**environment, **_QUIET, **_OFFLINE, **threads, _TUNABLES: tunables}
 
 
