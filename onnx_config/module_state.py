@@ -40,7 +40,7 @@ def preserved_state(model: torch.nn.Module) -> Iterator[None]:
             if type(value) in _CONTAINERS:
                 # Most of the thousands are empty, and stay so.
                 if value:
-                    filled.append((value, value.copy()))
+                    filled.append((value, _content(value)))
                 else:
                     empty.append(value)
     try:
@@ -56,7 +56,14 @@ def preserved_state(model: torch.nn.Module) -> Iterator[None]:
                 container.clear()
 
 
-def _refill(container: Any, content: Any) -> None:
+def _content(container: Any) -> tuple[Any, ...]:
+    """Return what a container holds; a copy of the container itself would cost far more, an ordered one above all."""
+    if not container:
+        return ()
+    return tuple(container.items()) if isinstance(container, dict) else tuple(container)
+
+
+def _refill(container: Any, content: tuple[Any, ...]) -> None:
     container.clear()
     if isinstance(container, list):
         container.extend(content)

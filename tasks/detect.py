@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from onnx_config.hub import fetch_config
 from onnx_config.spec import ModelSpec
 from onnx_config.task_detector import normalize_task
 from tasks.detection_cache import DetectionCache, detection_key, detection_parts, is_kept
-from tasks.job import Job, StepCost, run_child
+from tasks.job import Job, StepCost, raise_if_stopping, run_child
 from tasks.report import Step
 from tasks.request import ConversionOptions, ConversionRequest, Workspace
 
@@ -24,6 +25,11 @@ __all__ = ["DETECTION_SERVER", "detect", "detect_model", "key_of", "known_detect
 
 DETECTION_SERVER = Server(preload=DETECTION_PRELOAD)
 """Whose children only detect: started where there is no conversion to share a server with, and only when needed."""
+
+
+_LOOK_SECONDS = 0.2
+_turns: dict[str, threading.Lock] = {}
+_turns_lock = threading.Lock()
 
 
 def detect(job: Job, *, server: Server | None = None) -> tuple[ModelSpec, StepCost]:
@@ -43,6 +49,15 @@ def detect(job: Job, *, server: Server | None = None) -> tuple[ModelSpec, StepCo
     key = key_of(job.source, options)
     if (known := known_detection(key, job.source, job.workspace)) is not None:
         return known, StepCost(seconds=time.monotonic() - started, peak_rss_bytes=0)
+    with _turn(key, job.stopping):
+        # Of many models with one config the first to come detects, and the others wait for what it finds.
+        if (known := known_detection(key, job.source, job.workspace)) is not None:
+            return known, StepCost(seconds=time.monotonic() - started, peak_rss_bytes=0)
+        return _detect(job, key, server)
+
+
+def _detect(job: Job, key: str | None, server: Server | None) -> tuple[ModelSpec, StepCost]:
+    options = job.request.options
     cache = DetectionCache(job.workspace.detections)
     request = {"folder": str(job.source), "task": options.task, "trust_remote_code": options.trust_remote_code}
     try:
@@ -56,6 +71,28 @@ def detect(job: Job, *, server: Server | None = None) -> tuple[ModelSpec, StepCo
     if key is not None and key == key_of(job.source, options):
         cache.write(key, spec, folder=job.source, scratch=job.scratch)
     return spec, cost
+
+
+@contextmanager
+def _turn(key: str | None, stopping: threading.Event) -> Iterator[None]:
+    """Hold the right to detect ``key`` in this process; ``None``: at once.
+
+    Raises:
+        KeyboardInterrupt: If ``stopping`` is set meanwhile.
+    """
+    if key is None:
+        yield
+        return
+    with _turns_lock:
+        lock = _turns.setdefault(key, threading.Lock())
+    while not lock.acquire(timeout=_LOOK_SECONDS):
+        raise_if_stopping(stopping)
+    try:
+        yield
+    finally:
+        lock.release()
+        with _turns_lock:
+            _turns.pop(key, None)
 
 
 def key_of(source: Path, options: ConversionOptions) -> str | None:

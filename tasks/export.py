@@ -79,13 +79,14 @@ def _trace(
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
     request = _request(job, spec, fixed, made / "plain.onnx")
-    answer, cost = run_child(job, Step.EXPORT, f"{_STEPS}:trace", request)
+    answer, cost = run_child(job, Step.EXPORT, f"{_STEPS}:trace", request, architecture=spec.architecture)
     return store.publish(key, made, notes=answer["notes"], nodes=answer.get("nodes", 0), direct=answer["direct"]), cost
 
 
 def _export_directly(job: Job, spec: ModelSpec, fixed: Sequence[str]) -> Exported:
     path = job.scratch / "traced.onnx"
-    answer, cost = run_child(job, Step.EXPORT, "export", _request(job, spec, fixed, path))
+    request = _request(job, spec, fixed, path)
+    answer, cost = run_child(job, Step.EXPORT, "export", request, architecture=spec.architecture)
     return Exported(use="direct", path=path, notes=tuple(answer["notes"]), cost=cost)
 
 

@@ -62,11 +62,18 @@ class StepCost:
 
 
 def run_child(
-    job: Job, step: Step, function: str, request: Mapping[str, Any], *, server: isolate.Server | None = None
+    job: Job,
+    step: Step,
+    function: str,
+    request: Mapping[str, Any],
+    *,
+    architecture: str | None = None,
+    server: isolate.Server | None = None,
 ) -> tuple[dict[str, Any], StepCost]:
     """Run a function of ``onnx_config.export.steps``, or ``"package.module:function"``, in a child.
 
     Returns its answer and cost. The child is one of ``server``; ``None``: of the one that all steps share.
+    ``architecture`` is the model's class, where it was detected and will be used: the server imports it for all.
 
     Raises:
         FerryError: What the function raised, or how the child ended.
@@ -83,6 +90,7 @@ def run_child(
             timeout_seconds=job.workspace.timeout_seconds,
             memory_limit_bytes=job.memory_bytes,
             threads=job.workspace.threads,
+            imports=() if architecture is None else (f"transformers:{architecture}",),
             name=f"{step.value} of {job.request.model_id}",
         )
     except isolate.ChildError as error:

@@ -58,6 +58,7 @@ def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False
             "float64": str(Float64.NEVER if short_of_memory else Float64.NEEDED if sparing else Float64.HALF),
             "mapped": short_of_memory,
         },
+        architecture=spec.architecture,
     )
     outputs = tuple(OutputDifference(**output) for output in answer["outputs"])
     closest = max(outputs, key=lambda o: o.max_abs_diff / o.tolerance if o.tolerance else o.max_abs_diff, default=None)

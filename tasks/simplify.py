@@ -13,7 +13,7 @@ from onnx_config.spec import ModelSpec
 from tasks.export import Exported
 from tasks.job import Job, StepCost, run_child
 from tasks.report import GraphEntry, Step, TensorEntry
-from tasks.template_store import Template
+from tasks.template_store import Template, TemplateStore
 
 __all__ = ["Simplified", "clear_artifact", "graph_entry", "simplify"]
 
@@ -75,21 +75,10 @@ def clear_artifact(job: Job) -> None:
 def _bind(
     job: Job, spec: ModelSpec, template: Template, output: Path, metadata: dict[str, str], *, enabled: bool
 ) -> Simplified:
-    seconds, peak = 0.0, 0
-    request: dict[str, Any]
-    if enabled and not template.simplified.is_file() and template.why_plain() is None:
-        scratch = job.scratch / "simplified"
-        scratch.mkdir(exist_ok=True)
-        request = {"graph": str(template.plain), "output": str(scratch / "simplified.onnx")}
-        try:
-            answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:simplify", request)
-            reason, seconds, peak = answer["reason"], cost.seconds, cost.peak_rss_bytes
-        except (ModelError, ResourceError) as error:
-            reason = f"onnxsim failed: {_short(error)}"
-        template.keep_simplified(scratch, reason=reason)
+    before = _simplify_template(job, template) if enabled else StepCost(seconds=0.0, peak_rss_bytes=0)
     simplified = enabled and template.simplified.is_file()
     graph = template.simplified if simplified else template.plain
-    request = {
+    request: dict[str, Any] = {
         "graph": str(graph),
         "folder": str(job.source),
         "spec": spec.to_json(),
@@ -103,8 +92,31 @@ def _bind(
         graph=graph_entry(output, answer["graph"], template.nodes, role=spec.part),
         simplified=simplified,
         reason=template.why_plain() if enabled and not simplified else None,
-        cost=StepCost(seconds=seconds + cost.seconds, peak_rss_bytes=max(peak, cost.peak_rss_bytes)),
+        cost=StepCost(
+            seconds=before.seconds + cost.seconds, peak_rss_bytes=max(before.peak_rss_bytes, cost.peak_rss_bytes)
+        ),
     )
+
+
+def _simplify_template(job: Job, template: Template) -> StepCost:
+    """Simplify the template where nobody has tried that; return what it cost."""
+    nothing = StepCost(seconds=0.0, peak_rss_bytes=0)
+    if template.is_tried:
+        return nothing
+    with TemplateStore(job.workspace.templates).locked(template.folder.name, stopping=job.stopping):
+        if template.is_tried:
+            return nothing
+        scratch = job.scratch / "simplified"
+        scratch.mkdir(exist_ok=True)
+        request = {"graph": str(template.plain), "output": str(scratch / "simplified.onnx")}
+        cost = nothing
+        try:
+            answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:simplify", request)
+            reason = answer["reason"]
+        except (ModelError, ResourceError) as error:
+            reason = f"onnxsim failed: {_short(error)}"
+        template.keep_simplified(scratch, reason=reason)
+        return cost
 
 
 def _simplify_file(

@@ -56,6 +56,11 @@ class Template:
     def _refusal(self) -> Path:
         return self.folder / "simplified.txt"
 
+    @property
+    def is_tried(self) -> bool:
+        """Whether somebody has simplified the graph, or tried to."""
+        return self.simplified.is_file() or self.why_plain() is not None
+
     def why_plain(self) -> str | None:
         """Return why there is no simplified graph, where that was tried."""
         try:

@@ -20,7 +20,7 @@ import struct
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,16 @@ from typing import Any
 
 from onnx_config.errors import ErrorKind, FerryError, ResourceError, TransientError
 
-__all__ = ["EXIT_DISK_FULL", "SERVER_ENVIRONMENT", "Job", "live", "names_memory", "send_job"]
+__all__ = [
+    "EXIT_DISK_FULL",
+    "Job",
+    "live",
+    "names_memory",
+    "receive_imports",
+    "send_imports",
+    "send_job",
+    "server_environment",
+]
 
 EXIT_DISK_FULL = 74
 """Exit status of a child that could not even write its answer; ``EX_IOERR`` of sysexits.h."""
@@ -46,9 +55,10 @@ _QUIET = {
 }
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
-# One thread each in the server: a thread pool started by an import would not exist in the forked child.
-SERVER_ENVIRONMENT: Mapping[str, str] = {**_QUIET, **_OFFLINE, **dict.fromkeys(_THREAD_VARIABLES, "1")}
-"""What the fork server's environment adds to its parent's."""
+_TUNABLES = "GLIBC_TUNABLES"
+# Weights come and go by the hundred megabytes: pages of two spare the kernel most of its work, and what was freed is
+# kept for the next up to a bound, as the largest tensors are not.
+_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
 
 _MEMORY_TEXTS = (
     "can't allocate memory",
@@ -100,9 +110,36 @@ class Job:
     """The parent's environment at the time of the call."""
 
 
+def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the fork server of a process that has ``environment``."""
+    # One thread each: a thread pool started by an import would not exist in the forked child.
+    threads = dict.fromkeys(_THREAD_VARIABLES, "1")
+    tunables = ":".join(filter(None, (_MEMORY, environment.get(_TUNABLES))))
+    return {**environment, **_QUIET, **_OFFLINE, **threads, _TUNABLES: tunables}
+
+
+def send_imports(link: socket.socket, names: Sequence[str]) -> None:
+    """Send what the server is to import before it forks; to be sent before the server gets its end of ``link``."""
+    _send(link, list(names))
+
+
+def receive_imports(link: socket.socket) -> list[str]:
+    """Return what `send_imports` sent; it is there already.
+
+    Raises:
+        EOFError: If it is not, as the other end was closed.
+    """
+    (size,) = _LENGTH.unpack(_receive_exactly(link, _LENGTH.size))
+    return [str(name) for name in json.loads(_receive_exactly(link, size))]
+
+
 def send_job(link: socket.socket, job: Job) -> None:
     """Send ``job`` through ``link``, its environment included, so that no secret touches the disk."""
-    data = json.dumps(asdict(job)).encode()
+    _send(link, asdict(job))
+
+
+def _send(link: socket.socket, value: Any) -> None:
+    data = json.dumps(value).encode()
     link.sendall(_LENGTH.pack(len(data)) + data)
 
 

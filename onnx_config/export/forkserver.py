@@ -19,12 +19,12 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import psutil
 
-from onnx_config.export.child import live
+from onnx_config.export.child import live, receive_imports
 
 __all__ = ["NUMBER", "kill_session", "serve"]
 
@@ -48,24 +48,32 @@ def serve(control_fd: int, parent_pid: int, preload: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with _importing():
+        for name in preload:
+            try:
+                module, _, function = name.partition(":")
+                imported = importlib.import_module(module)
+                if function:
+                    getattr(imported, function)()
+            except Exception:  # noqa: BLE001 - whatever a library's import raises
+                traceback.print_exc()
+    with socket.socket(fileno=control_fd) as control:
+        _Loop(control, parent_pid).run()
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
     # A collection finds nothing while modules are imported, and looks at ever more objects.
     gc.disable()
     # An import that hangs would leave this process behind for good, whatever becomes of the parent.
     faulthandler.dump_traceback_later(_IMPORT_SECONDS, exit=True)
-    for name in preload:
-        try:
-            module, _, function = name.partition(":")
-            imported = importlib.import_module(module)
-            if function:
-                getattr(imported, function)()
-        except Exception:  # noqa: BLE001 - whatever a library's import raises
-            traceback.print_exc()
-    faulthandler.cancel_dump_traceback_later()
-    # Objects that the collector never visits are never written to, so their pages stay shared with the children.
-    gc.freeze()
-    gc.enable()
-    with socket.socket(fileno=control_fd) as control:
-        _Loop(control, parent_pid).run()
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        # Objects that the collector never visits are never written to, so their pages stay shared with the children.
+        gc.freeze()
+        gc.enable()
 
 
 def kill_session(pid: int) -> None:
@@ -80,6 +88,7 @@ class _Loop:
         self._control = control
         self._parent_pid = parent_pid
         self._links: dict[int, socket.socket] = {}
+        self._imported: set[str] = set()
         self._helpers = {process.pid for process in psutil.Process().children()}
         self._wake, wake_write = socket.socketpair()
         self._wake_write = wake_write
@@ -110,6 +119,11 @@ class _Loop:
         if not data:
             return False
         link = socket.socket(fileno=fds[0])
+        try:
+            self._import(receive_imports(link))
+        except EOFError:
+            link.close()
+            return True
         server_pid = os.getpid()
         try:
             pid = os.fork()
@@ -122,6 +136,20 @@ class _Loop:
         self._links[pid] = link
         _tell(link, pid)
         return True
+
+    def _import(self, names: Sequence[str]) -> None:
+        """Import each once, so that this child and all later ones find it; the child that needs it meets its error."""
+        new = [name for name in names if name not in self._imported]
+        if not new:
+            return
+        self._imported.update(new)
+        with _importing():
+            for name in new:
+                module, _, attribute = name.partition(":")
+                with suppress(Exception):
+                    imported = importlib.import_module(module)
+                    if attribute:
+                        getattr(imported, attribute)
 
     def _become_child(self, link: socket.socket, server_pid: int) -> None:
         status = 1

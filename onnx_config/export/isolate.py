@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from onnx_config.errors import ErrorKind, InternalError, ResourceError, TransientError, error_of_kind
-from onnx_config.export.child import EXIT_DISK_FULL, SERVER_ENVIRONMENT, Job, names_memory
+from onnx_config.export.child import EXIT_DISK_FULL, Job, names_memory, send_imports, server_environment
 from onnx_config.export.watch import RUN_VARIABLE, TICK_SECONDS, Run, Watch, read_tail, receive, tail_of
 
 __all__ = ["DETECTION_PRELOAD", "PRELOAD", "Answer", "ChildError", "Server", "kill_all", "run", "shutdown", "warm_up"]
@@ -96,6 +96,7 @@ def run(
     memory_limit_bytes: int,
     threads: int = 1,
     network: bool = False,
+    imports: Sequence[str] = (),
     name: str,
 ) -> Answer:
     """Call ``function`` with ``request`` in a child process and return what it answered.
@@ -106,8 +107,10 @@ def run(
     call, ``threads`` threads for PyTorch, no input, and no network but this machine's loopback unless ``network`` is
     true. Its time starts when it does, so the server's first imports do not count. ``memory_limit_bytes`` is compared
     ten times a second with what the child and all it has started hold, which is about 300 MB before it does anything;
-    pages of files that it has mapped do not count, since the system drops them where memory is short. ``name`` is how
-    messages call the step: ``"export of org/model"``. Any number of threads may call this at once.
+    pages of files that it has mapped do not count, since the system drops them where memory is short. ``imports`` are
+    modules, or attributes of such whose look-up imports more (``"package.module:attribute"``), that the server imports
+    before its next child, so that none has to; only what a child has imported before unharmed should be among them.
+    ``name`` is how messages call the step: ``"export of org/model"``. Any number of threads may call this at once.
 
     ::
 
@@ -130,6 +133,7 @@ def run(
         memory_limit_bytes=memory_limit_bytes,
         threads=threads,
         network=network,
+        imports=imports,
         name=name,
     )
 
@@ -202,7 +206,7 @@ class Server:
                     stdout=self._output,
                     stderr=self._output,
                     cwd="/",
-                    env={**os.environ, **SERVER_ENVIRONMENT},
+                    env=server_environment(os.environ),
                     # A signal for the terminal's whole job is for this process, which decides about its children.
                     start_new_session=True,
                 )
@@ -246,6 +250,7 @@ class Server:
         memory_limit_bytes: int,
         threads: int = 1,
         network: bool = False,
+        imports: Sequence[str] = (),
         name: str,
     ) -> Answer:
         """See `run`."""
@@ -271,7 +276,7 @@ class Server:
             self._runs.add(running)
         oom_kills_before = _oom_kills()
         try:
-            link, pid = self._start_child(running)
+            link, pid = self._start_child(running, imports)
             with link:
                 watch = Watch(
                     running, pid, link, timeout_seconds=timeout_seconds, memory_limit_bytes=memory_limit_bytes
@@ -288,7 +293,7 @@ class Server:
             with suppress(OSError):
                 running.answer.unlink(missing_ok=True)
 
-    def _start_child(self, running: Run) -> tuple[socket.socket, int]:
+    def _start_child(self, running: Run, imports: Sequence[str]) -> tuple[socket.socket, int]:
         """Return the line to a new child that waits for its job, and its process id."""
         for _ in range(2):  # A server that was killed a moment ago still looks alive, and takes no child.
             with self._lock:
@@ -297,6 +302,7 @@ class Server:
                 assert process is not None
                 assert control is not None
                 link, theirs = socket.socketpair()
+                send_imports(link, imports)
                 with theirs, suppress(ConnectionError):
                     socket.send_fds(control, [b"\0"], [theirs.fileno()])
             try:

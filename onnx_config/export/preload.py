@@ -75,6 +75,12 @@ def import_quietly() -> None:
         with suppress(ImportError):
             importlib.import_module(module)
 
+    with suppress(ImportError):
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        # Builds, once per process, the rules for all architectures, with a thousand regular expressions.
+        get_checkpoint_conversion_mapping("")
+
     import onnxruntime
     import transformers
 
