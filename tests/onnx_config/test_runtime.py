@@ -167,7 +167,7 @@ def test_what_is_verified_is_served(artifact: Path, verdict: str | None) -> None
     register(artifact, verdict)
     model = AutoModelForONNX.from_pretrained(str(artifact))
     assert model.input_names == ("input_ids", "attention_mask", "token_type_ids")
-    assert (model.device, model.config.model_type) == ("cpu", "bert")
+    assert (model.device, model.config.model_type) == (torch.device("cpu"), "bert")
 
 
 @pytest.mark.parametrize("verdict", ["mismatch", "unstable", "not_run"])
