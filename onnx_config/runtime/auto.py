@@ -13,6 +13,7 @@ import numpy as np
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.parts import Role
+from onnx_config.runtime.asked import ASKED_OUTPUTS, refuse_outputs
 from onnx_config.runtime.layout import Choice
 from onnx_config.runtime.locate import Located, locate
 
@@ -206,6 +207,7 @@ class AutoModelForONNX:
         from onnx_config.runtime.outputs import output_class
 
         (graph,) = self.graphs.values()
+        refuse_outputs(inputs, graph.output_names)
         feed = {name: _as_tensor(value) for name, value in inputs.items() if name in graph.inputs and value is not None}
         for value in graph.inputs.values():
             if value.name not in feed:
@@ -218,7 +220,7 @@ class AutoModelForONNX:
 
     def _generators_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the inputs that what generates takes in one call, arrays as tensors."""
-        takes = inspect.signature(self.generator.forward).parameters
+        takes = inspect.signature(self.generator.forward).parameters.keys() | ASKED_OUTPUTS.keys()
         given = {name: _as_tensor(value) for name, value in inputs.items() if name in takes and value is not None}
         if Role.ENCODER not in self.graphs and "input_ids" not in given:
             raise InputError(f"The graph takes {list(self.input_names)}; 'input_ids' is missing.")
@@ -270,6 +272,8 @@ class AutoModelForONNX:
                 "is not offered. Convert the model with the task text-generation-with-past, or call it for logits.",
                 kind=ErrorKind.UNSUPPORTED,
             )
+        if kwargs.get("assistant_early_exit") is not None:
+            raise InputError("assistant_early_exit was asked for: the model's first layers alone, and a graph has all.")
         from_numpy = any(isinstance(value, np.ndarray) for value in (*args, *kwargs.values()))
         args = tuple(_own(value) for value in args)
         kwargs = {name: _own(value) for name, value in kwargs.items()}

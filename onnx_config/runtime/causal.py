@@ -13,6 +13,7 @@ from onnx_config.cache_layout import KEY_OR_VALUE
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.merge import SWITCH
 from onnx_config.parts import GRAPH_FILES, Role
+from onnx_config.runtime.asked import refuse_outputs
 from onnx_config.runtime.cache_layers import PlainCache, empty_past, held, refill
 from onnx_config.runtime.graph_session import GraphSession
 
@@ -86,9 +87,10 @@ class CausalGraph(PlainCache, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
         token_type_ids: torch.Tensor | None = None,
-        **_: Any,
+        use_cache: bool | None = None,
+        **asked: Any,
     ) -> CausalLMOutputWithPast:
-        """Return the logits of the new tokens, and the cache after them.
+        """Return the logits of the new tokens, and the cache after them unless ``use_cache`` is false.
 
         Args:
             input_ids: New tokens (batch_size, sequence_length).
@@ -101,6 +103,7 @@ class CausalGraph(PlainCache, GenerationMixin):
         Raises:
             InputError: If the text and its past are longer than the model takes, or ONNX Runtime cannot run the graph.
         """
+        refuse_outputs(asked)
         rows, length = input_ids.shape
         past = self._held(past_key_values)
         before = next(iter(past.values())).shape[2] if past else 0
@@ -118,8 +121,13 @@ class CausalGraph(PlainCache, GenerationMixin):
             if name in graph.inputs and name not in given:
                 given[name] = empty_past(graph.inputs[name], rows)
         if missing := [name for name in graph.inputs if name not in given]:
-            raise InputError(f"The graph takes {', '.join(map(repr, missing))}, which cannot be given beside a text here.")
-        answer = graph.run({name: given[name] for name in graph.inputs})
+            raise InputError(
+                f"The graph takes {', '.join(map(repr, missing))}, which cannot be given beside a text here."
+            )
+        feed = {name: given[name] for name in graph.inputs}
+        if use_cache is False:
+            return CausalLMOutputWithPast(logits=graph.run(feed, ["logits"])["logits"])
+        answer = graph.run(feed)
         layers: dict[int, list[torch.Tensor]] = {}
         for name, (number, is_key) in sorted(self._past.items(), key=lambda item: (item[1][0], not item[1][1])):
             layers.setdefault(number, []).append(answer[name.replace(_PAST, _PRESENT, 1)])

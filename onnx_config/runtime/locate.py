@@ -40,7 +40,8 @@ class Located:
 def locate(model: str | Path, *, revision: str | None = None, choice: Choice | None = None) -> Located:
     """Return where a model's graphs are; one of the Hub is downloaded, the graphs that are meant and what is small.
 
-    A folder comes first, then what a place knows (see `PLACES`), then the Hub.
+    A folder comes first, then what a place knows (see `PLACES`), then the Hub. A folder of a model that was converted,
+    without graphs in it, is what became of its present content.
 
     Args:
         model: A folder, an id that a place knows, or a Hub id; ids with ``@`` and a revision or not.
@@ -56,11 +57,11 @@ def locate(model: str | Path, *, revision: str | None = None, choice: Choice | N
     folder = Path(model).expanduser()
     if folder.is_dir() and (found := _in_folder(folder, choice)) is not None:
         return found
-    name = str(model) if revision is None else f"{model}@{revision}"
-    for known in _known_places(name):
+    name = _as_converted(folder) if folder.is_dir() else str(model) if revision is None else f"{model}@{revision}"
+    for known in _known_places(name) if name is not None else ():
         if (found := _in_folder(known, choice)) is not None:
             return found
-    if not folder.is_dir() and isinstance(model, str) and hub.is_repository(name):
+    if name is not None and not folder.is_dir() and isinstance(model, str) and hub.is_repository(name):
         folder = hub.download_chosen(name, lambda names: _wanted(names, name, choice))
         if (found := _in_folder(folder, choice)) is not None:
             return found
@@ -75,6 +76,14 @@ def locate(model: str | Path, *, revision: str | None = None, choice: Choice | N
         "`ferry catalog list` shows where they are.",
         kind=ErrorKind.NOT_FOUND,
     )
+
+
+def _as_converted(folder: Path) -> str | None:
+    """Return the id of a model in a folder at its present content; ``None`` where there is none in it."""
+    try:
+        return f"{folder.resolve()}@{hub.resolve(str(folder.resolve())).revision}"
+    except InputError:
+        return None
 
 
 def _in_folder(folder: Path, choice: Choice) -> Located | None:

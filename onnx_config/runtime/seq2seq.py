@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.merge import SWITCH
 from onnx_config.parts import ENCODER_MASK, ENCODER_STATES, GRAPH_FILES, Role
+from onnx_config.runtime.asked import ASKED_OUTPUTS, refuse_outputs
 from onnx_config.runtime.cache_layers import PlainCache, empty_past, held, refill
 from onnx_config.runtime.fill import filled
 from onnx_config.runtime.graph_session import GraphSession
@@ -27,7 +28,6 @@ __all__ = ["seq2seq_model"]
 
 _PAST = "past_key_values."
 _HALVES = ("decoder", "encoder")
-_ASKED_OUTPUTS = ("output_attentions", "output_hidden_states")
 
 
 def seq2seq_model(class_name: str, config: Any, generation_config: Any, graphs: Mapping[Role, GraphSession]) -> Any:
@@ -172,7 +172,7 @@ class _Graphs:
         Raises:
             InputError: If an input is missing, or longer than the encoder takes.
         """
-        _refuse_outputs(given)
+        refuse_outputs(given)
         feed = {name: given[name] for name in self.encoder.inputs if given.get(name) is not None}
         for value in self.encoder.inputs.values():
             if value.name not in feed:
@@ -186,7 +186,7 @@ class _Graphs:
 
     def forward(self, given: dict[str, Any]) -> Any:
         """Return what ``forward`` of the class returns for its arguments, by name."""
-        _refuse_outputs(given)
+        refuse_outputs(given)
         ids, mask = given.get("decoder_input_ids"), given.get("attention_mask")
         if ids is None:
             raise InputError(
@@ -216,9 +216,7 @@ class _Graphs:
         else:
             answer = self.decoders.begin(feed, keep=keep)
             cache = _grown(cache, answer) if keep else None
-        output = Seq2SeqLMOutput(
-            logits=answer["logits"], past_key_values=cache, encoder_last_hidden_state=states
-        )
+        output = Seq2SeqLMOutput(logits=answer["logits"], past_key_values=cache, encoder_last_hidden_state=states)
         return output.to_tuple() if given.get("return_dict") is False else output
 
     def _states(self, given: Mapping[str, Any], *, needed: bool) -> torch.Tensor | None:
@@ -263,7 +261,7 @@ def _forward_like(cls: type) -> Any:
 
 _TAKEN = frozenset({
     "attention_mask", "decoder_attention_mask", "decoder_input_ids", "decoder_position_ids", "encoder_outputs",
-    "past_key_values", "return_dict", "use_cache", *_ASKED_OUTPUTS,
+    "past_key_values", "return_dict", "use_cache", *ASKED_OUTPUTS,
 })  # fmt: skip
 
 
@@ -296,14 +294,6 @@ def _grown(cache: Any, answer: Mapping[str, torch.Tensor]) -> EncoderDecoderCach
     cache.is_updated = dict.fromkeys(range(len(cache.cross_attention_cache.layers)), True)
     found: EncoderDecoderCache = cache
     return found
-
-
-def _refuse_outputs(given: Mapping[str, Any]) -> None:
-    if asked := [name for name in _ASKED_OUTPUTS if given.get(name)]:
-        raise InputError(
-            f"{', '.join(asked)} was asked for, which the graphs do not give. Leave it out, and options that need it: "
-            "timestamps of single words, say."
-        )
 
 
 def _check_ones(mask: Any) -> None:
