@@ -44,14 +44,15 @@ class AutoModelForONNX:
         """The artifact's folder."""
         self.graphs = graphs
         """What runs, by what it computes."""
-        first = next(iter(graphs.values()))
+        sessions = tuple(graphs.values())
+        first, last = sessions[0], sessions[-1]
         self.device: torch.device = first.device
         """Where its outputs are."""
         self.session = first.session
         """The ONNX Runtime session; of several graphs, the first one's."""
         self.input_names = tuple(first.inputs)
         """What the first graph takes."""
-        self.output_names = tuple(next(reversed(graphs.values())).output_names)
+        self.output_names = last.output_names
         """What the last graph gives."""
         self._class_name = class_name
 
@@ -82,13 +83,13 @@ class AutoModelForONNX:
             threads: Threads of ONNX Runtime in one operator; 0: as many as there are cores.
             file_name: The one graph to load, such as ``model_quantized.onnx``; ``None``: by the names in use.
             subfolder: Where the graphs lie; ``None``: at the top, or in ``onnx``.
-            variant: What stands before ``.onnx`` in the names of all graphs: ``quantized``, ``fp16``; ``None``: nothing.
+            variant: What the names of all graphs end in before ``.onnx``: ``quantized``, ``fp16``; ``None``: nothing.
             merged: Whether to generate with the merged decoder, which holds the weights once, or with the two that it
                 was made of; ``None``: with the merged one where it is there.
             providers: ONNX Runtime's execution providers, as it takes them; ``None``: those of the device.
             session_options: Its ``SessionOptions``, in place of ``threads``.
-            check_hashes: Whether the graphs are compared with the SHA-256 in ``ferry.json``, which reads them once more;
-                their sizes always are.
+            check_hashes: Whether the graphs are compared with the SHA-256 in ``ferry.json``, which reads them once
+                more; their sizes always are.
             allow_quarantined: Whether to load a graph that failed its comparison with PyTorch.
 
         Raises:
@@ -136,12 +137,12 @@ class AutoModelForONNX:
         """The element type of what comes out."""
         import torch
 
-        last = next(reversed(self.graphs.values()))
+        last = list(self.graphs.values())[-1]
         return next((last.output_types[n] for n in last.output_names if n in last.output_types), torch.float32)
 
     @property
     def main_input_name(self) -> str:
-        """The input that a model of its kind cannot do without, by transformers' word; the first one where it has none."""
+        """The input that a model of its kind cannot do without, by transformers' word; else the first one."""
         declared = getattr(self._class, "main_input_name", None)
         return declared if declared in self.input_names else self.input_names[0]
 
@@ -184,7 +185,7 @@ class AutoModelForONNX:
         return self.forward(**inputs)
 
     def forward(self, **inputs: Any) -> Any:
-        """Run the model; returns what its class in transformers does, of torch tensors, or of NumPy arrays if given such.
+        """Run the model; returns what its class in transformers does, of tensors, or of NumPy arrays if given such.
 
         Keyword arguments that it does not take are left out, so that a preprocessor's whole output can be passed. A
         mask or segment ids that are missing are filled in as transformers does. A cache is transformers' own and of
@@ -195,10 +196,8 @@ class AutoModelForONNX:
                 take.
         """
         as_torch = any(_is_tensor(value) for value in inputs.values())
-        if self.generator is not None:
-            answer = self.generator(**self._generators_inputs(inputs))
-        else:
-            answer = self._run(inputs)
+        generator = self.generator
+        answer = self._run(inputs) if generator is None else generator(**self._generators_inputs(inputs))
         return answer if as_torch else _as_numpy(answer)
 
     def _run(self, inputs: Mapping[str, Any]) -> Any:

@@ -59,8 +59,8 @@ class CausalGraph(PlainCache, GenerationMixin):
                 self._past[name] = int(found[1]), found[2] == "key"
             if name.startswith(_PAST) and (found is None or len(value.shape) != 4):
                 raise ModelError(
-                    f"The graph takes its past as {name} {list(value.shape)}; keys and values by rows, heads, steps and "
-                    "width are what this version goes on with.",
+                    f"The graph takes its past as {name} {list(value.shape)}; keys and values by rows, heads, steps "
+                    "and width are what this version goes on with.",
                     kind=ErrorKind.UNSUPPORTED,
                 )
 
@@ -80,7 +80,7 @@ class CausalGraph(PlainCache, GenerationMixin):
         """Call `forward`."""
         return self.forward(*args, **kwargs)
 
-    def forward(
+    def forward(  # noqa: PLR0917 - as the models of transformers have it
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -128,10 +128,10 @@ class CausalGraph(PlainCache, GenerationMixin):
         if use_cache is False:
             return CausalLMOutputWithPast(logits=graph.run(feed, ["logits"])["logits"])
         answer = graph.run(feed)
-        layers: dict[int, list[torch.Tensor]] = {}
-        for name, (number, is_key) in sorted(self._past.items(), key=lambda item: (item[1][0], not item[1][1])):
-            layers.setdefault(number, []).append(answer[name.replace(_PAST, _PRESENT, 1)])
-        present = refill(past_key_values, {number: (keys, values) for number, (keys, values) in layers.items()})
+        layers: dict[int, dict[bool, torch.Tensor]] = {}
+        for name, (number, is_key) in self._past.items():
+            layers.setdefault(number, {})[is_key] = answer[name.replace(_PAST, _PRESENT, 1)]
+        present = refill(past_key_values, {number: (both[True], both[False]) for number, both in layers.items()})
         return CausalLMOutputWithPast(logits=answer["logits"], past_key_values=present)
 
     def _held(self, cache: Any) -> dict[str, torch.Tensor]:

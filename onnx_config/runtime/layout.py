@@ -132,8 +132,6 @@ def graphs_to_load(graphs: Mapping[Role, str], choice: Choice, *, origin: str) -
     Raises:
         InputError: If the way asked for is not there (``not_found``).
     """
-    pair = {role: path for role, path in graphs.items() if role is not Role.DECODER_MERGED}
-    single = {role: path for role, path in graphs.items() if role not in (Role.DECODER, Role.DECODER_WITH_PAST)}
     has = {True: Role.DECODER_MERGED in graphs, False: Role.DECODER in graphs}
     if not any(has.values()):
         return dict(graphs)
@@ -143,7 +141,8 @@ def graphs_to_load(graphs: Mapping[Role, str], choice: Choice, *, origin: str) -
         raise InputError(
             f"{origin} was to be loaded with merged={merged}, and has no {wanted}.", kind=ErrorKind.NOT_FOUND
         )
-    return single if merged else pair
+    left = (Role.DECODER, Role.DECODER_WITH_PAST) if merged else (Role.DECODER_MERGED,)
+    return {role: path for role, path in graphs.items() if role not in left}
 
 
 def companions(names: Collection[str], graph: str) -> Iterator[str]:

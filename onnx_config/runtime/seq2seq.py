@@ -126,7 +126,7 @@ class _Decoders:
         outputs = ["logits", *(n for n in self.begun.output_names if keep and n.startswith("present"))]
         return self.begun.run(_fed(self.begun, given), outputs)
 
-    def go_on(self, feed: Mapping[str, torch.Tensor], cache: EncoderDecoderCache) -> dict[str, torch.Tensor]:
+    def go_on(self, feed: Mapping[str, torch.Tensor], cache: Any) -> dict[str, torch.Tensor]:
         """Return the logits, and the keys and values of the decoder's own half."""
         graph = self.continued
         assert graph is not None  # asked before
