@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.parts import Role
+from onnx_config.parts import ENCODER_STATES, GRAPH_FILES, Role
 from onnx_config.runtime.asked import ASKED_OUTPUTS, refuse_outputs
 from onnx_config.runtime.layout import Choice
 from onnx_config.runtime.locate import Located, locate
@@ -235,6 +236,14 @@ class AutoModelForONNX:
         carries = any(name.startswith(f"{_CACHE}.") for graph in self.graphs.values() for name in graph.inputs)
         if not carries and self.graphs.keys() == {Role.MODEL}:
             return None
+        if any(
+            f".{Role.ENCODER}." in name or name == ENCODER_STATES for g in self.graphs.values() for name in g.inputs
+        ):
+            raise InputError(
+                f"{str(self.folder)!r} lacks {GRAPH_FILES[Role.ENCODER]}, the encoder of its decoder. Copy the whole "
+                "folder again, or convert the model again.",
+                kind=ErrorKind.NOT_FOUND,
+            )
         from onnx_config.runtime.causal import CausalGraph
 
         return CausalGraph(self.graphs, self.config, self._read_generation_config())
@@ -245,7 +254,10 @@ class AutoModelForONNX:
 
         if callable(getattr(self._class, "generate", None)) and self._class_name is not None:
             return self._class_name
-        return detect_task(self.config).class_name
+        # What the config names is gone, or a bare backbone.
+        by_type = copy.copy(self.config)
+        by_type.architectures = None
+        return detect_task(by_type).class_name
 
     def _read_generation_config(self) -> Any:
         from transformers import GenerationConfig

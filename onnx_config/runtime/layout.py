@@ -127,7 +127,7 @@ def _complete(found: dict[Role, str], origin: str, place: str, choice: Choice) -
 
 
 def graphs_to_load(graphs: Mapping[Role, str], choice: Choice, *, origin: str) -> dict[Role, str]:
-    """Return those of ``graphs`` that are needed: of two ways to have a decoder, one.
+    """Return those of ``graphs`` that are needed, in the order in which they run: of two ways to have a decoder, one.
 
     Raises:
         InputError: If the way asked for is not there (``not_found``).
@@ -142,7 +142,7 @@ def graphs_to_load(graphs: Mapping[Role, str], choice: Choice, *, origin: str) -
             f"{origin} was to be loaded with merged={merged}, and has no {wanted}.", kind=ErrorKind.NOT_FOUND
         )
     left = (Role.DECODER, Role.DECODER_WITH_PAST) if merged else (Role.DECODER_MERGED,)
-    return {role: path for role, path in graphs.items() if role not in left}
+    return {role: graphs[role] for role in Role if role in graphs and role not in left}
 
 
 def companions(names: Collection[str], graph: str) -> Iterator[str]:

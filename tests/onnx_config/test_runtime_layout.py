@@ -129,6 +129,12 @@ def test_a_list_that_cannot_be_followed_is_an_error(listed: dict[str, Any], word
         find_graphs(["model.onnx", ENCODER], origin="it", listed=listed)
 
 
+def test_the_encoder_runs_first_however_graphs_are_listed() -> None:
+    listed = listing(("decoder_merged", MERGED), ("encoder", ENCODER))
+    found = find_graphs([ENCODER, MERGED], origin="it", listed=listed)
+    assert list(graphs_to_load(found, Choice(), origin="it")) == [Role.ENCODER, Role.DECODER_MERGED]
+
+
 def test_weights_beside_a_graph_go_with_it() -> None:
     beside = ["model.onnx.data", "model.onnx_data", "model.onnx_data_1"]
     others = ["model.onnx", "model.onnx_database", "model_fp16.onnx_data", "other.onnx_data"]

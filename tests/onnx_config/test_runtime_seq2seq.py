@@ -319,7 +319,7 @@ def test_decoders_without_a_cache_generate_too(tmp_path: Path) -> None:
     model = AutoModelForONNX.from_pretrained(folder, threads=1)
     assert torch.equal(generated(model, texts()), generated(reference, texts()))
     with pytest.raises(InputError, match=r"carries no cache.*leave out use_cache=True"):
-        model.generate(**texts(), use_cache=True)
+        model.generate(**texts(), use_cache=True, max_new_tokens=4)
 
 
 def test_what_is_in_quarantine_is_not_served(artifact: Path) -> None:
@@ -349,13 +349,12 @@ def test_pipelines_hear(name: str, tmp_path: Path) -> None:
         options: dict[str, Any] = {"max_new_tokens": 8}
         said.append([made(sound[:16000].copy(), generate_kwargs=options), made(sound.copy(), generate_kwargs=options)])
         features = torch.randn(2, 16, 250, generator=torch.Generator().manual_seed(1))
-        long = model.generate(
-            features, attention_mask=torch.ones(2, 250), return_timestamps=True, return_segments=True, max_new_tokens=8
-        )
+        given = {"input_features": features, "attention_mask": torch.ones(2, 250)}
+        long = model.generate(**given, return_timestamps=True, return_segments=True, max_new_tokens=8)
         said[-1].append([[part["tokens"].tolist() for part in row] for row in long["segments"]])
     assert said[0] == said[1]
+    pair.graphs.generation_config.alignment_heads = [[0, 0]]
     with pytest.raises(InputError, match="the graph gives no attentions"):
-        pair.graphs.generation_config.alignment_heads = [[0, 0]]
         pair.graphs.generate(**sounds(), return_token_timestamps=True)
 
 
