@@ -25,6 +25,7 @@ from db.records import (
 )
 from db.repository import (
     count_conversions,
+    find_artifacts,
     find_conversion,
     finish_batch,
     forget_templates,
@@ -64,6 +65,7 @@ __all__ = [
     "TemplateUse",
     "TensorRecord",
     "count_conversions",
+    "find_artifacts",
     "find_conversion",
     "finish_batch",
     "forget_templates",

@@ -48,6 +48,7 @@ from db.vocabulary import BatchEngine, Direction
 
 __all__ = [
     "count_conversions",
+    "find_artifacts",
     "find_conversion",
     "finish_batch",
     "forget_templates",
@@ -68,6 +69,8 @@ _ROWS_PER_CHUNK = 500
 # What a person may shorten a hash to; shorter ones are too easily a word.
 _SHORTEST_PREFIX = 7
 _LARGEST_ID = 2**63 - 1
+# Of one model that are looked at for its artifacts.
+_MOST_ATTEMPTS = 100
 
 Row = TypeVar("Row", bound=Base)
 
@@ -244,23 +247,38 @@ def find_conversion(session: Session, name: str) -> ConversionRecord | None:
     Tried in this order: the number of an attempt; a model's id, with ``@`` and a revision or not; the
     first 7 digits or more of an artifact's SHA-256. Of several attempts, the newest.
     """
+    return next((record for meant in _meanings(name) if (record := _first(session, conversions().where(*meant)))), None)
+
+
+def find_artifacts(session: Session, name: str) -> list[ArtifactRecord]:
+    """Return the artifacts of the model that a person means by ``name``, as `find_conversion` understands it.
+
+    The newest comes first, but those in quarantine last. Empty where nothing fits.
+    """
+    for meant in _meanings(name):
+        query = conversions().where(*meant, Conversion.artifact_id.is_not(None)).order_by(Conversion.id.desc())
+        records = conversion_records(session, query.limit(_MOST_ATTEMPTS))
+        if found := {record.artifact.sha256: record.artifact for record in records if record.artifact is not None}:
+            return sorted(found.values(), key=lambda artifact: artifact.quarantined)
+    return []
+
+
+def _meanings(name: str) -> Iterator[tuple[ColumnElement[bool], ...]]:
+    """Yield what a name may mean, as conditions on attempts, the likelier first."""
     name = storable(name)
-    if name.isascii() and name.isdigit() and (record := get_conversion(session, int(name[:20]))):
-        return record
-    if record := _first(session, conversions().where(_is_model(name))):
-        return record
+    if name.isascii() and name.isdigit() and 0 < (number := int(name[:20])) <= _LARGEST_ID:
+        yield (Conversion.id == number,)
+    yield (_is_model(name),)
     model_id, _, revision = name.rpartition("@")
     if model_id and revision:
         resolved = select(Revision.id).where(Revision.revision.startswith(revision, autoescape=True))
         at_revision = or_(Conversion.requested_revision == revision, Conversion.revision_id.in_(resolved))
-        if record := _first(session, conversions().where(_is_model(model_id), at_revision)):
-            return record
+        yield _is_model(model_id), at_revision
     digits = name.lower()
     if _SHORTEST_PREFIX <= len(digits) <= 64 and set(digits) <= set(string.hexdigits):
         # A range, since neither database uses the index on LIKE under every collation.
         artifacts = select(Artifact.id).where(Artifact.sha256.between(digits, digits.ljust(64, "f")))
-        return _first(session, conversions().where(Conversion.artifact_id.in_(artifacts)))
-    return None
+        yield (Conversion.artifact_id.in_(artifacts),)
 
 
 def list_conversions(

@@ -6,11 +6,13 @@ the commit of a repository, or the content hash of a folder.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +33,10 @@ __all__ = [
     "Source",
     "config_from_dict",
     "download",
+    "download_chosen",
     "fetch_config",
     "is_folder",
+    "is_repository",
     "list_files",
     "read_config",
     "read_config_dict",
@@ -67,6 +71,15 @@ def is_folder(model_id: str) -> bool:
     (True, False)
     """
     return model_id.startswith((".", "/", "~")) or Path(model_id).is_dir() or not _HUB_ID.match(model_id)
+
+
+def is_repository(model_id: str) -> bool:
+    """Return whether ``model_id`` may be a repository's, with ``@`` and a revision or not.
+
+    >>> is_repository("org/name@main"), is_repository("./models/mine"), is_repository("a/b/c")
+    (True, False, False)
+    """
+    return not is_folder(_split_revision(model_id, None)[0])
 
 
 def resolve(model_id: str, *, revision: str | None = None) -> Source:
@@ -166,6 +179,29 @@ def download(source: Source) -> Path:
     if names := module_folders(folder):
         fetch([f"{name}/{pattern}" for name in names for pattern in patterns], [f"{name}/*/*" for name in names])
     return folder
+
+
+def download_chosen(model_id: str, choose: Callable[[Collection[str]], Iterable[str]]) -> Path:
+    """Return a folder with a repository's small files, and with those that ``choose`` picks from the names of all.
+
+    All are of one commit. Where the Hub is not to be asked (``HF_HUB_OFFLINE``), it is what an earlier call left.
+
+    Raises:
+        InputError: If there is no such repository or revision.
+        TransientError: If the Hub does not answer, or the disk is full.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    name, revision = _split_revision(model_id, None)
+    if constants.HF_HUB_OFFLINE:
+        with _HubErrors(name, revision):
+            return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    commit = _commit(name, revision)
+    names = list_files(name, revision=commit)
+    small = [file for file in names if "/" not in file and any(fnmatch(file, kind) for kind in _SIDE_FILES)]
+    wanted = [glob.escape(file) for file in (*small, *choose(names.keys()))]
+    with _HubErrors(name, commit):
+        return Path(snapshot_download(name, revision=commit, allow_patterns=wanted))
 
 
 class _HubErrors:

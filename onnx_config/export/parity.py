@@ -163,11 +163,20 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def open_session(path: Path, *, device: str, threads: int = 1, mapped: bool = False) -> Any:
+def open_session(
+    path: Path,
+    *,
+    device: str,
+    threads: int = 1,
+    mapped: bool = False,
+    providers: Sequence[Any] | None = None,
+    options: Any = None,
+) -> Any:
     """Return an ONNX Runtime session at the optimisation level of production.
 
     A ``mapped`` one does not rearrange weights into a faster layout, so that those beside the graph are pages of their
-    file: the system reads them when they are needed and drops them when memory is.
+    file: the system reads them when they are needed and drops them when memory is. ``providers`` and ``options``, as
+    ONNX Runtime takes them, stand in for those of the device and of all else.
 
     Raises:
         InputError: If the device is ``cuda`` and ONNX Runtime falls back to the CPU.
@@ -175,18 +184,20 @@ def open_session(path: Path, *, device: str, threads: int = 1, mapped: bool = Fa
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device == "cuda":
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
+    if providers is None:
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda":
+            providers = [("CUDAExecutionProvider", {"use_tf32": 0}), *providers]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     # ONNX Runtime's exceptions share no base class of their own.
     except Exception as error:
         if names_memory(str(error)):

@@ -1,12 +1,11 @@
-"""`AutoModelForONNX`: runs an artifact in ONNX Runtime and answers as the transformers model does.
-
-This version runs artifacts of one graph; one that carries its cache generates.
-"""
+"""`AutoModelForONNX`: runs an artifact in ONNX Runtime and answers as the transformers model does."""
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.export.artifact import read_ferry_file
+from onnx_config.parts import ENCODER_STATES, GRAPH_FILES, Role
+from onnx_config.runtime.asked import ASKED_OUTPUTS, refuse_outputs
+from onnx_config.runtime.layout import Choice
+from onnx_config.runtime.locate import Located, locate
 
 if TYPE_CHECKING:
-    from onnx_config.runtime.causal import CausalGraph
+    import torch
+
+    from onnx_config.runtime.graph_session import GraphSession
 
 __all__ = ["AutoModelForONNX"]
 
-# Models published for transformers.js have their graphs in a folder of their own.
-_GRAPHS = ("model.onnx", "onnx/model.onnx")
+_CACHE = "past_key_values"
 
 
 class AutoModelForONNX:
@@ -33,59 +36,85 @@ class AutoModelForONNX:
         model = AutoModelForONNX.from_pretrained("path/to/artifact")
         outputs = model(**tokenizer("A sentence.", return_tensors="pt"))
         outputs.last_hidden_state
+
+    One of several graphs, and one that carries its cache, generates. Load it with `from_pretrained`.
     """
 
-    def __init__(self, folder: Path, *, device: str = "cpu", threads: int = 0) -> None:
-        from onnx_config.export.parity import choose_device, open_session
-
-        self.folder = folder
+    def __init__(self, located: Located, graphs: Mapping[Role, GraphSession], class_name: str | None) -> None:
+        self.folder = located.folder
         """The artifact's folder."""
-        self.device = choose_device(device)
-        """``cpu`` or ``cuda``."""
-        self.session = open_session(_graph_in(folder), device=self.device, threads=threads)
-        """The ONNX Runtime session."""
-        self.input_names = tuple(value.name for value in self.session.get_inputs())
-        self.output_names = tuple(value.name for value in self.session.get_outputs())
-        self.main_input_name = self.input_names[0]
-        """The input that a model of its kind cannot do without, by transformers' word; the first one."""
+        self.graphs = graphs
+        """What runs, by what it computes."""
+        sessions = tuple(graphs.values())
+        first, last = sessions[0], sessions[-1]
+        self.device: torch.device = first.device
+        """Where its outputs are."""
+        self.session = first.session
+        """The ONNX Runtime session; of several graphs, the first one's."""
+        self.input_names = tuple(first.inputs)
+        """What the first graph takes."""
+        self.output_names = last.output_names
+        """What the last graph gives."""
+        self._class_name = class_name
 
     @classmethod
     def from_pretrained(
         cls,
         model: str | Path,
         *,
+        revision: str | None = None,
         device: str = "cpu",
         threads: int = 0,
+        file_name: str | None = None,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        merged: bool | None = None,
+        providers: Sequence[Any] | None = None,
+        session_options: Any = None,
+        check_hashes: bool = True,
         allow_quarantined: bool = False,
     ) -> AutoModelForONNX:
-        """Load an artifact.
+        """Load an artifact, or graphs that others have made under the names that optimum and transformers.js use.
 
         Args:
-            model: Folder of an artifact, or of another converter's files: ``model.onnx``, there or in ``onnx/``.
+            model: A folder; an id of the catalog, for its newest verified artifact; or a Hub id, whose graphs are
+                downloaded. Ids may end in ``@`` and a revision.
+            revision: The same revision, for an id without one.
             device: ``cpu``, ``cuda`` or ``auto``.
             threads: Threads of ONNX Runtime in one operator; 0: as many as there are cores.
+            file_name: The one graph to load, such as ``model_quantized.onnx``; ``None``: by the names in use.
+            subfolder: Where the graphs lie; ``None``: at the top, or in ``onnx``.
+            variant: What the names of all graphs end in before ``.onnx``: ``quantized``, ``fp16``; ``None``: nothing.
+            merged: Whether to generate with the merged decoder, which holds the weights once, or with the two that it
+                was made of; ``None``: with the merged one where it is there.
+            providers: ONNX Runtime's execution providers, as it takes them; ``None``: those of the device.
+            session_options: Its ``SessionOptions``, in place of ``threads``.
+            check_hashes: Whether the graphs are compared with the SHA-256 in ``ferry.json``, which reads them once
+                more; their sizes always are.
             allow_quarantined: Whether to load a graph that failed its comparison with PyTorch.
 
         Raises:
-            InputError: If the folder holds no graph, or the device is not there.
-            ModelError: If the artifact is in quarantine, or ONNX Runtime refuses it.
+            InputError: If nothing is called so, a graph is missing or not the one that was verified, or the device is
+                not there.
+            ModelError: If the artifact is in quarantine, ONNX Runtime refuses it, or this version cannot run it.
+            TransientError: If the catalog or the Hub does not answer.
         """
-        folder = Path(model).expanduser()
-        _graph_in(folder)
-        known = read_ferry_file(folder)
-        verdict = ((known or {}).get("model", {}).get("parity") or {}).get("verdict")
-        if verdict not in (None, "verified") and not allow_quarantined:
-            raise ModelError(
-                f"{str(folder)!r} is in quarantine: its graph was compared with PyTorch and the verdict is {verdict}. "
-                "Pass allow_quarantined=True to load it all the same.",
-                kind=ErrorKind.MISMATCH,
-            )
-        name = (known or {}).get("model", {}).get("architecture") or _architecture_in(folder)
+        choice = Choice(file_name=file_name, subfolder=subfolder, variant=variant, merged=merged)
+        located = locate(model, revision=revision, choice=choice)
+        _refuse_quarantined(located, allowed=allow_quarantined)
+        if located.known is not None:
+            from onnx_config.runtime.integrity import check_files
+
+            check_files(located.folder, located.known, tuple(located.graphs.values()), hashes=check_hashes)
+        graphs = _open(located, device=device, threads=threads, providers=providers, options=session_options)
+        name = (located.known or {}).get("model", {}).get("architecture") or _architecture_in(located.folder)
+        name = name if isinstance(name, str) and name.isidentifier() else None
         # Under the name of the model's own class, by which pipelines tell whether it does their task.
-        named: type[AutoModelForONNX] = (
-            type(name, (cls,), {"__doc__": cls.__doc__}) if isinstance(name, str) and name.isidentifier() else cls
-        )
-        return named(folder, device=device, threads=threads)
+        named: type[AutoModelForONNX] = cls if name is None else type(name, (cls,), {"__doc__": cls.__doc__})
+        loaded = named(located, graphs, name)
+        # What cannot generate although it should is said now, not at the first token.
+        _ = loaded.generator
+        return loaded
 
     @cached_property
     def config(self) -> Any:
@@ -97,19 +126,42 @@ class AutoModelForONNX:
     @property
     def generation_config(self) -> Any:
         """What `generate` does unless told otherwise; ``None`` where the graph does not generate."""
-        return None if self.causal is None else self.causal.generation_config
+        return None if self.generator is None else self.generator.generation_config
 
     @generation_config.setter
     def generation_config(self, value: Any) -> None:
-        if self.causal is not None:
-            self.causal.generation_config = value
+        if self.generator is not None:
+            self.generator.generation_config = value
 
     @property
-    def dtype(self) -> Any:
-        """``torch.float32``: the element type of what comes out."""
+    def dtype(self) -> torch.dtype:
+        """The element type of what comes out."""
         import torch
 
-        return torch.float32
+        last = list(self.graphs.values())[-1]
+        return next((last.output_types[n] for n in last.output_names if n in last.output_types), torch.float32)
+
+    @property
+    def main_input_name(self) -> str:
+        """The input that a model of its kind cannot do without, by transformers' word; else the first one."""
+        declared = getattr(self._class, "main_input_name", None)
+        return declared if declared in self.input_names else self.input_names[0]
+
+    @property
+    def input_modalities(self) -> Any:
+        """What its class takes: text, images, sounds; as transformers says it."""
+        return getattr(self._class, "input_modalities", "text")
+
+    @property
+    def output_modalities(self) -> Any:
+        """What its class generates, as transformers says it."""
+        return getattr(self._class, "output_modalities", "text")
+
+    @property
+    def _class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, self._class_name, None) if self._class_name else None
 
     def eval(self) -> AutoModelForONNX:
         """Return the model, which never trains; pipelines call this."""
@@ -122,9 +174,9 @@ class AutoModelForONNX:
             InputError: If it is on another one: a session stays where it was made.
         """
         wanted = str(device).partition(":")[0]
-        if wanted != self.device:
+        if wanted != self.device.type:
             raise InputError(
-                f"The model was loaded for {self.device} and cannot be moved to {wanted}. "
+                f"The model was loaded for {self.device.type} and cannot be moved to {wanted}. "
                 f"Load it with AutoModelForONNX.from_pretrained(..., device={wanted!r})."
             )
         return self
@@ -134,114 +186,158 @@ class AutoModelForONNX:
         return self.forward(**inputs)
 
     def forward(self, **inputs: Any) -> Any:
-        """Run the graph; returns a ``ModelOutput`` of torch tensors, or of NumPy arrays if given such.
+        """Run the model; returns what its class in transformers does, of tensors, or of NumPy arrays if given such.
 
-        Keyword arguments that the graph does not take are left out, so that a preprocessor's whole output
-        can be passed. A mask or segment ids that are missing are filled in as transformers does.
+        Keyword arguments that it does not take are left out, so that a preprocessor's whole output can be passed. A
+        mask or segment ids that are missing are filled in as transformers does. A cache is transformers' own and of
+        torch, whatever was given.
 
         Raises:
-            InputError: If an input that cannot be filled in is missing, or one has a shape that the graph
-                does not take.
+            InputError: If an input that cannot be filled in is missing, or one has a shape that the graph does not
+                take.
         """
-        from transformers.utils.generic import ModelOutput
-
         as_torch = any(_is_tensor(value) for value in inputs.values())
-        if self.causal is not None:
-            return self._continue(inputs, as_torch=as_torch)
-        feed = {name: _as_array(value) for name, value in inputs.items() if name in self.input_names}
-        self._fill(feed)
-        try:
-            values = self.session.run(self.output_names, feed)
-        # ONNX Runtime's exceptions share no base class of their own.
-        except Exception as error:
-            raise InputError(
-                f"ONNX Runtime cannot run the graph on {', '.join(f'{n} {list(a.shape)}' for n, a in feed.items())}: "
-                f"{error}. Its inputs are {', '.join(f'{v.name} {v.shape}' for v in self.session.get_inputs())}."
-            ) from error
-        if as_torch:
-            import torch
+        generator = self.generator
+        answer = self._run(inputs) if generator is None else generator(**self._generators_inputs(inputs))
+        return answer if as_torch else _as_numpy(answer)
 
-            values = [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
-        return ModelOutput(zip(self.output_names, values, strict=True))
+    def _run(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the one graph."""
+        from onnx_config.runtime.fill import filled
+        from onnx_config.runtime.outputs import output_class
 
-    def _continue(self, inputs: Mapping[str, Any], *, as_torch: bool) -> Any:
-        """Call the graph that carries its cache, which is transformers' own object and of torch."""
-        import torch
+        (graph,) = self.graphs.values()
+        refuse_outputs(inputs, graph.output_names)
+        feed = {name: _as_tensor(value) for name, value in inputs.items() if name in graph.inputs and value is not None}
+        for value in graph.inputs.values():
+            if value.name not in feed:
+                found = filled(value.name, feed)
+                if found is None:
+                    raise InputError(f"The graph takes {list(self.input_names)}; {value.name!r} is missing.")
+                feed[value.name] = found
+        answer = graph.run(feed)
+        return output_class(self._class_name, tuple(answer))(**answer)
 
-        past = {name: value for name, value in inputs.items() if name == "past_key_values"}
-        given = {name: torch.from_numpy(_as_array(v)) for name, v in inputs.items() if name in self.input_names}
-        if "input_ids" not in given:
+    def _generators_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the inputs that what generates takes in one call, arrays as tensors."""
+        takes = inspect.signature(self.generator.forward).parameters.keys() | ASKED_OUTPUTS.keys()
+        given = {name: _as_tensor(value) for name, value in inputs.items() if name in takes and value is not None}
+        if Role.ENCODER not in self.graphs and "input_ids" not in given:
             raise InputError(f"The graph takes {list(self.input_names)}; 'input_ids' is missing.")
-        returned = self.causal(**given, **past)  # type: ignore[misc]  # asked before
-        if not as_torch:
-            returned["logits"] = returned["logits"].numpy()
-        return returned
-
-    def _fill(self, feed: dict[str, Any]) -> None:
-        for value in self.session.get_inputs():
-            if value.name in feed:
-                wanted = _DTYPES.get(value.type)
-                if wanted is not None and feed[value.name].dtype != wanted:
-                    feed[value.name] = feed[value.name].astype(wanted)
-                continue
-            filled = _filled(value.name, feed, _DTYPES.get(value.type, np.int64))
-            if filled is None:
-                raise InputError(f"The graph takes {list(self.input_names)}; {value.name!r} is missing.")
-            feed[value.name] = filled
+        return given
 
     @cached_property
-    def causal(self) -> CausalGraph | None:
-        """What generates; ``None`` where the graph carries no cache."""
-        if not any(name.startswith("past_key_values.") for name in self.input_names):
+    def generator(self) -> Any:
+        """What generates: a model of transformers by its methods; ``None`` where nothing here goes on with a text."""
+        if Role.ENCODER in self.graphs:
+            from onnx_config.runtime.seq2seq import seq2seq_model
+
+            return seq2seq_model(self._generating_class(), self.config, self._read_generation_config(), self.graphs)
+        carries = any(name.startswith(f"{_CACHE}.") for graph in self.graphs.values() for name in graph.inputs)
+        if not carries and self.graphs.keys() == {Role.MODEL}:
             return None
+        if any(
+            f".{Role.ENCODER}." in name or name == ENCODER_STATES for g in self.graphs.values() for name in g.inputs
+        ):
+            raise InputError(
+                f"{str(self.folder)!r} lacks {GRAPH_FILES[Role.ENCODER]}, the encoder of its decoder. Copy the whole "
+                "folder again, or convert the model again.",
+                kind=ErrorKind.NOT_FOUND,
+            )
         from onnx_config.runtime.causal import CausalGraph
 
-        return CausalGraph(self.session, self.config, self.folder)
+        return CausalGraph(self.graphs, self.config, self._read_generation_config())
+
+    def _generating_class(self) -> str:
+        """Return the class that generates: the one the model came from, or its model type's."""
+        from onnx_config.task_detector import detect_task
+
+        if callable(getattr(self._class, "generate", None)) and self._class_name is not None:
+            return self._class_name
+        # What the config names is gone, or a bare backbone.
+        by_type = copy.copy(self.config)
+        by_type.architectures = None
+        return detect_task(by_type).class_name
+
+    def _read_generation_config(self) -> Any:
+        from transformers import GenerationConfig
+
+        if (self.folder / "generation_config.json").is_file():
+            return GenerationConfig.from_pretrained(str(self.folder))
+        return GenerationConfig.from_model_config(self.config)
 
     def can_generate(self) -> bool:
         """Return whether `generate` can be called."""
-        return self.causal is not None
+        return self.generator is not None
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as the transformers model does: ``GenerationMixin.generate``, with all its options.
+        """Generate as the transformers model does: its own ``generate``, with all its options.
 
         Raises:
             InputError: If an option is unknown, or a text becomes longer than the model takes.
             ModelError: If the graph carries no cache, so that every token would be computed anew (``unsupported``).
         """
-        if self.causal is None:
+        if self.generator is None:
             raise ModelError(
                 f"The graph in {str(self.folder)!r} carries no cache, so generate() would compute every token anew; it "
                 "is not offered. Convert the model with the task text-generation-with-past, or call it for logits.",
                 kind=ErrorKind.UNSUPPORTED,
             )
+        if kwargs.get("assistant_early_exit") is not None:
+            raise InputError("assistant_early_exit was asked for: the model's first layers alone, and a graph has all.")
+        from_numpy = any(isinstance(value, np.ndarray) for value in (*args, *kwargs.values()))
+        args = tuple(_own(value) for value in args)
+        kwargs = {name: _own(value) for name, value in kwargs.items()}
         try:
-            return self.causal.generate(*args, **kwargs)  # type: ignore[misc]  # no PreTrainedModel, and like one
+            found = self.generator.generate(*args, **kwargs)
         except ValueError as error:
             if "model_kwargs" not in str(error):
                 raise
             raise InputError(f"generate() was given an option that transformers does not know: {error}") from error
+        return _as_numpy(found) if from_numpy else found
 
 
-_DTYPES: Mapping[str, Any] = {
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(bool)": np.bool_,
-}
+def _refuse_quarantined(located: Located, *, allowed: bool) -> None:
+    verdict = ((located.known or {}).get("model", {}).get("parity") or {}).get("verdict")
+    if verdict not in (None, "verified") and not allowed:
+        raise ModelError(
+            f"{str(located.folder)!r} is in quarantine: its graph was compared with PyTorch and the verdict is "
+            f"{verdict}. Pass allow_quarantined=True to load it all the same.",
+            kind=ErrorKind.MISMATCH,
+        )
 
 
-def _graph_in(folder: Path) -> Path:
-    for name in _GRAPHS:
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(
-        f"{str(folder)!r} holds no {_GRAPHS[0]}. Give the folder of a converted model; "
-        "`ferry catalog list` shows where they are.",
-        kind=ErrorKind.NOT_FOUND,
-    )
+def _open(
+    located: Located, *, device: str, threads: int, providers: Sequence[Any] | None, options: Any
+) -> dict[Role, GraphSession]:
+    """Return the graphs, loaded.
+
+    Raises:
+        InputError: If the device is not there, or weights beside a graph are missing.
+        ModelError: If ONNX Runtime refuses a graph.
+    """
+    import torch
+
+    from onnx_config.export.parity import choose_device, open_session
+    from onnx_config.runtime.graph_session import GraphSession
+    from onnx_config.runtime.integrity import missing_weights
+
+    chosen = choose_device(device)
+    place = torch.device(chosen, 0) if chosen == "cuda" else torch.device(chosen)
+    graphs = {}
+    for role, name in located.graphs.items():
+        path = located.folder / name
+        try:
+            session = open_session(path, device=chosen, threads=threads, providers=providers, options=options)
+        except ModelError as error:
+            if (missing := missing_weights(path)) is None:
+                raise
+            raise InputError(
+                f"{str(located.folder)!r} lacks {missing}, which holds the weights of {name}. Copy the whole folder "
+                "again, or convert the model again."
+            ) from error
+        graphs[role] = GraphSession(session, place)
+    return graphs
 
 
 def _architecture_in(folder: Path) -> Any:
@@ -251,31 +347,42 @@ def _architecture_in(folder: Path) -> Any:
         return None
 
 
-def _filled(name: str, feed: Mapping[str, Any], dtype: Any) -> Any | None:
-    """Return what transformers takes for a missing input; ``None`` where it would refuse."""
-    match name:
-        case "attention_mask" if "input_ids" in feed:
-            return np.ones(feed["input_ids"].shape, dtype)
-        case "attention_mask" if "input_values" in feed and feed["input_values"].ndim == 2:
-            return np.ones(feed["input_values"].shape, dtype)
-        case "decoder_attention_mask" if "decoder_input_ids" in feed:
-            return np.ones(feed["decoder_input_ids"].shape, dtype)
-        case "token_type_ids" if "input_ids" in feed:
-            return np.zeros(feed["input_ids"].shape, dtype)
-        case "pixel_mask" if "pixel_values" in feed and feed["pixel_values"].ndim == 4:
-            pixels = feed["pixel_values"].shape
-            return np.ones((pixels[0], *pixels[2:]), dtype)
-        case _:
-            return None
-
-
 def _is_tensor(value: Any) -> bool:
     return type(value).__module__.split(".")[0] == "torch"
 
 
-def _as_array(value: Any) -> Any:
-    if not _is_tensor(value):
-        return np.asarray(value)
-    tensor = value.detach().cpu()
-    # NumPy has no bfloat16.
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+def _own(value: Any) -> Any:
+    """Return an array as a tensor, and a model of this kind as what generates in it; all else as it is."""
+    if isinstance(value, AutoModelForONNX):
+        return value.generator
+    return _as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _as_tensor(value: Any) -> Any:
+    """Return arrays and lists of numbers as tensors; caches, flags and tensors as they are."""
+    import torch
+
+    if isinstance(value, np.ndarray):
+        # torch takes no array that must not be written to.
+        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
+    if isinstance(value, list):
+        return torch.as_tensor(value)
+    return value
+
+
+def _as_numpy(value: Any) -> Any:
+    """Return tensors, and those that an output of transformers holds, as arrays."""
+    import torch
+    from transformers.utils.generic import ModelOutput
+
+    def array(held: Any) -> Any:
+        if not isinstance(held, torch.Tensor):
+            return held
+        # NumPy has no bfloat16.
+        return (held.float() if held.dtype == torch.bfloat16 else held).cpu().numpy()
+
+    if not isinstance(value, ModelOutput):
+        return array(value)
+    for name, held in value.items():
+        value[name] = array(held)
+    return value

@@ -1,45 +1,68 @@
-"""Generation with a graph that carries its cache, through transformers' own loop and all its options."""
+"""Generation with a decoder that carries its cache, through transformers' own loop and all its options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from onnx_config.cached_model import cache_of
-from onnx_config.errors import InputError
+from onnx_config.cache_layout import KEY_OR_VALUE
+from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export.merge import SWITCH
+from onnx_config.parts import GRAPH_FILES, Role
+from onnx_config.runtime.asked import refuse_outputs
+from onnx_config.runtime.cache_layers import PlainCache, empty_past, held, refill
+from onnx_config.runtime.graph_session import GraphSession
 
 __all__ = ["CausalGraph"]
 
-_PAST = "past_key_values."
-_TYPES: Mapping[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_PAST = "past_key_values"
+_PRESENT = "present"
 
 
-class CausalGraph(GenerationMixin):
-    """A session that is called like a causal model of transformers, and generates like one."""
+class CausalGraph(PlainCache, GenerationMixin):
+    """Graphs that are called like a causal model of transformers, and generate like one."""
 
     main_input_name = "input_ids"
     _is_stateful = False
 
-    def __init__(self, session: Any, config: Any, folder: Path) -> None:
-        self.session = session
-        """An ONNX Runtime session whose inputs are ids, mask, positions where the model takes them, and the past."""
+    def __init__(self, graphs: Mapping[Role, GraphSession], config: Any, generation_config: Any) -> None:
+        """Take one graph that reads a text and goes on with it, or one for each.
+
+        Raises:
+            InputError: If the one that goes on is missing (``not_found``).
+            ModelError: If the past is not laid out by rows and heads (``unsupported``).
+        """
+        one = graphs.get(Role.MODEL) or graphs.get(Role.DECODER_MERGED)
+        begun, continued = one or graphs[Role.DECODER], one or graphs.get(Role.DECODER_WITH_PAST)
+        if continued is None:
+            raise InputError(
+                f"A decoder that begins a text is there, and {GRAPH_FILES[Role.DECODER_WITH_PAST]}, which goes on, is "
+                "missing. Copy the whole folder again, or convert the model again.",
+                kind=ErrorKind.NOT_FOUND,
+            )
         self.config = config
         """The transformers config."""
-        self.generation_config = _generation_config(folder, config)
+        self.generation_config = generation_config
         """What ``generate`` does unless told otherwise."""
-        self.device = torch.device("cpu")
+        self.device = continued.device
         """Where tensors are handed over."""
-        self.dtype = torch.float32
+        self.dtype = continued.output_types["logits"]
         """Element type of the logits."""
-        self._wanted = {value.name: value for value in session.get_inputs()}
-        self._outputs = [value.name for value in session.get_outputs()]
-        self._past = [name for name in self._wanted if name.startswith(_PAST)]
+        self._begun, self._continued = begun, continued
+        self._past: dict[str, tuple[int, bool]] = {}
+        for name, value in continued.inputs.items():
+            if found := KEY_OR_VALUE.fullmatch(name):
+                self._past[name] = int(found[1]), found[2] == "key"
+            if name.startswith(_PAST) and (found is None or len(value.shape) != 4):
+                raise ModelError(
+                    f"The graph takes its past as {name} {list(value.shape)}; keys and values by rows, heads, steps "
+                    "and width are what this version goes on with.",
+                    kind=ErrorKind.UNSUPPORTED,
+                )
 
     def can_generate(self) -> bool:
         """Return whether it generates: always."""
@@ -57,16 +80,17 @@ class CausalGraph(GenerationMixin):
         """Call `forward`."""
         return self.forward(*args, **kwargs)
 
-    def forward(
+    def forward(  # noqa: PLR0917 - as the models of transformers have it
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
         token_type_ids: torch.Tensor | None = None,
-        **_: Any,
+        use_cache: bool | None = None,
+        **asked: Any,
     ) -> CausalLMOutputWithPast:
-        """Return the logits of the new tokens, and the cache after them.
+        """Return the logits of the new tokens, and the cache after them unless ``use_cache`` is false.
 
         Args:
             input_ids: New tokens (batch_size, sequence_length).
@@ -79,9 +103,10 @@ class CausalGraph(GenerationMixin):
         Raises:
             InputError: If the text and its past are longer than the model takes, or ONNX Runtime cannot run the graph.
         """
+        refuse_outputs(asked)
         rows, length = input_ids.shape
-        past = self._arrays(past_key_values, rows)
-        before = next(iter(past.values())).shape[2]
+        past = self._held(past_key_values)
+        before = next(iter(past.values())).shape[2] if past else 0
         self._check_length(before + length)
         if attention_mask is None:
             attention_mask = torch.ones(rows, before + length, dtype=torch.int64)
@@ -89,42 +114,34 @@ class CausalGraph(GenerationMixin):
             position_ids = torch.arange(before, before + length).expand(rows, -1)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
+        graph = self._continued if before else self._begun
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        given["token_type_ids"] = token_type_ids
-        feed = {name: np.ascontiguousarray(given[name].cpu().numpy()) for name in given.keys() & self._wanted.keys()}
-        answer = dict(zip(self._outputs, self._run({**feed, **past}), strict=True))
-        present = {name: answer[name.replace("past_key_values", "present", 1)] for name in self._past}
-        return CausalLMOutputWithPast(logits=answer["logits"], past_key_values=_refilled(past_key_values, present))
-
-    def _run(self, feed: Mapping[str, Any]) -> list[torch.Tensor]:
-        binding = self.session.io_binding()
-        for name, value in feed.items():
-            binding.bind_cpu_input(name, value)
-        for name in self._outputs:
-            binding.bind_output(name, "cpu")
-        try:
-            self.session.run_with_iobinding(binding)
-        # ONNX Runtime's exceptions share no base class of their own.
-        except Exception as error:
-            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items() if name not in self._past)
-            raise InputError(f"ONNX Runtime cannot run the graph on {shapes}: {error}") from error
-        # The runtime's own memory, not copies of it.
-        return [torch.utils.dlpack.from_dlpack(value.to_dlpack()) for value in binding.get_outputs_as_ortvaluevector()]
-
-    def _arrays(self, cache: Any, rows: int) -> dict[str, Any]:
-        """Return the past by the names of the inputs; of no length where there is none."""
-        layers = [] if cache is None else cache.layers
-        arrays = {}
+        given |= {"token_type_ids": token_type_ids, SWITCH: torch.tensor([before > 0]), **past}
         for name in self._past:
-            _, number, part = name.split(".")
-            layer = layers[int(number)] if int(number) < len(layers) else None
-            if layer is not None and layer.is_initialized:
-                arrays[name] = np.ascontiguousarray((layer.keys if part == "key" else layer.values).numpy())
-            else:
-                value = self._wanted[name]
-                shape = [rows, value.shape[1], 0, value.shape[3]]
-                arrays[name] = np.zeros(shape, _TYPES[value.type])
-        return arrays
+            if name in graph.inputs and name not in given:
+                given[name] = empty_past(graph.inputs[name], rows)
+        if missing := [name for name in graph.inputs if name not in given]:
+            raise InputError(
+                f"The graph takes {', '.join(map(repr, missing))}, which cannot be given beside a text here."
+            )
+        feed = {name: given[name] for name in graph.inputs}
+        if use_cache is False:
+            return CausalLMOutputWithPast(logits=graph.run(feed, ["logits"])["logits"])
+        answer = graph.run(feed)
+        layers: dict[int, dict[bool, torch.Tensor]] = {}
+        for name, (number, is_key) in self._past.items():
+            layers.setdefault(number, {})[is_key] = answer[name.replace(_PAST, _PRESENT, 1)]
+        present = refill(past_key_values, {number: (both[True], both[False]) for number, both in layers.items()})
+        return CausalLMOutputWithPast(logits=answer["logits"], past_key_values=present)
+
+    def _held(self, cache: Any) -> dict[str, torch.Tensor]:
+        """Return the past by the names of the inputs; empty where a text begins."""
+        past = {}
+        for name, (number, is_key) in self._past.items():
+            layer = held(cache, number)
+            if layer is not None:
+                past[name] = layer[0 if is_key else 1]
+        return past
 
     def _check_length(self, length: int) -> None:
         most = getattr(self.config.get_text_config(), "max_position_embeddings", None)
@@ -138,18 +155,3 @@ class CausalGraph(GenerationMixin):
 def _has_table(config: Any) -> bool:
     """Return whether positions are rows of a table, which ends, rather than angles, which go on."""
     return not any(hasattr(config, name) for name in ("rope_theta", "rope_parameters", "rope_scaling"))
-
-
-def _generation_config(folder: Path, config: Any) -> GenerationConfig:
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(str(folder))
-    return GenerationConfig.from_model_config(config)
-
-
-def _refilled(cache: Any, present: Mapping[str, torch.Tensor]) -> Any:
-    """Return a cache that holds ``present``: the one given, since whoever generates keeps that."""
-    filled = cache_of(present)
-    if cache is None:
-        return filled
-    cache.layers[:] = filled.layers
-    return cache

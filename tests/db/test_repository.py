@@ -33,6 +33,7 @@ from db import (
     StepTiming,
     TensorRecord,
     count_conversions,
+    find_artifacts,
     find_conversion,
     finish_batch,
     get_batch,
@@ -416,6 +417,22 @@ def test_find_conversion(session, make_record, name, expected):
     }
     found = find_conversion(session, name)
     assert numbers[None if found is None else found.id] == expected
+
+
+def test_artifacts_of_a_model_are_found_the_newest_first_and_those_in_quarantine_last(session, make_record):
+    for number in (1, 2, 3):
+        record = make_record(number, model_id="org/bert", requested_revision=f"v{number}")
+        record_conversion(session, replace(record, artifact=replace(record.artifact, quarantined=number == 3)))
+    record_conversion(session, make_record(4, model_id="org/bert", failure="crashed"))
+    record_conversion(session, make_record(1, model_id="org/bert"))
+
+    def found(name: str) -> list[int]:
+        return [int(artifact.sha256, 16) for artifact in find_artifacts(session, name)]
+
+    assert found("org/bert") == [1, 2, 3]
+    assert found("org/bert@v2") == [2]
+    assert found(f"{2:064x}") == [2]
+    assert found("org/other") == found("org/bert@v4") == []
 
 
 def test_find_conversion_by_number(session, make_record):

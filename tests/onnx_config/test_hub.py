@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import pytest
 from huggingface_hub.errors import HFValidationError
@@ -281,3 +282,81 @@ def test_numbers_that_json_has_no_word_for_are_read_as_transformers_writes_them(
 
 def test_transient_errors_are_the_ones_that_are_tried_again():
     assert isinstance(translate_hub_error(TimeoutError(), "org/name"), TransientError)
+
+
+CHOOSE = """
+import json, sys, time
+time.sleep = lambda seconds: None
+from onnx_config import hub
+from onnx_config.errors import FerryError
+try:
+    folder = hub.download_chosen(sys.argv[1], lambda names: [n for n in names if n.startswith("onnx/wanted")])
+    files = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    print(json.dumps([folder.name, files]))
+except FerryError as error:
+    print(json.dumps([error.kind.value, error.message]))
+"""
+
+
+class GraphHub(BaseHTTPRequestHandler):
+    """Has one repository, and notes what is asked of it."""
+
+    files = (
+        "config.json",
+        "pytorch_model.bin",
+        "onnx/wanted.onnx",
+        "onnx/wanted[1].onnx_data",
+        "onnx/other.onnx",
+        "x/a.json",
+    )
+    asked: list[str] = []  # noqa: RUF012 - of the one test that uses it
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        if "/api/" in path:
+            siblings = [{"rfilename": file, "size": len(file)} for file in self.files]
+            self.answer(json.dumps({"id": "org/graphs", "sha": SHA, "siblings": siblings}))
+            return
+        file = unquote(path.partition(f"/resolve/{SHA}/")[2])
+        self.asked.append(file)
+        self.answer(file, ETag=f'"{file.encode().hex()}"', **{"X-Repo-Commit": SHA})
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+
+    def answer(self, body, **headers):
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body.encode())
+
+    def log_message(self, *args):
+        pass
+
+
+def test_only_what_is_chosen_is_downloaded_beside_the_small_files(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), GraphHub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def call(name, **environment):
+        settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), **environment}
+        command = [sys.executable, "-c", CHOOSE, name]
+        done = subprocess.run(
+            command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=120, check=True
+        )
+        return json.loads(done.stdout)
+
+    wanted = ["config.json", "onnx/wanted.onnx", "onnx/wanted[1].onnx_data"]
+    try:
+        assert call("org/graphs", HF_HUB_OFFLINE="0") == [SHA, {name: name for name in wanted}]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert set(GraphHub.asked) == set(wanted)
+    # What is there is found without the Hub, where it is not to be asked.
+    assert call("org/graphs@" + SHA, HF_HUB_OFFLINE="1") == [SHA, {name: name for name in wanted}]
+    assert call("org/never-seen", HF_HUB_OFFLINE="1")[0] == "network"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -167,7 +168,7 @@ def test_what_is_verified_is_served(artifact: Path, verdict: str | None) -> None
     register(artifact, verdict)
     model = AutoModelForONNX.from_pretrained(str(artifact))
     assert model.input_names == ("input_ids", "attention_mask", "token_type_ids")
-    assert (model.device, model.config.model_type) == ("cpu", "bert")
+    assert (model.device, model.config.model_type) == (torch.device("cpu"), "bert")
 
 
 @pytest.mark.parametrize("verdict", ["mismatch", "unstable", "not_run"])
@@ -249,6 +250,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True, "top_k": 5, "temperature": 0.7},
     "penalty": {"do_sample": False, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2},
     "scores": {"do_sample": False, "return_dict_in_generate": True, "output_scores": True},
+    "no-cache": {"do_sample": False, "use_cache": False},
+    "a-cache-of-fixed-size": {"do_sample": False, "cache_implementation": "static"},
 }
 
 
@@ -261,6 +264,71 @@ def test_it_generates_what_pytorch_generates(causal: tuple[AutoModelForONNX, Any
         texts.append(found if isinstance(found, torch.Tensor) else found.sequences)
     assert torch.equal(*texts)
     assert texts[0].shape[1] > PROMPTS.shape[1]
+
+
+@pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 2}, {"assistant": True}], ids=["lookup", "assistant"])
+def test_tokens_that_are_guessed_ahead_are_taken_back(
+    causal: tuple[AutoModelForONNX, Any], options: dict[str, Any]
+) -> None:
+    texts = []
+    for model in causal:
+        helped = {"assistant_model": model} if options.get("assistant") else options
+        texts.append(model.generate(PROMPTS[:1], max_new_tokens=24, do_sample=False, pad_token_id=0, **helped))
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("merged", [True, False], ids=["merged", "two-graphs"])
+def test_older_layouts_of_decoders_alone_are_read(
+    causal: tuple[AutoModelForONNX, Any], tmp_path: Path, *, merged: bool
+) -> None:
+    """Optimum once wrote a graph that begins, one that goes on, and one of both; these are made of ours."""
+    model, reference = causal
+    copy_side_files(model.folder, tmp_path)
+    whole = onnx.load(str(model.folder / "model.onnx"))
+    if merged:
+        whole.graph.input.append(helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1]))
+        save(whole, tmp_path / "decoder_model_merged.onnx")
+    else:
+        save(whole, tmp_path / "decoder_with_past_model.onnx")
+        save(beginning(whole), tmp_path / "decoder_model.onnx")
+    loaded = AutoModelForONNX.from_pretrained(tmp_path, threads=1)
+    asked = {"attention_mask": HIDDEN, "max_new_tokens": 12, "pad_token_id": 0, "do_sample": False}
+    assert torch.equal(loaded.generate(PROMPTS, **asked), reference.generate(PROMPTS, **asked))
+    if not merged:
+        (tmp_path / "decoder_with_past_model.onnx").unlink()
+        with pytest.raises(InputError, match=r"decoder_with_past_model\.onnx, which goes on, is missing"):
+            AutoModelForONNX.from_pretrained(tmp_path)
+
+
+def beginning(whole: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without its past, which is empty inside."""
+    begun = onnx.ModelProto()
+    begun.CopyFrom(whole)
+    graph = begun.graph
+    past = [value for value in graph.input if value.name.startswith("past_key_values")]
+    for value in past:
+        graph.input.remove(value)
+    nodes = list(graph.node)
+    del graph.node[:]
+    # As many rows as there are texts, and no step of the past.
+    rows = helper.make_node("Shape", ["input_ids"], ["rows"], start=0, end=1)
+    graph.node.append(rows)
+    for value in past:
+        _, heads, _, width = (axis.dim_value for axis in value.type.tensor_type.shape.dim)
+        graph.initializer.append(helper.make_tensor(f"{value.name}.rest", TensorProto.INT64, [3], [heads, 0, width]))
+        graph.node.append(helper.make_node("Concat", ["rows", f"{value.name}.rest"], [f"{value.name}.shape"], axis=0))
+        graph.node.append(helper.make_node("ConstantOfShape", [f"{value.name}.shape"], [value.name]))
+    graph.node.extend(nodes)
+    return begun
+
+
+def test_what_a_graph_does_not_give_is_refused(causal: tuple[AutoModelForONNX, Any]) -> None:
+    model, _ = causal
+    with pytest.raises(InputError, match="the graph gives no hidden_states"):
+        model(input_ids=PROMPTS, output_hidden_states=True)
+    with pytest.raises(InputError, match="the graph gives no attentions"):
+        model.generate(PROMPTS, max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
+    assert model(input_ids=PROMPTS, use_cache=False).past_key_values is None
 
 
 def test_a_call_goes_on_from_what_an_earlier_one_returned(causal: tuple[AutoModelForONNX, Any]) -> None:
