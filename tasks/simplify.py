@@ -38,6 +38,9 @@ class Simplified:
     cost: StepCost
     """What it used."""
 
+    limits: tuple[dict[str, Any], ...] = ()
+    """The sizes beyond which it refuses, each an `onnx_config.export.limits.AxisLimit` as JSON."""
+
 
 def simplify(
     job: Job, spec: ModelSpec, exported: Exported, metadata: dict[str, str], *, enabled: bool = True
@@ -98,6 +101,7 @@ def _bind(
         simplified=simplified,
         reason=template.why_plain() if enabled and not simplified else None,
         cost=StepCost(seconds=seconds + cost.seconds, peak_rss_bytes=max(peak, cost.peak_rss_bytes)),
+        limits=tuple(answer["graph"]["limits"]),
     )
 
 
@@ -118,6 +122,7 @@ def _simplify_file(
         simplified=answer["simplified"],
         reason=reason or answer["reason"],
         cost=cost,
+        limits=tuple(answer["graph"]["limits"]),
     )
 
 

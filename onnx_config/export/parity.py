@@ -38,6 +38,7 @@ __all__ = [
     "difference_at",
     "max_difference",
     "open_session",
+    "refuses",
 ]
 
 Array = npt.NDArray[Any]
@@ -369,11 +370,25 @@ def difference_at(session: Any, reference: Reference) -> str | None:
     return tally.mismatch
 
 
+def refuses(session: Any, inputs: Mapping[str, Array], *, by: str) -> bool:
+    """Return whether a session stops at these inputs, and at the node named ``by``."""
+    try:
+        session.run(None, _wanted(session, inputs))
+    # ONNX Runtime's exceptions share no base class of their own.
+    except Exception as error:  # noqa: BLE001
+        return f"'{by}'" in str(error)
+    return False
+
+
+def _wanted(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    names = {i.name for i in session.get_inputs()}
+    return {name: value for name, value in inputs.items() if name in names}
+
+
 def _run_and_compare(tally: _Tally, session: Any, reference: Reference) -> None:
     names = [o.name for o in session.get_outputs()]
-    wanted = {i.name for i in session.get_inputs()}
     try:
-        values = session.run(names, {name: value for name, value in reference.inputs.items() if name in wanted})
+        values = session.run(names, _wanted(session, reference.inputs))
     # ONNX Runtime's exceptions share no base class of their own.
     except Exception as error:  # noqa: BLE001
         tally.mismatch = (
