@@ -53,6 +53,7 @@ def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False
             "spec": spec.to_json(),
             "graph": str(stored.path),
             "inputs": [tensor.model_dump() for tensor in stored.graph.inputs],
+            "limits": list(stored.limits),
             "device": job.request.options.device.value,
             "threads": job.workspace.threads,
             "float64": str(Float64.NEVER if short_of_memory else Float64.NEEDED if sparing else Float64.HALF),

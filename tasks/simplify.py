@@ -39,6 +39,9 @@ class Simplified:
     cost: StepCost
     """What it used."""
 
+    limits: tuple[dict[str, Any], ...] = ()
+    """The sizes beyond which it refuses, each an `onnx_config.export.limits.AxisLimit` as JSON."""
+
 
 def simplify(
     job: Job, spec: ModelSpec, exported: Exported, metadata: dict[str, str], *, enabled: bool = True
@@ -95,6 +98,7 @@ def _bind(
         cost=StepCost(
             seconds=before.seconds + cost.seconds, peak_rss_bytes=max(before.peak_rss_bytes, cost.peak_rss_bytes)
         ),
+        limits=tuple(answer["graph"]["limits"]),
     )
 
 
@@ -143,6 +147,7 @@ def _simplify_file(
         simplified=answer["simplified"],
         reason=reason or answer["reason"],
         cost=cost,
+        limits=tuple(answer["graph"]["limits"]),
     )
 
 

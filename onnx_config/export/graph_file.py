@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir
 
 from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.export.limits import AxisLimit, limits_in
 from onnx_config.spec import TensorSpec
 
 __all__ = ["EMBED_LIMIT_BYTES", "GraphSummary", "read_graph", "summarize", "write_graph"]
@@ -27,6 +28,8 @@ class GraphSummary:
     nodes: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    limits: tuple[AxisLimit, ...] = ()
+    """Sizes beyond which the graph refuses, although the model would not."""
 
 
 def read_graph(path: Path) -> onnx_ir.Model:
@@ -92,6 +95,7 @@ def summarize(model: onnx_ir.Model) -> GraphSummary:
         nodes=sum(1 for graph in model.graphs() for _ in graph),
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
+        limits=limits_in(model),
     )
 
 

@@ -63,6 +63,8 @@ def simplify_file(path: Path) -> Simplification:
         reason = "onnxsim changed the inputs"
     elif [(t.name, t.dtype) for t in after.outputs] != [(t.name, t.dtype) for t in before.outputs]:
         reason = "onnxsim changed the outputs"
+    elif after.limits != before.limits:
+        reason = "onnxsim took out what refuses sizes beyond the graph's limits"
     if reason is not None:
         return Simplification(model=None, before=before, after=before, reason=reason)
     return Simplification(model=model, before=before, after=after, reason=None)

@@ -6,12 +6,14 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export.limits import AxisLimit, is_worth_having, limit_axis, within
 from onnx_config.export.sample import SIDES, Sample, escapes_at, sample_of, ties_in_padding, trace_sample
 from onnx_config.parts import Role, role_of
 from onnx_config.spec import ModelSpec, TensorSpec
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from onnx_config.export.trace import Trace
 
 __all__ = [
-    "branching_axes",
+    "Branch",
+    "branches_of",
     "check_options",
     "detect",
     "export",
@@ -35,6 +38,19 @@ __all__ = [
 Json = dict[str, Any]
 
 _LARGEST_TRIED = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """Sizes of an axis at which a model computes otherwise than its graph."""
+
+    axis: str
+
+    size: int
+    """The one next to those that the graph holds for."""
+
+    why: str
+    """What differs there."""
 
 
 def detect(request: Json) -> Json:
@@ -124,7 +140,7 @@ def export(request: Json) -> Json:
     tied = sample.watch.seen or (sample.watch.chose and ties_in_padding(spec, universal, model, sample.sizes))
     path = Path(request["output"])
 
-    def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, dict[str, str]]:
+    def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, tuple[Branch, ...]]:
         trace = trace_sample(
             spec,
             universal,
@@ -136,9 +152,9 @@ def export(request: Json) -> Json:
             escapes=lambda: escapes_at(spec, universal, model, sample.sizes),
         )
         write_graph(trace.model, path)
-        return trace, branching_axes(trace.untried, path, spec, universal, model)
+        return trace, branches_of(trace.untried, path, spec, universal, model)
 
-    trace, notes = without_branches(spec, sample, fixed, trace_with)
+    trace, notes = without_branches(spec, sample, fixed, trace_with, write=lambda t: write_graph(t.model, path))
     return {"graph": _summary(summarize(trace.model)), "notes": [*sample.notes(spec), *notes, *trace.notes]}
 
 
@@ -146,66 +162,97 @@ def without_branches(
     spec: ModelSpec,
     sample: Sample,
     fixed: tuple[str, ...],
-    trace_with: Callable[[tuple[str, ...]], tuple[Trace, dict[str, str]]],
+    trace_with: Callable[[tuple[str, ...]], tuple[Trace, tuple[Branch, ...]]],
+    *,
+    write: Callable[[Trace], object],
 ) -> tuple[Trace, list[str]]:
-    """Return a trace that holds at all sizes of its axes, and notes of those that were fixed for it.
+    """Return a trace that holds at all sizes of its axes or refuses those at which it does not, and notes of that.
 
     Args:
         spec: What the model takes and gives.
         sample: What it is traced with.
         fixed: Axes that are fixed from the start.
-        trace_with: Traces with the given axes fixed; returns also at the other sizes of which axes the model takes
-            another branch, and what differs there.
+        trace_with: Traces with the given axes fixed, and writes that; returns also where the model branches.
+        write: Writes a trace whose graph was changed.
 
     Raises:
-        ModelError: If it computes otherwise at other sizes of an axis that cannot be fixed (``export_failed``).
+        ModelError: If it computes otherwise at other sizes of an axis that can neither be fixed nor be limited to sizes
+            that are of use (``export_failed``).
     """
     notes: list[str] = []
     sides = {axis for axis in spec.axis_ranges if axis.endswith(SIDES)}
     while True:
-        trace, branching = trace_with(fixed)
+        trace, branches = trace_with(fixed)
         free = sides - set(fixed)
-        if sample.image_size is None or not branching.keys() & free:
+        moving = sorted(branch.axis for branch in branches if branch.axis in free)
+        if sample.image_size is None or not moving:
             break
         # An image can be brought to the one size that preprocessors make.
-        why = next(branching[axis] for axis in sorted(branching.keys() & free))
+        why = next(branch.why for branch in branches if branch.axis == moving[0])
         notes.append(f"{', '.join(sorted(free))} is fixed, since the model computes otherwise at other sizes: {why}")
         fixed = (*fixed, *free)
-    for axis, why in branching.items():
-        raise ModelError(
-            f"{spec.architecture} computes otherwise at other sizes of {axis}, and one graph holds one way of "
-            f"computing only: {why}.",
-            kind=ErrorKind.EXPORT_FAILED,
+    for branch in branches:
+        limit = _limit_before(branch, spec, sample)
+        limit_axis(trace.model, limit, spec.inputs)
+        notes.append(
+            f"{limit.axis} is at most {limit.most}, and the graph refuses more: the model computes otherwise then, and "
+            f"one graph holds one way of computing only ({branch.why})"
         )
+    if branches:
+        write(trace)
     return trace, notes
 
 
-def branching_axes(
+def _limit_before(branch: Branch, spec: ModelSpec, sample: Sample) -> AxisLimit:
+    """Return the limit up to which a graph holds.
+
+    Raises:
+        ModelError: If the model computes otherwise below some size, or already at sizes that are in daily use.
+    """
+    limit = AxisLimit(axis=branch.axis, most=branch.size - 1)
+    largest = spec.axis_ranges.get(branch.axis, (1, None))[1]
+    above = branch.size > sample.sizes.get(branch.axis, branch.size)
+    if above and is_worth_having(limit, spec.inputs, largest):
+        return limit
+    up_to = f" The graph would hold up to {limit.most} only, which is too little to be of use." if above else ""
+    raise ModelError(
+        f"{spec.architecture} computes otherwise at other sizes of {branch.axis}, and one graph holds one way of "
+        f"computing only: {branch.why}.{up_to}",
+        kind=ErrorKind.EXPORT_FAILED,
+    )
+
+
+def branches_of(
     untried: tuple[tuple[str, int], ...], path: Path, spec: ModelSpec, universal: Any, model: Any
-) -> dict[str, str]:
-    """Return the axes at whose other sizes the model takes another branch than its graph, with what differs there."""
+) -> tuple[Branch, ...]:
+    """Return at which of the ``untried`` sizes of axes the model takes another branch than its graph."""
     from onnx_config.export.parity import compute_references, difference_at, open_session
     from onnx_config.export.shapes import CheckShape, Float64
     from onnx_config.input_generator import generate_inputs
 
-    feeds = []
-    for axis, size in untried:
-        if size <= _LARGEST_TRIED:
-            shape = CheckShape(label="another branch", sizes={**spec.sizes, axis: size})
-            arrays = generate_inputs(
-                spec.inputs, universal.config, universal.declaration, shape.sizes, rules=spec.values
-            )
-            feeds.append((shape, arrays))
-    if not feeds:
-        return {}
+    tries = [
+        (axis, size, CheckShape(label="another branch", sizes={**spec.sizes, axis: size}))
+        for axis, size in untried
+        if size <= _LARGEST_TRIED
+    ]
+    if not tries:
+        return ()
+    feeds = [
+        (
+            shape,
+            generate_inputs(spec.inputs, universal.config, universal.declaration, shape.sizes, rules=spec.values),
+        )
+        for _, _, shape in tries
+    ]
     # What the model itself refuses is no branch of it.
     references, _ = compute_references(model, feeds, flags=universal.forward_flags, device="cpu", float64=Float64.NEVER)
     session = open_session(path, device="cpu", threads=1) if references else None
-    found = {}
+    found = []
     for reference in references:
         if (why := difference_at(session, reference)) is not None:
-            found.update({axis: why for axis, size in untried if reference.shape.sizes[axis] == size})
-    return found
+            axis, size = next((axis, size) for axis, size, shape in tries if shape is reference.shape)
+            found.append(Branch(axis=axis, size=size, why=why))
+    return tuple(found)
 
 
 def _check_dtype(dtype: str) -> None:
@@ -262,7 +309,8 @@ def stamp(request: Json) -> Json:
 def parity(request: Json) -> Json:
     """Compare the stored ``graph`` with the PyTorch model in ``folder`` on ``device``.
 
-    The spec's inputs are narrowed to ``inputs``, those of the graph, and axes that the graph fixed stay at their size.
+    The spec's inputs are narrowed to ``inputs``, those of the graph, axes that the graph fixed stay at their size, and
+    those that it limits (``limits``) are compared up to there and must be refused beyond.
     ``float64`` says when the model is run in float64 too, and ``mapped`` whether ONNX Runtime leaves the weights on the
     disk until they are read. Returns the result as JSON.
 
@@ -278,12 +326,16 @@ def parity(request: Json) -> Json:
         choose_device,
         compute_references,
         open_session,
+        refuses,
     )
     from onnx_config.export.shapes import CheckShape, Float64, check_shapes
+    from onnx_config.export.ties import first_of_equal
     from onnx_config.input_generator import generate_inputs, with_room
 
     device = choose_device(request["device"])
+    limits = tuple(AxisLimit(**limit) for limit in request.get("limits", ()))
     spec = ModelSpec.from_json(request["spec"])
+    spec = replace(spec, axis_ranges=within(spec.axis_ranges, limits))
     path = Path(request["graph"])
     inputs = _as_in_graph(spec, request["inputs"])
     axes = {axis for tensor in inputs for axis in tensor.axis_names}
@@ -295,25 +347,21 @@ def parity(request: Json) -> Json:
         room = with_room(inputs, spec.values, {**spec.sizes, **shape.sizes})
         return replace(shape, sizes={axis: room[axis] for axis in shape.sizes})
 
+    def feed_of(shape: CheckShape) -> dict[str, Any]:
+        return generate_inputs(
+            inputs,
+            universal.config,
+            universal.declaration,
+            {**spec.sizes, **shape.sizes},
+            rules=spec.values,
+            seed=shape.seed,
+            padding=shape.padding,
+        )
+
     def compute(shapes: Iterable[CheckShape], model: Any) -> tuple[list[Reference], list[str]]:
-        feeds = [
-            (
-                shape,
-                generate_inputs(
-                    inputs,
-                    universal.config,
-                    universal.declaration,
-                    {**spec.sizes, **shape.sizes},
-                    rules=spec.values,
-                    seed=shape.seed,
-                    padding=shape.padding,
-                ),
-            )
-            for shape in (roomy(shape) for shape in shapes)
-        ]
         return compute_references(
             model,
-            feeds,
+            [(shape, feed_of(shape)) for shape in map(roomy, shapes)],
             flags=universal.forward_flags,
             device=device,
             float64=Float64(request["float64"]),
@@ -325,7 +373,9 @@ def parity(request: Json) -> Json:
         "masked": masked,
         "row_elements": _row_elements(inputs, spec.sizes),
     }
-    references, refused = compute(check_shapes(sizes, spec.axis_ranges, **rows), model)
+    shapes = check_shapes(sizes, spec.axis_ranges, **rows)
+    at_limits = [CheckShape(label="at the limit", sizes={**sizes, limit.axis: limit.most}) for limit in limits]
+    references, refused = compute([*shapes, *at_limits], model)
     if len(references) < FEWEST_SHAPES and (sides := [axis for axis in sizes if axis.endswith(("height", "width"))]):
         # The model may take images of one size only; of that size there are others to compare, and whoever asks for
         # proven axes sees that these are not.
@@ -337,12 +387,23 @@ def parity(request: Json) -> Json:
     del model
     session = open_session(path, device=device, threads=request["threads"], mapped=request["mapped"])
     result = check_parity(session, references, refused=refused, expected=[t.name for t in spec.outputs])
+    for limit in limits:
+        beyond = CheckShape(label="beyond the limit", sizes={**sizes, limit.axis: limit.most + 1})
+        if not refuses(session, feed_of(beyond), by=limit.node):
+            detail = f"the graph does not refuse {limit.axis}={limit.most + 1}, where the model computes otherwise"
+            result = replace(result, outcome=Outcome.MISMATCH, detail=result.detail or detail)
     notes: list[str] = []
     if spec.continues and role_of(spec) is Role.MODEL and result.outcome is Outcome.VERIFIED:
         if request["mapped"]:
             notes = ["greedy generation was not compared, since every token would read all weights from the disk"]
         else:
-            result, notes = _generated(result, session, spec, universal, loaded_model(request, spec)[1])
+            with first_of_equal(level=False) if result.settled else nullcontext():
+                result, notes = _generated(result, session, spec, universal, loaded_model(request, spec)[1])
+    if result.settled:
+        notes.append(
+            "a top-k chooses among equal values, for which PyTorch promises no order; the graph takes the first, and "
+            f"was compared with PyTorch doing so at {'; '.join(result.settled)}"
+        )
     return {**asdict(result), "outcome": result.outcome.value, "notes": notes}
 
 

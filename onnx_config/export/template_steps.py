@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.sample import sample_of, trace_sample
-from onnx_config.export.steps import Json, branching_axes, check_options, loaded_model, without_branches
+from onnx_config.export.steps import Branch, Json, branches_of, check_options, loaded_model, without_branches
 from onnx_config.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def trace(request: Json) -> Json:
     path = Path(request["output"])
     lifted: list[tuple[Weight, ...]] = []
 
-    def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, dict[str, str]]:
+    def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, tuple[Branch, ...]]:
         traced = trace_sample(
             spec,
             universal,
@@ -63,11 +63,13 @@ def trace(request: Json) -> Json:
         write_graph(traced.model, path, metadata={})
         template = TemplateGraph(path=path, weights=weights)
         template.write_weights()
-        return traced, _branching_axes(template, traced, request)
+        return traced, _branches_of(template, traced, request)
 
     try:
         sample = sample_of(spec, universal, model, folder, fixed=fixed)
-        traced, notes = without_branches(spec, sample, fixed, trace_with)
+        traced, notes = without_branches(
+            spec, sample, fixed, trace_with, write=lambda limited: write_graph(limited.model, path, metadata={})
+        )
     except ModelError as error:
         # With weights, values that the model's code reads can be looked at; and what it refuses, it may take then.
         if error.kind is ErrorKind.EXPORT_FAILED and not reads_values(error.__cause__):
@@ -80,17 +82,17 @@ def trace(request: Json) -> Json:
     }
 
 
-def _branching_axes(template: TemplateGraph, traced: Trace, request: Json) -> dict[str, str]:
-    """Return the axes at whose other sizes the model takes another branch; to see that takes the weights."""
+def _branches_of(template: TemplateGraph, traced: Trace, request: Json) -> tuple[Branch, ...]:
+    """Return where the model takes another branch than its graph; to see that takes the weights."""
     from onnx_config.export.bind import bind as bind_graph
 
     if not traced.untried:
-        return {}
+        return ()
     universal, model = loaded_model(request, spec := ModelSpec.from_json(request["spec"]))
     path = template.path.with_name("tried.onnx")
     files = bind_graph(template, Path(request["folder"]), path, metadata={}, loaded=lambda: _tensors(model))
     try:
-        return branching_axes(traced.untried, path, spec, universal, model)
+        return branches_of(traced.untried, path, spec, universal, model)
     finally:
         for file in files:
             file.unlink()

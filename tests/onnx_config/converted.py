@@ -43,10 +43,11 @@ def check_request(graph: Path) -> dict[str, Any]:
     """Return what the step that compares ``graph`` is asked, but for the model."""
     from onnx_config.export.graph_file import read_graph, summarize
 
-    inputs = [asdict(tensor) for tensor in summarize(read_graph(graph)).inputs]
+    summary = asdict(summarize(read_graph(graph)))
     return {
         "graph": str(graph),
-        "inputs": inputs,
+        "inputs": list(summary["inputs"]),
+        "limits": list(summary["limits"]),
         "device": "cpu",
         "threads": 1,
         "float64": "half",

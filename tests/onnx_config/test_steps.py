@@ -21,7 +21,9 @@ from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export import parity as parity_module
 from onnx_config.export import steps
 from onnx_config.export.graph_file import read_graph, summarize
+from onnx_config.export.limits import AxisLimit
 from onnx_config.export.sample import ties_in_padding, uneven_sizes
+from onnx_config.export.steps import Branch
 from onnx_config.spec import ModelSpec, TensorSpec
 from tests.onnx_config.converted import Converted, edited
 from tests.tiny_models import IMAGE_SIZE
@@ -206,23 +208,23 @@ def test_padding_is_looked_at_for_equal_values_to_choose_among(bert: Converted) 
     assert not ties_in_padding(bert.spec, universal, refusing, bert.spec.sizes)
 
 
-def test_a_graph_that_takes_one_branch_of_several_is_refused(bert: Converted, tmp_path: Path) -> None:
+def test_sizes_at_which_a_model_takes_another_branch_than_its_graph_are_found(bert: Converted) -> None:
     universal, model = steps.loaded_model({"folder": str(bert.source)}, bert.spec)
     untried = (("sequence_length", 21), ("batch_size", 10**9))
-    assert steps.branching_axes(untried, bert.traced, bert.spec, universal, model) == {}
+    assert steps.branches_of(untried, bert.traced, bert.spec, universal, model) == ()
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(2)
-    found = steps.branching_axes(untried, bert.traced, bert.spec, universal, model)
-    assert list(found) == ["sequence_length"]
-    assert "at another branch" in found["sequence_length"]
+    (found,) = steps.branches_of(untried, bert.traced, bert.spec, universal, model)
+    assert (found.axis, found.size) == ("sequence_length", 21)
+    assert "at another branch" in found.why
 
 
 @pytest.mark.parametrize("axis", ["sequence_length", "height"])
 def test_what_branches_is_refused_unless_it_is_an_image(
     vit: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: str
 ) -> None:
-    answers = [{axis: "y differs by 1"}, {}]
-    monkeypatch.setattr(steps, "branching_axes", lambda *_: answers.pop(0))
+    answers = [(Branch(axis=axis, size=1, why="y differs by 1"),), ()]
+    monkeypatch.setattr(steps, "branches_of", lambda *_: answers.pop(0))
     sides = {"height": (32, 64), "width": (32, 64)}
     image = replace(vit.spec.inputs[0], shape=("batch_size", 3, "height", "width"))
     spec = replace(
@@ -241,6 +243,55 @@ def test_what_branches_is_refused_unless_it_is_an_image(
         answer = steps.export(request)
     assert answer["graph"]["inputs"][0]["shape"] == ("batch_size", 3, 32, 32)
     assert "height, width is fixed, since the model computes otherwise at other sizes" in " ".join(answer["notes"])
+
+
+def limited(bert: Converted, folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Export as if the model computed otherwise from ``size`` on."""
+    branch = Branch(axis="sequence_length", size=size, why="y differs by 1")
+    monkeypatch.setattr(steps, "branches_of", lambda *_: (branch,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch and the exporter warn of their own deprecations
+        return steps.export(export_request(bert, folder / "traced.onnx"))
+
+
+def test_a_graph_of_one_branch_is_compared_up_to_its_limit_and_refuses_more(
+    bert: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = limited(bert, tmp_path, 41, monkeypatch)
+    (note,) = answer["notes"]
+    assert note.startswith("sequence_length is at most 40, and the graph refuses more: the model computes otherwise")
+    stored = tmp_path / "stored.onnx"
+    steps.simplify({"graph": str(tmp_path / "traced.onnx"), "output": str(stored), "metadata": {}, "simplify": True})
+    summary = summarize(read_graph(stored))
+    assert summary.limits == (AxisLimit(axis="sequence_length", most=40),)
+    assert [str(tensor.shape) for tensor in summary.inputs] == ["('batch_size', 'sequence_length')"] * 3
+    compared = []
+    original = parity_module.compute_references
+
+    def seen(model: Any, feeds: Any, **options: Any) -> Any:
+        compared.extend(shape.sizes["sequence_length"] for shape, _ in feeds)
+        return original(model, feeds, **options)
+
+    monkeypatch.setattr(parity_module, "compute_references", seen)
+    result = bert.parity(stored)
+    assert (result["outcome"], result["detail"]) == ("verified", None)
+    assert "sequence_length" in result["axes_proven"]
+    assert max(compared) == compared[-1] == 40
+
+
+def test_a_graph_that_does_not_refuse_more_than_its_limit_is_a_mismatch(bert: Converted) -> None:
+    result = bert.parity(limits=[{"axis": "sequence_length", "most": 40}])
+    assert result["outcome"] == "mismatch"
+    assert "the graph does not refuse sequence_length=41" in result["detail"]
+
+
+@pytest.mark.parametrize("size", [pytest.param(20, id="too-short"), pytest.param(12, id="shorter-than-the-sample")])
+def test_a_graph_of_a_branch_that_is_of_no_use_is_refused(
+    bert: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    with pytest.raises(ModelError, match=r"computes otherwise at other sizes of sequence_length.*y differs") as caught:
+        limited(bert, tmp_path, size, monkeypatch)
+    assert ("would hold up to 19 only" in caught.value.message) == (size == 20)
 
 
 def test_a_model_that_takes_one_image_size_is_compared_at_that_size(

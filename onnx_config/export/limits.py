@@ -1,0 +1,149 @@
+"""Sizes that a graph refuses: of a model that computes in two ways by length, a graph holds one, up to a limit.
+
+A model may attend to all tokens of a short text and to blocks of a long one. A graph of the first way would give
+numbers for a long text too, and wrong ones. So the limit belongs into the graph: the first input that has the axis goes
+through an ``Expand`` to the smaller of its own size and the limit, which changes nothing up to there, and which no
+device can carry out beyond. It copies a few numbers, depends on what comes in, so that no optimiser can work it out
+beforehand, and its name says what was wrong. The names are also how a graph tells its limits to whoever compares it.
+
+A ``Reshape`` would not do: onnxsim takes it for granted that every reshape of a graph is possible, and writes -1 for
+the size that is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir
+
+from onnx_config.spec import TensorSpec
+
+__all__ = ["AxisLimit", "is_worth_having", "limit_axis", "limits_in", "within"]
+
+_NAME = re.compile(r"(?P<axis>\w+)_is_at_most_(?P<most>\d+)")
+
+_FEW_TOKENS = 64
+# A size of one can be expanded to any: the node below cannot refuse it.
+_FEWEST = 2
+_SHARE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisLimit:
+    """The largest size of one axis that a graph takes.
+
+    >>> AxisLimit(axis="sequence_length", most=704).node
+    'sequence_length_is_at_most_704'
+    """
+
+    axis: str
+    """Name of a dynamic axis."""
+
+    most: int
+    """Its largest size, in elements."""
+
+    @property
+    def node(self) -> str:
+        """Name of the node that refuses more."""
+        return f"{self.axis}_is_at_most_{self.most}"
+
+
+def is_worth_having(limit: AxisLimit, specs: Iterable[TensorSpec], largest: int | None) -> bool:
+    """Return whether a graph with this limit is of use beside the model, which takes ``largest`` (``None``: any size).
+
+    A quarter of what the model takes is most of what it is given. Of a text, 64 tokens are enough as well: models whose
+    longest text that is (those that score texts against images) are in wide use, and queries and sentences fit in.
+
+    >>> ids = TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "sequence_length"))
+    >>> [is_worth_having(AxisLimit(axis="sequence_length", most=n), [ids], 4096) for n in (63, 64)]
+    [False, True]
+    >>> sound = TensorSpec(name="input_values", dtype="float32", shape=("batch_size", "sequence_length"))
+    >>> [is_worth_having(AxisLimit(axis="sequence_length", most=n), [sound], 4096) for n in (1023, 1024)]
+    [False, True]
+    """
+    if limit.most < _FEWEST:
+        return False
+    if largest is not None and _SHARE * limit.most >= largest:
+        return True
+    tokens = any(spec.name.endswith("input_ids") and limit.axis in spec.axis_names for spec in specs)
+    return tokens and limit.most >= _FEW_TOKENS
+
+
+def limit_axis(program: onnx_ir.Model, limit: AxisLimit, specs: Iterable[TensorSpec]) -> None:
+    """Make a graph refuse more than ``limit``, in place.
+
+    Args:
+        program: The graph.
+        limit: The limit.
+        specs: The inputs, by their axes.
+
+    Raises:
+        ValueError: If no input that the graph uses has the axis.
+    """
+    graph = program.graph
+    by_name = {spec.name: spec for spec in specs}
+    for value in graph.inputs:
+        spec = by_name.get(value.name or "")
+        at = [i for i, axis in spec.axes.items() if axis == limit.axis] if spec is not None else []
+        if at and value.uses():
+            _pass_through(graph, value, at[0], limit)
+            return
+    raise ValueError(f"no input that the graph uses has the axis {limit.axis}")
+
+
+def _pass_through(graph: onnx_ir.Graph, value: onnx_ir.Value, position: int, limit: AxisLimit) -> None:
+    """Let all that uses ``value`` use what comes out of a node that refuses more than the limit at ``position``."""
+    assert value.shape is not None
+
+    def constant(name: str, numbers: list[int]) -> onnx_ir.Value:
+        tensor = onnx_ir.tensor(np.array(numbers, dtype=np.int64), name=f"{limit.node}_{name}")
+        made = onnx_ir.Value(name=tensor.name, const_value=tensor, type=onnx_ir.TensorType(onnx_ir.DataType.INT64))
+        made.shape = onnx_ir.Shape([len(numbers)])
+        graph.register_initializer(made)
+        return made
+
+    def node(operator: str, inputs: list[onnx_ir.Value], name: str, **attributes: int) -> onnx_ir.Node:
+        made = onnx_ir.node(operator, inputs, attributes=attributes, name=name)
+        made.outputs[0].name = f"{name}_out"
+        made.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64)
+        return made
+
+    uses = tuple(value.uses())
+    size = node("Shape", [value], f"{limit.node}_size", start=position, end=position + 1)
+    taken = node("Min", [size.outputs[0], constant("limit", [limit.most])], f"{limit.node}_taken")
+    nodes, wanted = [size, taken], taken.outputs[0]
+    if after := len(value.shape) - position - 1:
+        # To a size of one all sizes can be expanded, also that which is there.
+        whole = node("Concat", [wanted, constant("others", [1] * after)], f"{limit.node}_wanted", axis=0)
+        nodes, wanted = [*nodes, whole], whole.outputs[0]
+    checked = node("Expand", [value, wanted], limit.node)
+    checked.outputs[0].type = value.type
+    # If it were said that the size is the same, optimisers would take the node for one that does nothing.
+    checked.outputs[0].shape = onnx_ir.Shape(None if i == position else size for i, size in enumerate(value.shape))
+    graph.insert_before(graph[0], [*nodes, checked])
+    for use in uses:
+        use.node.replace_input_with(use.idx, checked.outputs[0])
+
+
+def limits_in(program: onnx_ir.Model) -> tuple[AxisLimit, ...]:
+    """Return the limits that a graph holds itself to."""
+    found = (_NAME.fullmatch(node.name or "") for node in program.graph if node.op_type == "Expand")
+    return tuple(AxisLimit(axis=name["axis"], most=int(name["most"])) for name in found if name is not None)
+
+
+def within(
+    ranges: Mapping[str, tuple[int, int | None]], limits: Iterable[AxisLimit]
+) -> dict[str, tuple[int, int | None]]:
+    """Return ``ranges`` with no axis larger than its limit.
+
+    >>> within({"sequence_length": (2, None), "batch_size": (1, None)}, [AxisLimit(axis="sequence_length", most=704)])
+    {'sequence_length': (2, 704), 'batch_size': (1, None)}
+    """
+    narrowed = dict(ranges)
+    for limit in limits:
+        low, high = narrowed.get(limit.axis, (1, None))
+        narrowed[limit.axis] = (low, limit.most if high is None else min(high, limit.most))
+    return narrowed
