@@ -3,15 +3,11 @@
 The reference runs in a process where no exporter patch was ever applied. The tolerance comes from
 the model itself: what it differs by between float32 and float64 on the same inputs. Where that
 alone exceeds what anyone would accept, the output is called unstable, never verified.
-
-Where a top-k has to choose among equal values PyTorch promises no choice, and an answer with the first ones taken is as
-much the model's as the one that came out (see `onnx_config.export.ties`); that such was compared with is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache, partial
@@ -102,8 +98,6 @@ class ParityResult:
     """What differed, and where."""
     skipped: tuple[str, ...] = ()
     """Shapes that the PyTorch model itself refuses."""
-    settled: tuple[str, ...] = ()
-    """Where the graph's answer is PyTorch's with the first of equal values taken by a top-k, which leaves that open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +112,6 @@ class Reference:
     device: str = "cpu"
     in_float64: Callable[[], Mapping[str, Array] | None] | None = None
     """Runs the model in float64, where that was put off until it is needed; ``None``: it cannot be run any more."""
-    settled: tuple[Reference, ...] = ()
-    """What it returns where a top-k takes the first of equal values; empty: none had to choose among such."""
-    level: bool = False
-    """Whether it takes the first also in rows that are equal all over."""
 
     def precisely(self) -> Mapping[str, Array] | None:
         """Return the outputs in float64, computing them now where that was put off; ``None`` if there are none."""
@@ -135,7 +125,6 @@ class _Tally:
     unstable: str | None = None
     sizes: dict[str, set[int]] = field(default_factory=dict)
     compared: int = 0
-    settled: list[str] = field(default_factory=list)
 
     def note(self, name: str, difference: float, tolerance: float) -> None:
         old = self.worst.get(name)
@@ -260,8 +249,6 @@ def compute_references(
     """
     import torch
 
-    from onnx_config.export.ties import OpenChoices, first_of_equal
-
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
@@ -269,8 +256,7 @@ def compute_references(
     references: list[Reference] = []
     refused: list[str] = []
     for shape, inputs in shapes:
-        with OpenChoices() as choices:
-            outputs = _run_torch(model, inputs, flags, device, None)
+        outputs = _run_torch(model, inputs, flags, device, None)
         if isinstance(outputs, str):
             refused.append(f"{shape.label}: {outputs}")
             continue
@@ -278,25 +264,11 @@ def compute_references(
             # A deviation over one frame, say: such a size has no answer that could be right or wrong.
             refused.append(f"{shape.label}: {empty} holds no finite number")
             continue
-        reference = Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device)
-        settled = []
-        for level in (*([False] if choices.rows else []), *([True] if choices.level_rows else [])):
-            with first_of_equal(level=level):
-                outputs = _run_torch(model, inputs, flags, device, None)
-            if not isinstance(outputs, str):
-                settled.append(replace(reference, outputs=outputs, level=level))
-        references.append(replace(reference, settled=tuple(settled)))
+        references.append(Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device))
     if float64 is Float64.NEVER:
         return references, refused
     at_once = _InFloat64(partial(_itself, model), flags, device)
     later = at_once if reload is None else _InFloat64(reload, flags, device)
-    for at, reference in enumerate(references):
-        # Seldom asked for: only where the graph has chosen otherwise.
-        others = (
-            replace(other, in_float64=cache(partial(later.run, other.inputs, level=other.level)))
-            for other in reference.settled
-        )
-        references[at] = replace(reference, settled=tuple(others))
     # A model that is not stable is so at small sizes too; the time goes into the large ones.
     by_size = sorted(range(len(references)), key=lambda i: sum(value.size for value in references[i].inputs.values()))
     half = -(-len(references) // 2) if float64 is Float64.HALF else 0
@@ -320,17 +292,11 @@ class _InFloat64:
         self._model = cache(lambda: load().to(device).double())  # type: ignore[arg-type]  # a device's name
         self._flags, self._device = flags, device
 
-    def run(self, inputs: Mapping[str, Array], *, level: bool | None = None) -> dict[str, Array] | None:
-        """Return the outputs by name; ``None`` where the model refuses float64.
-
-        Unless ``level`` is ``None``, a top-k takes the first of equal values.
-        """
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
+        """Return the outputs by name; ``None`` where the model refuses float64."""
         import torch
 
-        from onnx_config.export.ties import first_of_equal
-
-        with nullcontext() if level is None else first_of_equal(level=level):
-            answer = _run_torch(self._model(), inputs, self._flags, self._device, torch.float64)
+        answer = _run_torch(self._model(), inputs, self._flags, self._device, torch.float64)
         return None if isinstance(answer, str) else answer
 
 
@@ -405,7 +371,6 @@ def check_parity(
         axes_proven=tuple(sorted(a for a, s in tally.sizes.items() if len(s) > 1)),
         detail=tally.mismatch or tally.unstable,
         skipped=tuple(refused),
-        settled=tuple(tally.settled),
     )
 
 
@@ -444,21 +409,8 @@ def _run_and_compare(tally: _Tally, session: Any, reference: Reference) -> None:
     tally.compared += 1
     for axis, size in reference.shape.sizes.items():
         tally.sizes.setdefault(axis, set()).add(size)
-    answers = {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
-    if reference.settled and _differs(answers, reference):
-        for other in (r for r in reference.settled if not _differs(answers, r)):
-            reference = other
-            tally.settled.append(_where(other))
-            break
-    for name, value in answers.items():
-        _compare(tally, name, value, reference)
-
-
-def _differs(answers: Mapping[str, Array], reference: Reference) -> bool:
-    tally = _Tally()
-    for name, value in answers.items():
-        _compare(tally, name, value, reference)
-    return (tally.mismatch or tally.unstable) is not None
+    for name, value in zip(names, values, strict=True):
+        _compare(tally, name, np.asarray(value), reference)
 
 
 def _where(reference: Reference) -> str:
