@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ def convert_module(
         InputError: If the inputs cannot be told, the device is not there, or ``folder`` is not empty.
         ModelError: If the module accepts no inputs, cannot be traced, or its graph does not hold (``mismatch``).
     """
+    from onnx_config.export.graph_choices import choices_of_graph
     from onnx_config.export.parity import Outcome, check_parity, choose_device, compute_references, open_session
     from onnx_config.universal_config import UniversalOnnxConfig
 
@@ -127,7 +129,13 @@ def convert_module(
 
         def compared(graph: Path) -> ParityResult:
             session = open_session(graph, device=device, threads=threads)
-            return check_parity(session, references, refused=refused, expected=[t.name for t in spec.outputs])
+            return check_parity(
+                session,
+                references,
+                refused=refused,
+                expected=[t.name for t in spec.outputs],
+                choices=partial(choices_of_graph, graph, device=device, threads=threads),
+            )
 
         graph, why = (_simplified(plain, Path(scratch), threads=threads), None) if simplify else (None, None)
         result: ParityResult | None = None
@@ -147,6 +155,7 @@ def convert_module(
                 f"{result.detail}. Nothing was written.",
                 kind=ErrorKind.MISMATCH,
             )
+        notes += result.notes
         made = ConvertedModule(
             folder=target, spec=spec, parity=result, simplified=graph is not plain, notes=tuple(dict.fromkeys(notes))
         )

@@ -1,7 +1,8 @@
 """Keeps sizes symbolic in operators that torch traces with the sample's sizes only.
 
-``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not. And
-``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made.
+``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not.
+``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made; ``linspace`` makes as
+many numbers as for the sample, and a list of sizes becomes a tensor of the sample's.
 """
 
 from __future__ import annotations
@@ -49,6 +50,68 @@ def _div(original: Any) -> Any:
         return original(first, second, **options)
 
     return div
+
+
+def _linspace(original: Any) -> Any:
+    def linspace(start: Any, end: Any, steps: Any, **options: Any) -> Any:
+        known = {"dtype", "device", "requires_grad"}
+        symbols = any(isinstance(value, (torch.SymInt, torch.SymFloat)) for value in (start, end, steps))
+        if not symbols or options.keys() - known or options.get("requires_grad"):
+            return original(start, end, steps, **options)
+        dtype, device = options.get("dtype") or torch.get_default_dtype(), options.get("device")
+        if not dtype.is_floating_point:
+            return original(start, end, steps, **options)
+        first, last = (
+            value if isinstance(value, torch.Tensor) else _number(value, dtype, device) for value in (start, end)
+        )
+        index = torch.arange(steps, dtype=dtype, device=device)
+        behind = _number(steps - 1, dtype, device)
+        # One number alone is the first; PyTorch counts from whichever end is nearer.
+        step = (last - first) / behind.clamp(min=1)
+        half = _number(steps // 2, dtype, device).clamp(min=1)
+        return torch.where(index < half, first + step * index, last - step * (behind - index))
+
+    return linspace
+
+
+def _tensor_of(original: Any) -> Any:
+    def tensor_of(data: Any, **options: Any) -> Any:
+        if not isinstance(data, (list, tuple)) or not _has_symbol(data):
+            return original(data, **options)
+        dtype = options.get("dtype") or (torch.get_default_dtype() if _has_fraction(data) else torch.int64)
+        return _stacked(data, dtype, options.get("device"))
+
+    return tensor_of
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    if isinstance(data, (list, tuple)):
+        for entry in data:
+            yield from _leaves(entry)
+    else:
+        yield data
+
+
+def _has_symbol(data: Any) -> bool:
+    """Return whether some numbers of nested lists are symbols, and all are numbers."""
+    leaves = list(_leaves(data))
+    symbols = (torch.SymInt, torch.SymFloat)
+    return any(isinstance(n, symbols) for n in leaves) and all(isinstance(n, (int, float, *symbols)) for n in leaves)
+
+
+def _has_fraction(data: Any) -> bool:
+    return any(isinstance(number, (float, torch.SymFloat)) for number in _leaves(data))
+
+
+def _stacked(data: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
+    if isinstance(data, (list, tuple)):
+        return torch.stack([_stacked(entry, dtype, device) for entry in data])
+    return _number(data, dtype, device)
+
+
+def _number(value: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
+    """Return a number that may be a symbol as a tensor."""
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def _from_numpy(original: Any) -> Any:
@@ -127,6 +190,9 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
     places: tuple[tuple[Any, str, Any], ...] = (
         (functional, "max_pool1d", _max_pool1d),
         (torch, "div", _div),
+        (torch, "linspace", _linspace),
+        (torch, "as_tensor", _tensor_of),
+        (torch, "tensor", _tensor_of),
         (torch, "from_numpy", _from_numpy),
         (torch.Tensor, "__mod__", _remainder),
         (torch.Tensor, "__rfloordiv__", _reversed_floor_division),

@@ -7,7 +7,8 @@ alone exceeds what anyone would accept, the output is called unstable, never ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache, partial
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from onnx_config.export.choices import ChoiceWatch, Pinned, Run
+
 __all__ = [
     "FEWEST_SHAPES",
     "Outcome",
@@ -42,6 +45,8 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+GraphChoices = Callable[[Mapping[str, Array]], Sequence[Array]]
+"""Returns what a graph chooses on these inputs."""
 
 BASE_TOLERANCE = 1e-5
 """Difference that counts as equal, as a share of an output's largest magnitude."""
@@ -98,6 +103,8 @@ class ParityResult:
     """What differed, and where."""
     skipped: tuple[str, ...] = ()
     """Shapes that the PyTorch model itself refuses."""
+    notes: tuple[str, ...] = ()
+    """Where PyTorch was made to choose as the graph does, among numbers that are equal but for rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +119,8 @@ class Reference:
     device: str = "cpu"
     in_float64: Callable[[], Mapping[str, Array] | None] | None = None
     """Runs the model in float64, where that was put off until it is needed; ``None``: it cannot be run any more."""
+    run: Run | None = None
+    """Runs the model once more and has it take certain choices; ``None``: it cannot be run any more."""
 
     def precisely(self) -> Mapping[str, Array] | None:
         """Return the outputs in float64, computing them now where that was put off; ``None`` if there are none."""
@@ -125,6 +134,31 @@ class _Tally:
     unstable: str | None = None
     sizes: dict[str, set[int]] = field(default_factory=dict)
     compared: int = 0
+    own_choices: list[str] = field(default_factory=list)
+    """Where float64 took the choices of float32."""
+    graph_choices: list[str] = field(default_factory=list)
+    """Where PyTorch took the choices of the graph."""
+
+    @property
+    def is_clean(self) -> bool:
+        return self.mismatch is None and self.unstable is None
+
+    def add(self, other: _Tally) -> None:
+        """Take over what was found in one more comparison."""
+        for check in other.worst.values():
+            self.note(check.name, check.max_abs_diff, check.tolerance)
+        self.mismatch = self.mismatch or other.mismatch
+        self.unstable = self.unstable or other.unstable
+        self.own_choices += other.own_choices
+        self.graph_choices += other.graph_choices
+
+    def notes(self) -> Iterator[str]:
+        """Yield what has to be known of how was compared."""
+        among = "among numbers that are equal but for rounding"
+        if self.own_choices:
+            yield f"in float64 PyTorch was made to choose as in float32, {among}, at {', '.join(self.own_choices)}"
+        if self.graph_choices:
+            yield f"PyTorch was made to choose as the graph does, {among}, at {', '.join(self.graph_choices)}"
 
     def note(self, name: str, difference: float, tolerance: float) -> None:
         old = self.worst.get(name)
@@ -172,12 +206,14 @@ def open_session(
     mapped: bool = False,
     providers: Sequence[Any] | None = None,
     options: Any = None,
+    graph: bytes | None = None,
 ) -> Any:
     """Return an ONNX Runtime session at the optimisation level of production.
 
     A ``mapped`` one does not rearrange weights into a faster layout, so that those beside the graph are pages of their
     file: the system reads them when they are needed and drops them when memory is. ``providers`` and ``options``, as
-    ONNX Runtime takes them, stand in for those of the device and of all else.
+    ONNX Runtime takes them, stand in for those of the device and of all else. A ``graph`` takes the place of the one
+    in the file, beside which its weights may lie.
 
     Raises:
         InputError: If the device is ``cuda`` and ONNX Runtime falls back to the CPU.
@@ -193,12 +229,16 @@ def open_session(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if graph is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     if providers is None:
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
             providers = [("CUDAExecutionProvider", {"use_tf32": 0}), *providers]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(
+            str(path) if graph is None else graph, options, providers=list(providers)
+        )
     # ONNX Runtime's exceptions share no base class of their own.
     except Exception as error:
         if names_memory(str(error)):
@@ -267,17 +307,17 @@ def compute_references(
         references.append(Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device))
     if float64 is Float64.NEVER:
         return references, refused
-    at_once = _InFloat64(partial(_itself, model), flags, device)
-    later = at_once if reload is None else _InFloat64(reload, flags, device)
+    at_once = _Again(partial(_itself, model), flags, device)
+    later = at_once if reload is None else _Again(reload, flags, device)
     # A model that is not stable is so at small sizes too; the time goes into the large ones.
     by_size = sorted(range(len(references)), key=lambda i: sum(value.size for value in references[i].inputs.values()))
     half = -(-len(references) // 2) if float64 is Float64.HALF else 0
     for number, at in enumerate(by_size):
-        reference = references[at]
+        reference = replace(references[at], run=partial(later.run, references[at].inputs))
         if number < half:
-            references[at] = replace(reference, precise=at_once.run(reference.inputs))
+            references[at] = replace(reference, precise=at_once.run(reference.inputs, torch.float64))
         else:
-            references[at] = replace(reference, in_float64=cache(partial(later.run, reference.inputs)))
+            references[at] = replace(reference, in_float64=cache(partial(later.run, reference.inputs, torch.float64)))
     return references, refused
 
 
@@ -285,27 +325,45 @@ def _itself(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-class _InFloat64:
-    """Runs a model in float64, which is loaded and converted when it is first asked to."""
+class _Again:
+    """Runs a model in float64, or once more in float32; it is loaded when it is first asked to."""
 
     def __init__(self, load: Callable[[], PreTrainedModel], flags: Mapping[str, Any], device: str) -> None:
-        self._model = cache(lambda: load().to(device).double())  # type: ignore[arg-type]  # a device's name
-        self._flags, self._device = flags, device
+        self._load, self._flags, self._device = load, flags, device
+        self._model: PreTrainedModel | None = None
+        self._is_single = False
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
-        """Return the outputs by name; ``None`` where the model refuses float64."""
+    def run(
+        self, inputs: Mapping[str, Array], dtype: torch.dtype, watch: ChoiceWatch | None = None
+    ) -> dict[str, Array] | None:
+        """Return the outputs by name; ``None`` where the model refuses the element type."""
         import torch
 
-        answer = _run_torch(self._model(), inputs, self._flags, self._device, torch.float64)
+        if self._model is None:
+            self._model = self._load().to(self._device)  # type: ignore[arg-type]  # a device's name
+            tensors = (*self._model.parameters(), *self._model.buffers())
+            # What is all float32 is the same again after it was float64.
+            self._is_single = all(t.dtype in (torch.float32, torch.float64) for t in tensors if t.is_floating_point())
+        if dtype is torch.float32 and not self._is_single:
+            return None
+        self._model = self._model.double() if dtype is torch.float64 else self._model.float()
+        answer = _run_torch(self._model, inputs, self._flags, self._device, dtype, watch=watch)
         return None if isinstance(answer, str) else answer
 
 
 def _run_torch(
-    model: Any, inputs: Mapping[str, Array], flags: Mapping[str, Any], device: str, dtype: torch.dtype | None
+    model: Any,
+    inputs: Mapping[str, Array],
+    flags: Mapping[str, Any],
+    device: str,
+    dtype: torch.dtype | None,
+    *,
+    watch: ChoiceWatch | None = None,
 ) -> dict[str, Array] | str:
     """Return the outputs by name, or what the model said when it refused."""
     import torch
 
+    from onnx_config.export.double import DoubleMasks
     from onnx_config.probe import flat_outputs
 
     tensors = {}
@@ -314,7 +372,8 @@ def _run_torch(
         tensors[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     torch.manual_seed(0)
     try:
-        with torch.no_grad(), preserved_state(model):
+        doubled = DoubleMasks() if dtype is torch.float64 else nullcontext()
+        with torch.no_grad(), preserved_state(model), doubled, watch or nullcontext():
             returned = model(**tensors, **flags)
     # The model's own code decides what it raises for a size that it does not take.
     except Exception as error:
@@ -334,7 +393,12 @@ def _without_numbers(outputs: Mapping[str, Array]) -> str | None:
 
 
 def check_parity(
-    session: Any, references: Sequence[Reference], *, refused: Sequence[str] = (), expected: Iterable[str] = ()
+    session: Any,
+    references: Sequence[Reference],
+    *,
+    refused: Sequence[str] = (),
+    expected: Iterable[str] = (),
+    choices: GraphChoices | None = None,
 ) -> ParityResult:
     """Compare a session with the references.
 
@@ -343,6 +407,8 @@ def check_parity(
         references: What PyTorch computed, at shapes other than the traced one.
         refused: Shapes that PyTorch refused, for the record.
         expected: Outputs that the graph must have, where PyTorch returns them.
+        choices: Returns the places that the graph chooses, where it and the model choose among numbers; ``None``:
+            they are not to be told from a difference.
 
     Raises:
         ModelError: If there are fewer than four references: too little to call anything verified.
@@ -360,7 +426,7 @@ def check_parity(
     if lost := sorted(returned & set(expected) - names):
         tally.mismatch = f"the graph lacks the output {', '.join(lost)}"
     for reference in references:
-        _run_and_compare(tally, session, reference)
+        _run_and_compare(tally, session, reference, choices)
     outcome = Outcome.MISMATCH if tally.mismatch else Outcome.UNSTABLE if tally.unstable else Outcome.VERIFIED
     return ParityResult(
         outcome=outcome,
@@ -371,6 +437,7 @@ def check_parity(
         axes_proven=tuple(sorted(a for a, s in tally.sizes.items() if len(s) > 1)),
         detail=tally.mismatch or tally.unstable,
         skipped=tuple(refused),
+        notes=tuple(tally.notes()),
     )
 
 
@@ -396,7 +463,7 @@ def _wanted(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return {name: value for name, value in inputs.items() if name in names}
 
 
-def _run_and_compare(tally: _Tally, session: Any, reference: Reference) -> None:
+def _run_and_compare(tally: _Tally, session: Any, reference: Reference, choices: GraphChoices | None = None) -> None:
     names = [o.name for o in session.get_outputs()]
     try:
         values = session.run(names, _wanted(session, reference.inputs))
@@ -409,8 +476,52 @@ def _run_and_compare(tally: _Tally, session: Any, reference: Reference) -> None:
     tally.compared += 1
     for axis, size in reference.shape.sizes.items():
         tally.sizes.setdefault(axis, set()).add(size)
-    for name, value in zip(names, values, strict=True):
-        _compare(tally, name, np.asarray(value), reference)
+    got = {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+    found = _compare_all(got, reference)
+    if not found.is_clean and reference.run is not None and choices is not None:
+        found = _compare_where_chosen(got, reference, reference.run, choices) or found
+    tally.add(found)
+
+
+def _compare_all(got: Mapping[str, Array], reference: Reference) -> _Tally:
+    tally = _Tally()
+    for name, value in got.items():
+        _compare(tally, name, value, reference)
+    return tally
+
+
+def _compare_where_chosen(
+    got: Mapping[str, Array], reference: Reference, run: Run, choices: GraphChoices
+) -> _Tally | None:
+    """Compare with the model made to choose alike in float64, and as the graph does; ``None`` where that is no other.
+
+    A model that takes the better of two equal scores takes another one in float64, and so may a graph.
+    """
+    from onnx_config.export.choices import as_graph_chose, as_model_chose
+
+    own = as_model_chose(run)
+    if own is None or not _is_same(own.outputs, reference.outputs):
+        return None
+    found = _compare_all(got, _as_chosen(reference, own))
+    if found.is_clean:
+        found.own_choices.append(_where(reference))
+        return found
+    other = as_graph_chose(run, own, choices(reference.inputs))
+    if other is None:
+        return found if own.exchanged else None
+    found = _compare_all(got, _as_chosen(reference, other))
+    found.graph_choices.append(_where(reference))
+    return found
+
+
+def _as_chosen(reference: Reference, pinned: Pinned) -> Reference:
+    return replace(reference, outputs=pinned.outputs, precise=pinned.precise, in_float64=None, run=None)
+
+
+def _is_same(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    return one.keys() == other.keys() and all(
+        np.array_equal(value, other[name], equal_nan=value.dtype.kind == "f") for name, value in one.items()
+    )
 
 
 def _where(reference: Reference) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -317,6 +318,7 @@ def parity(request: Json) -> Json:
         InputError: If the device is not there.
         ModelError: If ONNX Runtime refuses the graph.
     """
+    from onnx_config.export.graph_choices import choices_of_graph
     from onnx_config.export.parity import (
         FEWEST_SHAPES,
         Outcome,
@@ -384,18 +386,25 @@ def parity(request: Json) -> Json:
     # ONNX Runtime needs the memory that the model holds.
     del model
     session = open_session(path, device=device, threads=request["threads"], mapped=request["mapped"])
-    result = check_parity(session, references, refused=refused, expected=[t.name for t in spec.outputs])
+    result = check_parity(
+        session,
+        references,
+        refused=refused,
+        expected=[t.name for t in spec.outputs],
+        choices=partial(choices_of_graph, path, device=device, threads=request["threads"]),
+    )
     for limit in limits:
         beyond = CheckShape(label="beyond the limit", sizes={**sizes, limit.axis: limit.most + 1})
         if not refuses(session, feed_of(beyond), by=limit.node):
             detail = f"the graph does not refuse {limit.axis}={limit.most + 1}, where the model computes otherwise"
             result = replace(result, outcome=Outcome.MISMATCH, detail=result.detail or detail)
-    notes: list[str] = []
+    notes = list(result.notes)
     if spec.continues and role_of(spec) is Role.MODEL and result.outcome is Outcome.VERIFIED:
         if request["mapped"]:
-            notes = ["greedy generation was not compared, since every token would read all weights from the disk"]
+            notes += ["greedy generation was not compared, since every token would read all weights from the disk"]
         else:
-            result, notes = _generated(result, session, spec, universal, loaded_model(request, spec)[1])
+            result, more_notes = _generated(result, session, spec, universal, loaded_model(request, spec)[1])
+            notes += more_notes
     return {**asdict(result), "outcome": result.outcome.value, "notes": notes}
 
 

@@ -26,6 +26,18 @@ class Pooled(Small):
         return {"y": self.pool(x) * self.scale, "z": torch.nn.functional.pad(x, (0, 1))[..., :halves] * length}
 
 
+class Spaced(Small):
+    """Makes as many numbers as there are columns, or half as many, and tensors of sizes."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        length = x.shape[-1]
+        places = torch.linspace(0.5, length - 0.5, length, dtype=x.dtype, device=x.device) / length
+        halves = torch.linspace(-1, 1, length // 2)
+        sizes = torch.as_tensor([(length, 2), (x.shape[0], length - 1)], dtype=torch.long, device=x.device)
+        shares = torch.tensor([1.5, length])
+        return {"y": x * places * self.scale, "z": halves, "sizes": sizes, "shares": shares}
+
+
 class Doubled(torch.autograd.Function):
     """A function with a derivative of its own."""
 
@@ -50,7 +62,7 @@ class Functional(Small):
         return {"y": self.function(x) * self.scale + Doubled.apply(x)}
 
 
-@pytest.mark.parametrize("cls", [Pooled, Functional])
+@pytest.mark.parametrize("cls", [Pooled, Spaced, Functional])
 def test_sizes_stay_symbols(cls: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(symbolic, "_MODELS", __name__)
     model = cls()
@@ -64,12 +76,12 @@ def test_sizes_stay_symbols(cls: type, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_torch_is_left_as_it_was() -> None:
     model = Functional()
-    before = (torch.nn.functional.max_pool1d, torch.div, torch.from_numpy, vars(torch.autograd.Function)["apply"])
+    before = (torch.nn.functional.max_pool1d, torch.div, torch.linspace, vars(torch.autograd.Function)["apply"])
     kept = vars(model)["function"]
     with symbolic_operators(model):
         assert torch.div is not before[1]
         assert torch.div(torch.tensor(7.0), 2, rounding_mode="floor").item() == 3
         assert vars(model)["function"] is not kept
-    after = (torch.nn.functional.max_pool1d, torch.div, torch.from_numpy, vars(torch.autograd.Function)["apply"])
+    after = (torch.nn.functional.max_pool1d, torch.div, torch.linspace, vars(torch.autograd.Function)["apply"])
     assert after == before
     assert vars(model)["function"] is kept
