@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Choice", "ChoiceWatch", "Order", "Pinned", "Threshold", "as_graph_chose", "as_model_chose"]
+__all__ = ["Choice", "ChoiceWatch", "GraphChoice", "Order", "Pinned", "Threshold", "as_graph_chose", "as_model_chose"]
 
 Array = npt.NDArray[Any]
 
@@ -66,7 +66,9 @@ class Order:
         return self.scores.gather(-1, self.places)
 
     def read(self, values: torch.Tensor) -> torch.Tensor:
-        """Return places as a graph has them with their rows along the last axis, where they can be brought there."""
+        """Return what a graph has with its rows along the last axis, where it can be brought there."""
+        if self.scores.dim() == 1 and values.numel() in (1, self.scores.numel()):
+            return values.reshape(-1)
         if values.dim() == self.scores.dim() - 1:
             values = values.unsqueeze(self.axis)
         return values.movedim(self.axis, -1) if values.dim() == self.scores.dim() else values
@@ -113,6 +115,16 @@ class Threshold:
 
 
 Choice = Order | Threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphChoice:
+    """What a graph chose, and among which numbers."""
+
+    scores: Array
+    """What it took from; of a comparison, how far one side lies beyond the other."""
+    places: Array
+    """What it took, or what it found to lie beyond."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,29 +234,34 @@ def as_model_chose(run: Run) -> Pinned | None:
     return _pinned(run, ChoiceWatch())
 
 
-def as_graph_chose(run: Run, before: Pinned, made: Iterable[Array]) -> Pinned | None:
+def as_graph_chose(run: Run, before: Pinned, made: Iterable[GraphChoice]) -> Pinned | None:
     """Run a model with the choices that its graph made, among numbers that are equal but for rounding.
+
+    A choice of the graph counts only where all the numbers that it chose among are the model's own but for rounding. It
+    would not do that those it took are close to the best: what makes other scores takes others that are close, too.
 
     Args:
         run: Runs the model.
         before: What it returned with its own choices.
-        made: The places that the graph chose, in its order; which of the model's choices each one is, is seen by the
-            numbers that stand there.
+        made: What the graph chose, in its order; which of the model's choices each one is, is seen by its numbers.
 
     Returns ``None`` where none of them is another one than the model's own.
     """
-    left = [torch.from_numpy(np.array(places)) for places in made]
-    used: list[torch.Tensor] = []
+    left = [(torch.from_numpy(np.array(choice.scores)), torch.from_numpy(np.array(choice.places))) for choice in made]
+    used: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def decide(number: int, choice: Choice) -> torch.Tensor | None:
         error = before.errors[number] if number < len(before.errors) else None
         if error is None:
             return None
+        allowed = SPREAD_FACTOR * max(error, _ROUNDING * choice.scale)
         for group in (left, used):
-            for at, values in enumerate(group):
-                places = choice.read(values.to(choice.places.device))
+            for at, (scores, taken) in enumerate(group):
+                if not _is_close(choice.read(scores.to(choice.scores.device)), choice.scores, allowed):
+                    continue
+                places = choice.read(taken.to(choice.places.device))
                 distance = choice.distance(places)
-                if distance is not None and distance <= SPREAD_FACTOR * max(error, _ROUNDING * choice.scale):
+                if distance is not None and distance <= allowed:
                     if group is left:
                         used.append(left.pop(at))
                     return places
@@ -253,6 +270,14 @@ def as_graph_chose(run: Run, before: Pinned, made: Iterable[Array]) -> Pinned | 
     watch = ChoiceWatch(decide)
     pinned = _pinned(run, watch)
     return pinned if watch.exchanged else None
+
+
+def _is_close(one: torch.Tensor, other: torch.Tensor, allowed: float) -> bool:
+    """Return whether all numbers are the same within ``allowed``, those that count as infinite by their sign."""
+    if one.shape != other.shape:
+        return False
+    infinite = (one.abs() >= _INFINITY) & (other.abs() >= _INFINITY) & (one.sign() == other.sign())
+    return bool((infinite | ((one - other).abs() <= allowed)).all())
 
 
 def _pinned(run: Run, watch: ChoiceWatch) -> Pinned | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from onnx_config.export.choices import ChoiceWatch, Pinned, Run
+    from onnx_config.export.choices import ChoiceWatch, GraphChoice, Pinned, Run
 
 __all__ = [
     "FEWEST_SHAPES",
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-GraphChoices = Callable[[Mapping[str, Array]], Sequence[Array]]
+GraphChoices = Callable[[Mapping[str, Array]], Sequence["GraphChoice"]]
 """Returns what a graph chooses on these inputs."""
 
 BASE_TOLERANCE = 1e-5

@@ -134,6 +134,49 @@ def _size(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims))
 
 
+class Unseen(Small):
+    """Takes queries by scores that no output shows, and that are close to one another."""
+
+    def build(self) -> None:
+        self.score = torch.nn.Linear(FEATURES, 1)
+        self.score.bias.data.fill_(2.3)
+        self.score.weight.data.copy_(0.01 * torch.tensor([1.0, -1.3, 0.7, 0.4, -0.8, 1.1, 0.6, -0.5]))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        _, places = (self.score(x) + 0 * self.scale).squeeze(-1).topk(QUERIES, dim=1)
+        return {"taken": x.gather(1, places.unsqueeze(-1).expand(-1, -1, FEATURES))}
+
+
+def test_what_makes_other_scores_is_no_exchange_of_equal_ones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = Unseen(), tmp_path / "model.onnx"
+    result = traced(model, {"x": (("batch_size", 2), ("rows", 40), ("", FEATURES))}, ["taken"])
+    write_graph(result.model, path, metadata={})
+    random = np.random.default_rng(0)
+    feeds = []
+    for batch, rows in ((1, 50), (3, 48), (1, 30), (2, 90)):
+        half = random.standard_normal((batch, rows // 2, FEATURES)).astype(np.float32)
+        # Each row has a twin of the same score, made up of other features.
+        twin = half.copy()
+        twin[..., 0] += 1e-3 / 0.01
+        twin[..., 1] += 1e-3 / 0.013
+        shape = CheckShape(label=f"shape {rows}", sizes={"batch_size": batch, "rows": rows})
+        feeds.append((shape, {"x": np.concatenate([half, twin], axis=1)}))
+    references, _ = compute_references(model, feeds, flags={})
+    assert judge(path, references).outcome is Outcome.VERIFIED
+
+    def tilt(graph: onnx.ModelProto) -> None:
+        (weight,) = (i for i in graph.graph.initializer if _size(i) == FEATURES)
+        values = numpy_helper.to_array(weight).copy()
+        values.flat[0] *= 1.001
+        weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+
+    wrong = edited(path, tilt, tmp_path / "wrong.onnx")
+    taken = [open_session(p, device="cpu").run(None, dict(references[0].inputs))[0] for p in (path, wrong)]
+    assert np.abs(taken[0] - taken[1]).max() > 0, "the fault takes no other rows, and nothing could be found"
+    assert judge(wrong, references).outcome is Outcome.MISMATCH
+
+
 def take_the_worst(model: onnx.ModelProto) -> None:
     (top,) = (node for node in model.graph.node if node.op_type == "TopK")
     for attribute in top.attribute:
