@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from onnx_config.trial import Trial
     from onnx_config.twin import Twin
 
-__all__ = ["DEFAULT_PAST_LENGTH", "KEY_OR_VALUE", "PAST_AXIS", "CacheLayout", "read_cache_layout", "with_past"]
+__all__ = [
+    "DEFAULT_PAST_LENGTH",
+    "KEY_OR_VALUE",
+    "PAST_AXIS",
+    "CacheLayout",
+    "kept_part",
+    "read_cache_layout",
+    "with_past",
+]
 
 PAST_AXIS = "past_sequence_length"
 """Axis of the steps that are in the cache already."""
@@ -35,13 +43,26 @@ DEFAULT_PAST_LENGTH = 8
 KEY_OR_VALUE = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 """Names of the inputs that hold what one layer attends to: number of the layer, and which."""
 
+_KEPT = re.compile(r"past_key_values\.(\d+)\.(key|value|indexer_keys|conv_states|recurrent_states)(?:\.(\d+))?")
 _PREFIX = "past_key_values"
 _POSITIONS = "position_ids"
 _PRESENT = "present"
 _NAMES = {"keys": "key", "values": "value"}
+_STATES = ("conv_states", "recurrent_states")
 _LAYERS = re.compile(r"layers?$|blocks?$|depth$")
 _TELLING_SIZE = 8
 """Smaller numbers coincide in the config of a shrunken model, and are taken as they are."""
+
+
+def kept_part(name: str) -> tuple[int, str, int | None] | None:
+    """Return layer, state and number of one of several such states of an input that a layer of transformers can hold.
+
+    >>> kept_part("past_key_values.3.conv_states"), kept_part("past_key_values.3.conv_states.1")
+    ((3, 'conv_states', None), (3, 'conv_states', 1))
+    >>> kept_part("past_key_values.3.encoder.key")
+    """
+    found = _KEPT.fullmatch(name)
+    return None if found is None else (int(found[1]), found[2], None if found[3] is None else int(found[3]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +101,18 @@ class CacheLayout:
         return {PAST_AXIS: past_length} if any(PAST_AXIS in tensor.shape for tensor in self.past) else {}
 
     @property
-    def grows_only(self) -> bool:
-        """Whether it is keys and values that grow with every step, and nothing else."""
+    def is_carried(self) -> bool:
+        """Whether a graph can take it and give it back: what grows with every step, and states of a fixed size."""
         # The other half of an encoder-decoder's cache is computed once, and is named otherwise.
-        grow = all(KEY_OR_VALUE.fullmatch(tensor.name) and PAST_AXIS in tensor.shape for tensor in self.past)
-        return bool(self.past) and grow and self.step_axis is not None
+        return bool(self.past) and all(self._is_carried(tensor) for tensor in self.past)
+
+    def _is_carried(self, tensor: TensorSpec) -> bool:
+        part = kept_part(tensor.name)
+        if part is None or not tensor.shape or not str(tensor.shape[0]).endswith("batch_size"):
+            return False
+        if part[1] in _STATES:
+            return not any(isinstance(size, str) for size in tensor.shape[1:])
+        return PAST_AXIS in tensor.shape and self.step_axis is not None
 
     def present(self, *, continued: bool = True) -> tuple[TensorSpec, ...]:
         """Return the cache after the call, as outputs.
@@ -171,11 +199,11 @@ def with_past(spec: ModelSpec) -> ModelSpec:
         ModelError: If the model keeps nothing, or states that no input carries (``unsupported``).
     """
     layout = CacheLayout(past=spec.cache, step_axis=spec.step_axis)
-    if not layout.grows_only:
+    if not layout.is_carried:
         what = f"keeps {', '.join(t.name for t in spec.cache[:3])}, …" if spec.cache else "keeps nothing"
         raise ModelError(
             f"A graph with a cache was asked for, and {spec.architecture} {what} from step to step. This version "
-            "exports caches of keys and values only: leave -with-past out.",
+            "exports caches of keys, values and states as transformers' own layers hold them: leave -with-past out.",
             kind=ErrorKind.UNSUPPORTED,
         )
     return replace(

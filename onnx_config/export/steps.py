@@ -307,6 +307,7 @@ def parity(request: Json) -> Json:
                     rules=spec.values,
                     seed=shape.seed,
                     padding=shape.padding,
+                    begins=shape.begins,
                 ),
             )
             for shape in (roomy(shape) for shape in shapes)
@@ -324,6 +325,7 @@ def parity(request: Json) -> Json:
         "steps": spec.axis_steps,
         "masked": masked,
         "row_elements": _row_elements(inputs, spec.sizes),
+        "states": bool(spec.states),
     }
     references, refused = compute(check_shapes(sizes, spec.axis_ranges, **rows), model)
     if len(references) < FEWEST_SHAPES and (sides := [axis for axis in sizes if axis.endswith(("height", "width"))]):
