@@ -25,6 +25,7 @@ from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import Escapes, replayed
 from onnx_config.export.idle_work import no_idle_work
+from onnx_config.export.loops import scanned_loops
 from onnx_config.export.operators import symbolic_operators
 from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
@@ -294,6 +295,7 @@ def _export(
         # A model that adapts itself to the sizes it meets would hide that from the next attempt.
         preserved_state(model),
         symbolic_builtins(model),
+        scanned_loops(model),
         symbolic_operators(model),
         _nothing_prepared(),
         decomposed_where_needed(),
