@@ -103,12 +103,17 @@ def cache_of(past: Mapping[str, torch.Tensor], *, filled: bool = True) -> Any:
 
 
 def held_in(cache: Any, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Return what ``cache`` holds, by ``names`` such as ``past_key_values.0.key``."""
+    """Return what ``cache`` holds of ``names`` such as ``past_key_values.0.key``."""
     found = {}
     for name in names:
-        if (part := kept_part(name)) is not None:
-            value = getattr(cache.layers[part[0]], _ATTRIBUTES.get(part[1], part[1]))
-            found[name] = value[part[2] or 0] if isinstance(value, dict) else value
+        part = kept_part(name)
+        if part is None or part[0] >= len(cache.layers):
+            continue
+        number, attribute, which = part
+        value = getattr(cache.layers[number], _ATTRIBUTES.get(attribute, attribute), None)
+        tensor = value.get(which or 0) if isinstance(value, dict) else value
+        if tensor is not None:
+            found[name] = tensor
     return found
 
 
