@@ -7,13 +7,13 @@ size is handed that, and zeros where a text begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import cache as remembered
 from typing import Any
 
 import torch
 
-from onnx_config.cache_layout import KEY_OR_VALUE, kept_part
+from onnx_config.cache_layout import KEY_OR_VALUE, kept_part, layer_number
 from onnx_config.errors import ErrorKind, ModelError
 
 __all__ = ["CachedModel", "cache_of", "held_in"]
@@ -22,6 +22,7 @@ _ARGUMENT = "past_key_values"
 _PRESENT = "present"
 _ATTRIBUTES = {"key": "keys", "value": "values"}
 _NOTHING = "dummy"
+_Parts = dict[tuple[str, int | None], torch.Tensor]
 _LAYER_KINDS = ("full_attention", "indexed_attention", "linear_attention", "hybrid")
 
 
@@ -33,6 +34,7 @@ class CachedModel(torch.nn.Module):
         self.model = model
         """A causal model of transformers, whose ``forward`` takes its cache."""
         self._argument = _cache_argument(model)
+        self._holders = _holders(model)
 
     @property
     def config(self) -> Any:
@@ -55,11 +57,31 @@ class CachedModel(torch.nn.Module):
             # Of the very length of what is attended to, which torch cannot see from outside.
             length = keys[0].shape[-2] + inputs["input_ids"].shape[-1]
             inputs["attention_mask"] = mask.narrow(-1, 0, length)
-        cache = cache_of(past, filled=torch.compiler.is_exporting() or not _begins(past))
-        returned = self.model(**inputs, **{self._argument: cache})
+        filled = torch.compiler.is_exporting() or not _begins(past)
+        own = {
+            name: self._holders[part[:2]] for name in past if (part := kept_part(name)) and part[:2] in self._holders
+        }
+        cache = cache_of(past, apart=own, filled=filled)
+        for name, (module, attribute) in own.items():
+            setattr(module, attribute, past[name].clone() if filled else None)
+        try:
+            returned = self.model(**inputs, **{self._argument: cache})
+            present = held_in(cache, past) | {name: getattr(*holder) for name, holder in own.items()}
+        finally:
+            for module, attribute in own.values():
+                setattr(module, attribute, None)
         outputs = {name: value for name, value in returned.items() if name != self._argument}
-        present = held_in(cache, past)
         return outputs | {name.replace(_ARGUMENT, _PRESENT, 1): tensor for name, tensor in present.items()}
+
+
+def _holders(model: torch.nn.Module) -> dict[tuple[int, str], tuple[torch.nn.Module, str]]:
+    """Return number of a layer and name of a state -> module and attribute, of states that modules hold themselves."""
+    found: dict[tuple[int, str], tuple[torch.nn.Module, str]] = {}
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if value is None and not attribute.startswith("_") and (number := layer_number(path)) is not None:
+                found.setdefault((number, attribute), (module, attribute))
+    return found
 
 
 def _cache_argument(model: torch.nn.Module) -> str:
@@ -78,25 +100,43 @@ def _begins(past: Mapping[str, torch.Tensor]) -> bool:
     return states and not any(bool(tensor.numel()) and bool(tensor.any()) for tensor in past.values())
 
 
-def cache_of(past: Mapping[str, torch.Tensor], *, filled: bool = True) -> Any:
+def cache_of(past: Mapping[str, torch.Tensor], *, apart: Container[str] | None = None, filled: bool = True) -> Any:
     """Return transformers' cache that holds tensors by the names ``past_key_values.<layer>.<state>``.
 
     Args:
         past: The tensors; no tensor of a layer means that the layer keeps nothing.
+        apart: Names of those that are not put into it, since the model keeps them elsewhere; all others have to be
+            where the model looks for them. ``None``: no model looks for them.
         filled: Whether they are put into it; ``False``: the cache is that of a text that begins.
+
+    Raises:
+        ModelError: If the model cannot be looking for one in a cache (``unsupported``).
     """
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache()
-    by_layer: dict[int, dict[tuple[str, int | None], torch.Tensor]] = {}
+    by_layer: dict[int, _Parts] = {}
     for name, tensor in past.items():
         if (part := kept_part(name)) is not None:
-            by_layer.setdefault(part[0], {})[part[1:]] = tensor
+            held = by_layer.setdefault(part[0], {})
+            if apart is None or name not in apart:
+                held[part[1:]] = tensor
     attends_only = all(KEY_OR_VALUE.fullmatch(name) for name in past)
     for number in range(max(by_layer) + 1):
         held = by_layer.get(number, {})
-        layer = _layer_for(frozenset(attribute for attribute, _ in held), attends_only=attends_only)
-        if filled:
+        if not held and attends_only:
+            # One that shall attend to something else later, such as an image.
+            layer = _new_layer("full_attention")
+        else:
+            layer = _layer_for(frozenset(attribute for attribute, _ in held))
+        if layer is None and apart is not None:
+            raise ModelError(
+                f"No layer of a cache of transformers holds {', '.join(sorted(a for a, _ in held))}.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
+        if layer is None:
+            layer = _OtherLayer(held)
+        elif filled:
             _fill(layer, held)
         cache.layers.append(layer)
     return cache
@@ -117,23 +157,37 @@ def held_in(cache: Any, names: Iterable[str]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _layer_for(parts: frozenset[str], *, attends_only: bool) -> Any:
-    """Return a layer of transformers that has room for ``parts``, and for as little else as can be.
+class _OtherLayer:
+    """What a layer keeps elsewhere than in a cache, as a layer of one."""
 
-    Raises:
-        ModelError: If there is none (``unsupported``).
-    """
-    if not parts and attends_only:
-        # One that shall attend to something else later, such as an image.
-        parts = frozenset(_ATTRIBUTES)
+    is_compileable = False
+    is_initialized = True
+    supports_early_init = False
+
+    def __init__(self, held: _Parts) -> None:
+        for (attribute, number), tensor in held.items():
+            setattr(self, attribute, tensor if number is None else {**getattr(self, attribute, {}), number: tensor})
+
+    def get_max_length(self) -> int:
+        """Return -1: it has no length."""
+        return -1
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Take other rows, as beams do."""
+        for attribute, value in vars(self).items():
+            many = (
+                {n: tensor.index_select(0, beam_idx) for n, tensor in value.items()}
+                if isinstance(value, dict)
+                else None
+            )
+            setattr(self, attribute, value.index_select(0, beam_idx) if many is None else many)
+
+
+def _layer_for(parts: frozenset[str]) -> Any:
+    """Return a layer of transformers that has room for ``parts``, and for as little else as can be; else ``None``."""
     wanted = {_ATTRIBUTES.get(part, part) for part in parts}
     fitting = [kind for kind, room in _room().items() if wanted <= room]
-    if not fitting:
-        raise ModelError(
-            f"No layer of a cache of transformers holds {', '.join(sorted(parts))} together.",
-            kind=ErrorKind.UNSUPPORTED,
-        )
-    return _new_layer(min(fitting, key=lambda kind: len(_room()[kind])))
+    return _new_layer(min(fitting, key=lambda kind: len(_room()[kind]))) if fitting else None
 
 
 @remembered
@@ -149,7 +203,7 @@ def _new_layer(kind: str) -> Any:
     return DYNAMIC_LAYER_TYPE_MAPPING[kind]()
 
 
-def _fill(layer: Any, held: Mapping[tuple[str, int | None], torch.Tensor]) -> None:
+def _fill(layer: Any, held: _Parts) -> None:
     """Put tensors into a new layer, as its own ``update`` leaves them there."""
     if {("key", None), ("value", None)} <= held.keys():
         keys, values = held["key", None], held["value", None]

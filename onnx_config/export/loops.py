@@ -196,7 +196,9 @@ class _Loop(ast.NodeTransformer):
         if not isinstance(loop.target, ast.Name) or loop.orelse or (count := _count(loop.iter)) is None:
             return None
         self._index = loop.target.id
-        stored = {n.id for s in loop.body for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        stored = {
+            n.id for s in loop.body for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
         carried = sorted(stored & self._before - {self._index})
         carried = [name for name in carried if _read_first(loop.body, name)]
         original = ast.unparse(loop)
@@ -313,9 +315,9 @@ def _count(value: ast.expr) -> str | None:
 def _read_first(body: Sequence[ast.stmt], name: str) -> bool:
     """Return whether a turn reads ``name`` before it sets it, which is what the turn before left."""
     for statement in body:
-        if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
-            if statement.target.id == name:
-                return True
+        added_to = statement.target if isinstance(statement, ast.AugAssign) else None
+        if isinstance(added_to, ast.Name) and added_to.id == name:
+            return True
         names = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
         if any(isinstance(n.ctx, ast.Load) for n in names):
             return True

@@ -42,7 +42,9 @@ def at_one_token(one: onnx_ir.Model, many: onnx_ir.Model) -> onnx_ir.Model:
         branch_of(model.graph, name, inputs, names, shared) for name, model in (("one_token", one), ("tokens", many))
     ]
     length = onnx_ir.node("Shape", [inputs[_IDS]], attributes={"start": 1, "end": 2})
-    single = onnx_ir.Value(name="one_token", const_value=onnx_ir.tensor(np.array([1], dtype=np.int64), name="one_token"))
+    single = onnx_ir.Value(
+        name="one_token", const_value=onnx_ir.tensor(np.array([1], dtype=np.int64), name="one_token")
+    )
     is_one = onnx_ir.node("Equal", [length.outputs[0], single])
     squeezed = onnx_ir.node("Squeeze", [is_one.outputs[0]])
     chosen = onnx_ir.Node(

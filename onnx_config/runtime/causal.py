@@ -42,7 +42,9 @@ class CausalGraph(GenerationMixin):
         self._past = [name for name in self._wanted if name.startswith(_PAST)]
         self._keys = next((name for name in self._past if KEY_OR_VALUE.fullmatch(name)), None)
         # What is added up in a state cannot be taken back, which some ways to generate would do.
-        self._is_stateful = any(all(isinstance(size, int) for size in self._wanted[name].shape[1:]) for name in self._past)
+        self._is_stateful = any(
+            all(isinstance(size, int) for size in self._wanted[name].shape[1:]) for name in self._past
+        )
 
     def can_generate(self) -> bool:
         """Return whether it generates: always."""
