@@ -69,7 +69,8 @@ def _stack(original: Any) -> Any:
     def stack(tensors: Any, dim: int = 0, **options: Any) -> torch.Tensor:
         if isinstance(tensors, Stacked):
             return tensors.tensor.movedim(0, dim)
-        return original(tensors, dim, **options)
+        stacked: torch.Tensor = original(tensors, dim, **options)
+        return stacked
 
     return stack
 

@@ -178,13 +178,14 @@ def fold_transposes(model: onnx_ir.Model, weights: Sequence[Weight]) -> tuple[We
         nodes = [node for node, _ in value.uses()]
         orders = {_order(node, len(weight.shape)) for node in nodes}
         order = next(iter(orders)) if len(orders) == 1 else None
-        if order is None or weight.permutation is not None or any(node.graph is None for node in nodes):
+        if order is None or weight.permutation is not None:
             folded.append(weight)
             continue
         for node in nodes:
             node.outputs[0].replace_all_uses_with(value)
             # It may lie in a branch.
-            node.graph.remove(node, safe=True)
+            if node.graph is not None:
+                node.graph.remove(node, safe=True)
         new = replace(weight, permutation=order)
         value.shape = onnx_ir.Shape(list(new.bound_shape))
         folded.append(new)

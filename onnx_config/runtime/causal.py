@@ -162,12 +162,10 @@ class CausalGraph(GenerationMixin):
             cache.seen += length
         return cache
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *others: Any, **more: Any
-    ) -> None:
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *others: Any) -> Any:  # type: ignore[override]  # what the others are is no business of ours
         """Prepare what ``generate`` hands over first; transformers asks it how many tokens it has seen."""
         given = model_kwargs.get("past_key_values")
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *others, **more)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *others)  # type: ignore[misc]  # no PreTrainedModel, and like one
         if given is None and self._keys is None and "past_key_values" in model_kwargs:
             model_kwargs["past_key_values"] = _StateCache()
 
