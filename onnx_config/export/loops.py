@@ -97,6 +97,9 @@ def scanned_loops(model: torch.nn.Module) -> Iterator[None]:
                     function.__code__ = code
         if replaced:
             stack.enter_context(patch.object(torch, "stack", _stack(torch.stack)))
+            # What torch remembers of a body would look for the helpers in a module that has them no longer.
+            torch._dynamo.reset()
+            stack.callback(torch._dynamo.reset)
         try:
             yield
         finally:
@@ -239,6 +242,11 @@ class _Loop(ast.NodeTransformer):
             return ast.Assign(targets=[ast.Name(f"_ferry_of_{name}", ast.Store())], value=self.visit(value), lineno=1)
         if not isinstance(statement, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
             raise _UnlikeError
+        if isinstance(statement, ast.AugAssign) and isinstance(statement.target, ast.Name):
+            # A turn may not change in place what the one before left.
+            old = ast.Name(statement.target.id, ast.Load())
+            value = ast.BinOp(left=old, op=statement.op, right=statement.value)
+            statement = ast.Assign(targets=[statement.target], value=value, lineno=1)
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         if len(targets) == 1 and isinstance(targets[0], ast.Subscript) and isinstance(statement, ast.Assign):
             axis = self._axis(targets[0])

@@ -162,7 +162,7 @@ class CausalGraph(GenerationMixin):
             cache.seen += length
         return cache
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *others: Any) -> Any:  # type: ignore[override]  # what the others are is no business of ours
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: Any, *others: Any) -> Any:
         """Prepare what ``generate`` hands over first; transformers asks it how many tokens it has seen."""
         given = model_kwargs.get("past_key_values")
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *others)  # type: ignore[misc]  # no PreTrainedModel, and like one

@@ -139,7 +139,7 @@ def test_every_layer_takes_the_whole_past(settings):
     assert layout.axis_ranges == {PAST: (0, None)}
     assert layout.present()[0].name == "present.0.key"
     assert layout.present()[0].shape[2] == "past_sequence_length + sequence_length"
-    assert layout.grows_only
+    assert layout.is_carried
 
 
 @pytest.mark.parametrize("past_length", [0, 8])
