@@ -19,13 +19,22 @@ from onnx_config.spec import ModelSpec, TensorSpec, base_axis
 
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
-    from onnx_config.probe import Probe
+    from onnx_config.probe import Probe, ProbeResult
     from onnx_config.settlement import Settled
     from onnx_config.shape_inference import Inference
     from onnx_config.trial import Trial
     from onnx_config.twin import Twin
 
-__all__ = ["DEFAULT_PAST_LENGTH", "KEY_OR_VALUE", "PAST_AXIS", "CacheLayout", "read_cache_layout", "with_past"]
+__all__ = [
+    "DEFAULT_PAST_LENGTH",
+    "KEY_OR_VALUE",
+    "PAST_AXIS",
+    "CacheLayout",
+    "kept_part",
+    "layer_number",
+    "read_cache_layout",
+    "with_past",
+]
 
 PAST_AXIS = "past_sequence_length"
 """Axis of the steps that are in the cache already."""
@@ -36,6 +45,8 @@ DEFAULT_PAST_LENGTH = 8
 KEY_OR_VALUE = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 """Names of the inputs that hold what one layer attends to: number of the layer, and which."""
 
+_KEPT = re.compile(r"past_key_values\.(\d+)\.(?!encoder\b|decoder\b)(\w+)(?:\.(\d+))?")
+_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 _PREFIX = "past_key_values"
 _POSITIONS = "position_ids"
 _TEXTS = ("input_ids", "inputs_embeds")
@@ -44,6 +55,27 @@ _NAMES = {"keys": "key", "values": "value"}
 _LAYERS = re.compile(r"layers?$|blocks?$|depth$")
 _TELLING_SIZE = 8
 """Smaller numbers coincide in the config of a shrunken model, and are taken as they are."""
+
+
+def kept_part(name: str) -> tuple[int, str, int | None] | None:
+    """Return the layer that an input is kept by, what it is, and which of several such states.
+
+    >>> kept_part("past_key_values.3.conv_states"), kept_part("past_key_values.3.conv_states.1")
+    ((3, 'conv_states', None), (3, 'conv_states', 1))
+    >>> kept_part("past_key_values.3.encoder.key")
+    """
+    found = _KEPT.fullmatch(name)
+    return None if found is None else (int(found[1]), found[2], None if found[3] is None else int(found[3]))
+
+
+def layer_number(path: str) -> int | None:
+    """Return the first number in the path of a module.
+
+    >>> layer_number("model.layers.3.mixer"), layer_number("model.norm")
+    (3, None)
+    """
+    found = _NUMBER.search(f"{path}.")
+    return None if found is None else int(found[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +114,18 @@ class CacheLayout:
         return {PAST_AXIS: past_length} if any(PAST_AXIS in tensor.shape for tensor in self.past) else {}
 
     @property
-    def grows_only(self) -> bool:
-        """Whether it is keys and values that grow with every step, and nothing else."""
+    def is_carried(self) -> bool:
+        """Whether a graph can take it and give it back: what grows with every step, and states of a fixed size."""
         # The other half of an encoder-decoder's cache is computed once, and is named otherwise.
-        grow = all(KEY_OR_VALUE.fullmatch(tensor.name) and PAST_AXIS in tensor.shape for tensor in self.past)
-        return bool(self.past) and grow and self.step_axis is not None
+        return bool(self.past) and all(self._is_carried(tensor) for tensor in self.past)
+
+    def _is_carried(self, tensor: TensorSpec) -> bool:
+        if kept_part(tensor.name) is None or not str(tensor.shape[0]).endswith("batch_size"):
+            return False
+        if PAST_AXIS in tensor.shape:
+            return self.step_axis is not None
+        fixed = all(isinstance(size, int) for size in tensor.shape[1:])
+        return fixed and not KEY_OR_VALUE.fullmatch(tensor.name)
 
     def present(self, *, continued: bool = True) -> tuple[TensorSpec, ...]:
         """Return the cache after the call, as outputs.
@@ -156,6 +195,9 @@ class _Held:
     window: int | None
     """Steps that its layer attends to at most; ``None``: all."""
 
+    by_module: bool = False
+    """Whether it is no part of a cache, but an attribute of a module of the model."""
+
     @property
     def name(self) -> str:
         """Name of the graph input."""
@@ -174,11 +216,11 @@ def with_past(spec: ModelSpec) -> ModelSpec:
         ModelError: If the model keeps nothing, or states that no input carries (``unsupported``).
     """
     layout = CacheLayout(past=spec.cache, step_axis=spec.step_axis)
-    if not layout.grows_only:
+    if not layout.is_carried:
         what = f"keeps {', '.join(t.name for t in spec.cache[:3])}, …" if spec.cache else "keeps nothing"
         raise ModelError(
             f"A graph with a cache was asked for, and {spec.architecture} {what} from step to step. This version "
-            "exports caches of keys and values only: leave -with-past out.",
+            "exports caches of keys and values and states of a fixed size only: leave -with-past out.",
             kind=ErrorKind.UNSUPPORTED,
         )
     return replace(
@@ -211,6 +253,9 @@ def read_cache_layout(declaration: Declaration, probe: Probe, settled: Settled) 
     if not here:
         return CacheLayout(notes=tuple(asked.notes))
     there = {held.name: held.shape for held in asked.ask(other)}
+    # What a module holds and is no state was computed once for all rows.
+    other_than_states = {h.attribute for h in here if h.by_module and there.get(h.name, h.shape)[0] == h.shape[0]}
+    here = [held for held in here if held.attribute not in other_than_states or not held.by_module]
     moves = _Moves(sizes, other)
     seen: dict[tuple[str, str, int, bool], dict[int, str]] = {}
     for held in here:
@@ -223,6 +268,8 @@ def read_cache_layout(declaration: Declaration, probe: Probe, settled: Settled) 
             notes += [*full.notes, "cache sizes are those of a shrunken model, translated"]
     past = []
     for held in at_full_size:
+        if held.by_module and held.attribute in other_than_states:
+            continue
         named = seen.get(held.kind, {})
         shape = [named.get(position, size) for position, size in enumerate(held.shape)]
         if held.window is not None:
@@ -295,12 +342,12 @@ class _Asked:
         self._declaration, self._found, self._runner, self._config = declaration, found, runner, config
         self.argument: str | None = None
         self.notes: list[str] = []
+        self._hidden = False
 
     def ask(self, sizes: Mapping[str, int]) -> list[_Held]:
         """Return what the cache holds after one call at ``sizes``; empty where it holds nothing."""
-        from onnx_config.probe import Probe
-
         held: list[_Held] = []
+        given: list[Any] = []
         arguments = {argument.name for argument in self._declaration.arguments}
 
         def look(_: Any, __: Any, returned: Any) -> None:
@@ -308,9 +355,33 @@ class _Asked:
                 if name in arguments and not held and (found := list(_held(value, name))):
                     held.extend(found)
                     self.argument = name
+            by_modules = list(_held_by_modules(self._runner.model))
+            if not held and by_modules and given:
+                # Filled, and not among what is returned.
+                held.extend(_held(given[0], _PREFIX))
+                self.argument = _PREFIX
+            if held:
+                held.extend(by_modules)
+                held.sort(key=lambda tensor: tensor.layer)
+            self._hidden = bool(by_modules)
 
-        handle = self._runner.model.register_forward_hook(look)
-        try:
+        def give(_: Any, arguments_given: Any, options: dict[str, Any]) -> Any:
+            given.append(_new_cache(self._runner.model))
+            return arguments_given, {**options, _PREFIX: given[0]}
+
+        answer = self._run(sizes, held, look)
+        if answer.outputs is not None and not held and self._hidden and _PREFIX in arguments:
+            with self._runner.model.register_forward_pre_hook(give, with_kwargs=True):
+                answer = self._run(sizes, held, look)
+        if answer.outputs is None:
+            self.notes.append(f"a run with the cache on was refused: {answer.refusal}"[:300])
+            return []
+        return held
+
+    def _run(self, sizes: Mapping[str, int], held: list[_Held], look: Callable[[Any, Any, Any], None]) -> ProbeResult:
+        from onnx_config.probe import Probe
+
+        with self._runner.model.register_forward_hook(look):
             if isinstance(self._runner, Probe):
                 shapes = {t.name: (t.resolve(sizes), t.dtype) for t in self._found.inputs}
                 answer = self._runner.run(shapes, use_cache=True)
@@ -321,12 +392,7 @@ class _Asked:
                     answer = self._runner.run(texts, use_cache=True)
             else:
                 answer = self._runner.run(self._arrays(sizes), use_cache=True)
-        finally:
-            handle.remove()
-        if answer.outputs is None:
-            self.notes.append(f"a run with the cache on was refused: {answer.refusal}"[:300])
-            return []
-        return held
+        return answer
 
     def _arrays(self, sizes: Mapping[str, int]) -> dict[str, Any]:
         from onnx_config.input_generator import generate_inputs
@@ -353,6 +419,23 @@ def _held(cache: Any, argument: str) -> Iterator[_Held]:
     own = list(_layers(halves[0], "decoder" if crossed else ""))
     # One layer after the other, what the decoder keeps of itself first: the order of the ecosystem's loaders.
     yield from sorted([*own, *crossed], key=lambda held: (held.layer, held.part))
+
+
+def _held_by_modules(model: Any) -> Iterator[_Held]:
+    """Yield what the modules of numbered layers hold themselves, in attributes that are neither weights nor buffers.
+
+    A model without such states has none but for what it computed once and for all, which no batch is an axis of.
+    """
+    for path, module in model.named_modules():
+        if (number := layer_number(path)) is not None:
+            yield from (replace(held, by_module=True) for held in _described(vars(module), "", number))
+
+
+def _new_cache(model: Any) -> Any:
+    """Return the cache that transformers' own ``generate`` begins with."""
+    from transformers.cache_utils import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def _layers(cache: Any, part: str) -> Iterator[_Held]:

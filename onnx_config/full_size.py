@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +37,9 @@ def answer_at_full_size(
     shapes = {tensor.name: (tensor.resolve(found.sizes), tensor.dtype) for tensor in found.inputs}
     by_layer = any("." in tensor.name for tensor in found.outputs)
     if twin.shallow is not None and not by_layer:
-        try:
+        # The class may refuse to be built shallow: the full one was built.
+        with suppress(Exception):
             answer = shallow().run(shapes, **flags)
-        # The class refuses to be built shallow: the full one was built.
-        except Exception:  # noqa: BLE001
-            pass
-        else:
             if answer.outputs is not None or answer.undecidable:
                 return answer
     return full.run(shapes, **flags)

@@ -35,6 +35,7 @@ def generate_inputs(
     padding: bool = False,
     padding_side: str = "right",
     pad_token_id: int | None = None,
+    begins: bool = False,
 ) -> dict[str, Array]:
     """Return one NumPy array per input, in their order.
 
@@ -50,6 +51,7 @@ def generate_inputs(
             length. Where a mask also covers steps before the ids, it is these that are padded.
         padding_side: ``"right"`` or ``"left"``: where texts are padded.
         pad_token_id: What fills them; ``None``: the config's padding token.
+        begins: Whether nothing came before, so that all of the cache is zeros.
 
     Raises:
         ModelError: If ``sizes`` lacks an axis.
@@ -67,6 +69,8 @@ def generate_inputs(
         _pad(arrays, config, least=placeholders + 2, side=padding_side, token=pad_token_id)
     if any(map(is_past, arrays)):
         _number_positions(arrays)
+    if begins:
+        arrays |= {name: np.zeros_like(array) for name, array in arrays.items() if is_past(name)}
     return arrays
 
 

@@ -28,7 +28,7 @@ class _NoNumbers(DeviceContext):
     """
 
     def __init__(self) -> None:
-        super().__init__("meta")  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+        super().__init__("meta")
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None

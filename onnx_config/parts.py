@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 
-from onnx_config.cache_layout import PAST_AXIS, CacheLayout
+from onnx_config.cache_layout import KEY_OR_VALUE, PAST_AXIS, CacheLayout
 from onnx_config.config_sizes import modality_of
 from onnx_config.image_embeddings import IMAGE
 from onnx_config.spec import ModelSpec, TensorSpec, ValueRule
@@ -160,7 +160,8 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
         or role is None
         or spec.embedding_size is None
         or not placeholders
-        or not layout.grows_only
+        or not layout.is_carried
+        or not all(KEY_OR_VALUE.fullmatch(tensor.name) for tensor in spec.cache)
         or spec.step_axis != ids.shape[-1]
     ):
         return ()

@@ -225,6 +225,12 @@ class ModelSpec:
         return any(is_past(tensor.name) for tensor in self.inputs)
 
     @property
+    def states(self) -> tuple[TensorSpec, ...]:
+        """Inputs that hold what the model keeps of a text in a fixed size, rather than for each of its steps."""
+        # All else of a cache has an axis of its own for the steps, as the encoder's part of it has.
+        return tuple(t for t in self.inputs if is_past(t.name) and all(isinstance(size, int) for size in t.shape[1:]))
+
+    @property
     def size_bytes(self) -> int | None:
         """Bytes of the weights as float32; ``None`` where the parameters were not counted."""
         return None if self.parameters is None else 4 * self.parameters

@@ -525,6 +525,38 @@ _add_heads(
     files=_byte_bpe("GPT2Tokenizer", marks=("<|endoftext|>",), **_END_OF_TEXT),
 )
 _add_heads("llama", "Llama", _DECODER_HEADS, _TEXT, settings=_DECODER, files=_LLAMA_FILES)
+
+# What is kept from token to token is no keys and values, or not only: states of a fixed size.
+_STATES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE, "hidden_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}
+_HYBRID: dict[str, Any] = {**_STATES, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+_MAMBA_2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+for _family, _prefix, _settings in (
+    ("mamba", "Mamba", {**_STATES, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4}),
+    (
+        "mamba2", "Mamba2",
+        {**_STATES, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2,
+         "chunk_size": 8},
+    ),
+    (
+        "jamba", "Jamba",
+        {**_HYBRID, "num_hidden_layers": 2, "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1,
+         "expert_layer_period": 2, "num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 4,
+         "use_mamba_kernels": False},
+    ),
+    (
+        "bamba", "Bamba",
+        {**_HYBRID, **_MAMBA_2, "num_hidden_layers": 3, "attn_layer_indices": [1], "mamba_n_groups": 1},
+    ),
+    ("falcon_h1", "FalconH1", {**_HYBRID, **_MAMBA_2, "num_hidden_layers": 2, "mamba_d_ssm": 64, "mamba_n_groups": 1}),
+    ("lfm2", "Lfm2", {**_HYBRID, "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}),
+    (
+        "recurrent_gemma", "RecurrentGemma",
+        {**_HYBRID, "num_hidden_layers": 3, "num_key_value_heads": 1, "lru_width": 32, "attention_window_size": 64},
+    ),
+):
+    _add_heads(_family, _prefix, ("ForCausalLM",), _TEXT, settings=_settings, files=_LLAMA_FILES)
 _add_heads("qwen2", "Qwen2", _DECODER_HEADS, _TEXT, settings={**_DECODER, "bos_token_id": None}, files=_QWEN_FILES)
 _add_heads(
     "qwen3", "Qwen3", ("Model", "ForCausalLM"), _TEXT, settings={**_DECODER, "bos_token_id": None, "head_dim": 16},

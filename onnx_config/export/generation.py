@@ -182,9 +182,12 @@ def _replay(
     mask = prompt.get("attention_mask", np.ones_like(ids))
     sizes = {**spec.sizes, "batch_size": len(ids), "past_sequence_length": 0}
     past = {t.name: np.zeros(t.resolve(sizes), t.dtype) for t in spec.inputs if is_past(t.name)}
+    # Where nothing is attended to, the mask is that of the new tokens.
+    whole = any(t.name == "attention_mask" and t.shape[-1] != "sequence_length" for t in spec.inputs)
     for step in range(tokens.shape[1]):
         positions = positions_of(mask, ids.shape[1])
-        feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
+        covering = mask if whole else mask[:, mask.shape[1] - ids.shape[1] :]
+        feed = {"input_ids": ids, "attention_mask": covering, "position_ids": positions, **past}
         answer = run_named(session, feed)
         yield answer["logits"][:, -1]
         past = {name: answer[name.replace("past_key_values", "present", 1)] for name in past}

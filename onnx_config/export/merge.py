@@ -11,10 +11,13 @@ from collections.abc import Iterable
 
 import onnx_ir
 
-__all__ = ["SWITCH", "merge_decoders"]
+__all__ = ["SWITCH", "Shared", "branch_of", "merge_decoders"]
 
 SWITCH = "use_cache_branch"
 """Input of the merged graph, of one element: whether there is a past to go on with."""
+
+Shared = dict[tuple[str, tuple[int, ...], str], onnx_ir.Value]
+"""Type, shape and digest of a weight -> the weight, which lies outside of all branches."""
 
 _PAST = "past_key_values"
 _PRESENT = "present"
@@ -35,13 +38,13 @@ def merge_decoders(begun: onnx_ir.Model, continued: onnx_ir.Model) -> onnx_ir.Mo
     for value in (*begun.graph.inputs, *continued.graph.inputs):
         inputs.setdefault(value.name or "", onnx_ir.Value(name=value.name, type=value.type, shape=_loose(value)))
     switch = onnx_ir.Value(name=SWITCH, type=onnx_ir.TensorType(onnx_ir.DataType.BOOL), shape=onnx_ir.Shape([1]))
-    shared: dict[tuple[str, tuple[int, ...], str], onnx_ir.Value] = {}
+    shared: Shared = {}
     outputs = [
         onnx_ir.Value(name=value.name, type=value.type, shape=_loose_output(value)) for value in begun.graph.outputs
     ]
     names = [value.name or "" for value in outputs]
     branches = [
-        _branch(model.graph, name, inputs, names, shared)
+        branch_of(model.graph, name, inputs, names, shared)
         for name, model in (("with_past", continued), ("without_past", begun))
     ]
     squeezed = onnx_ir.node("Squeeze", [switch])
@@ -85,12 +88,12 @@ def _loose_output(value: onnx_ir.Value) -> onnx_ir.Shape | None:
     return onnx_ir.Shape(sizes)
 
 
-def _branch(
+def branch_of(
     graph: onnx_ir.Graph,
     name: str,
     inputs: dict[str, onnx_ir.Value],
     outputs: Iterable[str],
-    shared: dict[tuple[str, tuple[int, ...], str], onnx_ir.Value],
+    shared: Shared,
 ) -> onnx_ir.Graph:
     """Turn a graph into a branch that reads ``inputs`` and shared weights from outside, with ``outputs`` in order."""
     for value in graph.inputs:

@@ -118,18 +118,34 @@ def sample_of(spec: ModelSpec, universal: Any, model: Any, folder: Path, *, fixe
 
 
 def trace_sample(spec: ModelSpec, universal: Any, model: Any, sample: Sample, **options: Any) -> Trace:
-    """Trace ``model`` with its sample, for the outputs of its spec; ``options`` are those of `trace_model`."""
+    """Trace ``model`` with its sample, for the outputs of its spec; ``options`` are those of `trace_model`.
+
+    A model that keeps states computes otherwise where it goes on with one token, for which it is traced once more.
+    """
+    from onnx_config.export.one_token import at_one_token, one_token_spec
     from onnx_config.export.trace import trace_model
 
-    return trace_model(
-        model,
-        sample.inputs,
-        spec.inputs,
-        sample.kept(spec),
-        axis_ranges=spec.axis_ranges,
-        flags=universal.forward_flags,
-        sides=sample.image_size is not None,
-        **options,
+    def trace(spec: ModelSpec, inputs: Mapping[str, torch.Tensor]) -> Trace:
+        return trace_model(
+            model,
+            inputs,
+            spec.inputs,
+            sample.kept(spec),
+            axis_ranges=spec.axis_ranges,
+            flags=universal.forward_flags,
+            sides=sample.image_size is not None,
+            **options,
+        )
+
+    many = trace(spec, sample.inputs)
+    if not spec.states:
+        return many
+    single = one_token_spec(spec)
+    one = trace(single, tensors_of(single, universal, sample.sizes))
+    return replace(
+        many,
+        model=at_one_token(one.model, many.model),
+        notes=(*many.notes, *(note for note in one.notes if note not in many.notes)),
     )
 
 
@@ -195,7 +211,8 @@ def escapes_at(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, 
 
     masked = any(tensor.name.endswith("mask") for tensor in spec.inputs)
     shapes = [CheckShape(label="traced", sizes=sizes, padding=masked)]
-    for shape in check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked):
+    kept = bool(spec.states)
+    for shape in check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked, states=kept):
         room = with_room(spec.inputs, spec.values, {**spec.sizes, **shape.sizes})
         shapes.append(replace(shape, sizes=room))
     tensors = [tensors_of(spec, universal, s.sizes, seed=s.seed, padding=s.padding) for s in shapes]

@@ -39,6 +39,9 @@ class CheckShape:
     seed: int = 0
     """Seed of the values."""
 
+    begins: bool = False
+    """Whether nothing came before, so that the states that a model keeps are zeros."""
+
 
 def check_shapes(
     sizes: Mapping[str, int],
@@ -47,6 +50,7 @@ def check_shapes(
     steps: Mapping[str, int] = MappingProxyType({}),
     masked: bool,
     row_elements: int = 0,
+    states: bool = False,
 ) -> tuple[CheckShape, ...]:
     """Return five shapes or more, none of them the traced one, each axis at two sizes at least.
 
@@ -59,6 +63,8 @@ def check_shapes(
         steps: Dynamic axis -> what its size must be a multiple of, where that is more than one.
         masked: Whether a mask among the inputs can hide padding.
         row_elements: Numbers in one row of the largest input; of large ones, batches are of three rows at most.
+        states: Whether the model takes states of a fixed size, so that to begin a text is another matter than to go
+            on with one.
 
     >>> [s.label for s in check_shapes({"batch_size": 2}, {"batch_size": (1, None)}, masked=False)]
     ['one row', 'odd sizes', 'smallest sizes', 'large sizes', 'another batch']
@@ -80,8 +86,12 @@ def check_shapes(
         shapes.append(
             CheckShape(label="padded rows", sizes=_with(sizes, limits, batch=3, other=_medium), padding=True, seed=6)
         )
+    if states:
+        shapes = [*map(_begun, shapes), *_stepping(sizes, limits, masked=masked)]
+    elif PAST_AXIS in sizes:
+        shapes += _continued(sizes, limits, masked=masked)
     if PAST_AXIS in sizes:
-        shapes = [_fitting(shape, limits) for shape in (*shapes, *_continued(sizes, limits, masked=masked))]
+        shapes = [_fitting(shape, limits) for shape in shapes]
     # A graph without dynamic axes can only be compared on other values.
     if not sizes:
         return tuple(shapes[:4] + shapes[5:])
@@ -98,6 +108,28 @@ def _continued(
     yield CheckShape(
         label="one token after many", sizes={**begun, **one, PAST_AXIS: _LONG_PAST}, padding=masked, seed=8
     )
+
+
+def _begun(shape: CheckShape) -> CheckShape:
+    """Return ``shape`` with nothing in the past."""
+    return replace(shape, begins=True, sizes={axis: 0 if axis == PAST_AXIS else n for axis, n in shape.sizes.items()})
+
+
+def _stepping(
+    sizes: Mapping[str, int], limits: Mapping[str, tuple[int, int | None]], *, masked: bool
+) -> Iterator[CheckShape]:
+    """Yield how a text is gone on with by a model that keeps states."""
+    one = {axis: max(1, limits[axis][0]) for axis in sizes if axis.endswith("sequence_length")}
+    for number, (label, batch, length, past) in enumerate(_STEPS):
+        changed = one if length == 1 else {axis: size + length for axis, size in one.items()}
+        past_of = {PAST_AXIS: past} if PAST_AXIS in sizes else {}
+        padding = masked and bool(past_of) and batch > 1
+        yield CheckShape(
+            label=label,
+            sizes={**_with(sizes, limits, batch=batch, other=_medium), **changed, **past_of},
+            padding=padding,
+            seed=7 + number,
+        )
 
 
 def _fitting(shape: CheckShape, limits: Mapping[str, tuple[int, int | None]]) -> CheckShape:
@@ -167,6 +199,7 @@ class _Change:
 
 
 _LONG_PAST = 33
+_STEPS = (("one token", 1, 1, 5), ("one token after many", 2, 1, _LONG_PAST), ("more tokens after some", 3, 4, 9))
 # An image of 800 pixels each way: what is computed of five such takes gigabytes.
 _MANY_ELEMENTS = 3 * 800**2
 _IMAGE_AXES = ("height", "width")

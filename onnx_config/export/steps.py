@@ -356,6 +356,7 @@ def parity(request: Json) -> Json:
             rules=spec.values,
             seed=shape.seed,
             padding=shape.padding,
+            begins=shape.begins,
         )
 
     def compute(shapes: Iterable[CheckShape], model: Any) -> tuple[list[Reference], list[str]]:
@@ -372,6 +373,7 @@ def parity(request: Json) -> Json:
         "steps": spec.axis_steps,
         "masked": masked,
         "row_elements": _row_elements(inputs, spec.sizes),
+        "states": bool(spec.states),
     }
     shapes = check_shapes(sizes, spec.axis_ranges, **rows)
     at_limits = [CheckShape(label="at the limit", sizes={**sizes, limit.axis: limit.most}) for limit in limits]

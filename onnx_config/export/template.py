@@ -19,7 +19,15 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from onnx_config.export.origins import Origins
 
-__all__ = ["TemplateGraph", "Weight", "fold_transposes", "lift_weights", "read_weights", "unused_removed"]
+__all__ = [
+    "TemplateGraph",
+    "Weight",
+    "fold_transposes",
+    "lift_weights",
+    "lifted_weights",
+    "read_weights",
+    "unused_removed",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +132,29 @@ def lift_weights(
     return tuple(weights)
 
 
+def lifted_weights(model: onnx_ir.Model, lifted: Iterable[Sequence[Weight]]) -> tuple[Weight, ...]:
+    """Return the weights among the inputs of a graph that was made of one trace or several, each once.
+
+    Args:
+        model: The graph; of inputs that are one weight under two names, the first stays.
+        lifted: What `lift_weights` returned of each trace, also of those that came to nothing.
+    """
+    named = {weight.name: weight for weights in lifted for weight in weights}
+    found: dict[tuple[str | None, str], onnx_ir.Value] = {}
+    kept = []
+    for value in list(model.graph.inputs):
+        weight = named.get(value.name or "")
+        if weight is None:
+            continue
+        first = found.setdefault((weight.folder, weight.key), value)
+        if first is value:
+            kept.append(weight)
+        else:
+            value.replace_all_uses_with(first)
+            model.graph.inputs.remove(value)
+    return tuple(kept)
+
+
 def unused_removed(model: onnx_ir.Model, weights: Sequence[Weight]) -> tuple[Weight, ...]:
     """Take weights that nothing reads off the graph; return the others."""
     RemoveUnusedNodesPass()(model)
@@ -147,12 +178,14 @@ def fold_transposes(model: onnx_ir.Model, weights: Sequence[Weight]) -> tuple[We
         nodes = [node for node, _ in value.uses()]
         orders = {_order(node, len(weight.shape)) for node in nodes}
         order = next(iter(orders)) if len(orders) == 1 else None
-        if order is None or weight.permutation is not None or any(node.graph is not graph for node in nodes):
+        if order is None or weight.permutation is not None:
             folded.append(weight)
             continue
         for node in nodes:
             node.outputs[0].replace_all_uses_with(value)
-            graph.remove(node, safe=True)
+            # It may lie in a branch.
+            if node.graph is not None:
+                node.graph.remove(node, safe=True)
         new = replace(weight, permutation=order)
         value.shape = onnx_ir.Shape(list(new.bound_shape))
         folded.append(new)

@@ -32,7 +32,7 @@ def trace(request: Json) -> Json:
     """
     from onnx_config.export.graph_file import write_graph
     from onnx_config.export.origins import weightless
-    from onnx_config.export.template import TemplateGraph, fold_transposes, lift_weights, unused_removed
+    from onnx_config.export.template import TemplateGraph, fold_transposes, lift_weights, lifted_weights, unused_removed
     from onnx_config.export.trace import reads_values
 
     check_options({**request, "device": "cpu"})
@@ -46,6 +46,7 @@ def trace(request: Json) -> Json:
     lifted: list[tuple[Weight, ...]] = []
 
     def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, tuple[Branch, ...]]:
+        lifted.clear()
         traced = trace_sample(
             spec,
             universal,
@@ -59,7 +60,7 @@ def trace(request: Json) -> Json:
                 lift_weights(graph, origins, root=folder, computed=computed, buffers=buffers)
             ),
         )
-        weights = fold_transposes(traced.model, unused_removed(traced.model, lifted[-1]))
+        weights = fold_transposes(traced.model, unused_removed(traced.model, lifted_weights(traced.model, lifted)))
         write_graph(traced.model, path, metadata={})
         template = TemplateGraph(path=path, weights=weights)
         template.write_weights()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_config.cache_layout import KEY_OR_VALUE
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.parts import ENCODER_STATES, GRAPH_FILES, Role
 from onnx_config.runtime.asked import ASKED_OUTPUTS, refuse_outputs
@@ -245,7 +246,12 @@ class AutoModelForONNX:
                 kind=ErrorKind.NOT_FOUND,
             )
         from onnx_config.runtime.causal import CausalGraph
+        from onnx_config.runtime.state_graph import StateGraph
 
+        whole = self.graphs.get(Role.MODEL)
+        past = [] if whole is None else [name for name in whole.inputs if name.startswith(f"{_CACHE}.")]
+        if whole is not None and not all(map(KEY_OR_VALUE.fullmatch, past)):
+            return StateGraph(whole, self.config, self._read_generation_config())
         return CausalGraph(self.graphs, self.config, self._read_generation_config())
 
     def _generating_class(self) -> str:

@@ -107,6 +107,12 @@ TINY = [
         2, {1: {"conv_states": (ROWS, 64, 4), "recurrent_states": (ROWS, 64, 8)}},
         id="mamba",
     ),
+    pytest.param(
+        "RecurrentGemmaConfig",
+        SMALL | {"num_attention_heads": 4, "num_key_value_heads": 1, "lru_width": 64, "attention_window_size": 32},
+        3, {1: {"conv1d_state": (ROWS, 64, 3), "recurrent_states": (ROWS, 64)}, 2: keys(ROWS, 1, PAST, 16)},
+        id="states-in-modules-and-a-cache-that-is-not-returned",
+    ),
 ]  # fmt: skip
 
 
@@ -139,7 +145,7 @@ def test_every_layer_takes_the_whole_past(settings):
     assert layout.axis_ranges == {PAST: (0, None)}
     assert layout.present()[0].name == "present.0.key"
     assert layout.present()[0].shape[2] == "past_sequence_length + sequence_length"
-    assert layout.grows_only
+    assert layout.is_carried
 
 
 @pytest.mark.parametrize("past_length", [0, 8])
@@ -214,6 +220,37 @@ def test_states_take_no_part_in_the_length_of_the_mask():
     found = UniversalOnnxConfig(transformers.MambaConfig(**settings), use_past=True)
     assert found.inputs["past_key_values.0.conv_states"] == {0: ROWS}
     assert found.sizes.keys() == {ROWS, "sequence_length"}
+
+
+CARRIED = [
+    pytest.param("LlamaConfig", GROUPED, True, id="keys"),
+    pytest.param("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 8}, True, id="states"),
+    pytest.param("T5Config", {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_kv": 8}, False, id="two-halves"),
+    pytest.param("BertConfig", {"num_hidden_layers": 1}, False, id="nothing"),
+]
+
+
+@pytest.mark.parametrize(("config_class", "settings", "carried"), CARRIED)
+def test_what_one_graph_can_carry(config_class, settings, carried):
+    assert layout_of(config_class, **settings).is_carried is carried
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "carried"),
+    [
+        pytest.param("0.key", (ROWS, 2, PAST, 8), True, id="grows"),
+        pytest.param("0.key", (ROWS, 2, 12, 8), False, id="keys-that-do-not-grow"),
+        pytest.param("0.indexer_keys", (ROWS, PAST, 8), True, id="others-grow"),
+        pytest.param("0.conv_states", (ROWS, 8, 4), True, id="one-size"),
+        pytest.param("0.conv_states.1", (ROWS, 8, 4), True, id="several"),
+        pytest.param("0.state", (8, ROWS), False, id="rows-elsewhere"),
+        pytest.param("0.state", (ROWS, "sequence_length"), False, id="moves-with-the-input"),
+        pytest.param("0.encoder.key", (ROWS, 2, PAST, 8), False, id="of-an-encoder"),
+    ],
+)
+def test_which_tensor_a_graph_can_carry(name, shape, carried):
+    tensor = TensorSpec(name=f"past_key_values.{name}", dtype="float32", shape=shape)
+    assert CacheLayout(past=(tensor,), step_axis="sequence_length").is_carried is carried
 
 
 def test_a_run_that_is_refused_is_noted():

@@ -165,6 +165,14 @@ def test_padding_spares_the_placeholders():
     assert arrays["attention_mask"].sum(axis=1).tolist() == [9, 8]
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_where_a_text_begins_all_that_is_kept_is_zeros(begins):
+    names = ("past_key_values.0.conv_states", "past_values")
+    inputs = [TensorSpec(name=name, dtype="float32", shape=("batch_size", 4, 3)) for name in names]
+    arrays = generate_inputs(inputs, picky.Settings(), declare(picky.Maskless), {"batch_size": 2}, begins=begins)
+    assert [bool(arrays[name].any()) for name in names] == [not begins, True]
+
+
 def test_special_tokens_are_found_in_every_part_of_a_config():
     config = tiny_models.config("clip-model")
     config.text_config.eos_token_id = [7, 8]

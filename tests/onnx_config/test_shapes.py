@@ -131,3 +131,19 @@ def test_a_text_is_begun_and_gone_on_with() -> None:
     assert found["one token after many"].sizes["sequence_length"] == 1
     assert all(s.sizes["past_sequence_length"] + s.sizes["sequence_length"] <= 40 for s in found.values())
     assert "past_sequence_length" not in check_shapes({"batch_size": 2}, {}, masked=True)[0].sizes
+
+
+@pytest.mark.parametrize("past", [{}, {"past_sequence_length": 8}], ids=["states-alone", "beside-keys"])
+def test_a_model_with_states_begins_texts_of_all_sizes_and_goes_on_with_some(past: dict[str, int]) -> None:
+    sizes = {"batch_size": 2, "sequence_length": 16, **past}
+    limits = {axis: (0 if axis in past else 1, None) for axis in sizes}
+    found = check_shapes(sizes, limits, masked=True, states=True)
+    begun, going_on = ([s for s in found if s.begins is begins] for begins in (True, False))
+    assert (len(begun), len(going_on)) == (6, 3)
+    assert {s.sizes["sequence_length"] for s in begun} >= {1, 41}
+    assert {s.sizes["sequence_length"] for s in going_on} == {1, 5}
+    assert {s.sizes["batch_size"] for s in going_on} == {1, 2, 3}
+    assert len({s.seed for s in found}) == len({s.label for s in found}) == 9
+    if past:
+        assert {s.sizes["past_sequence_length"] for s in begun} == {0}
+        assert all(s.sizes["past_sequence_length"] > 0 for s in going_on)
