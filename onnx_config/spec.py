@@ -260,7 +260,7 @@ class ModelSpec:
         fields = dict(value)
         for side in ("inputs", "outputs", "cache", "embeddings"):
             fields[side] = tuple(
-                TensorSpec(name=t["name"], dtype=t["dtype"], shape=tuple(t["shape"])) for t in fields[side]
+                TensorSpec(name=t["name"], dtype=t["dtype"], shape=tuple(t["shape"])) for t in fields.get(side, ())
             )
         fields["axis_ranges"] = {k: (v[0], v[1]) for k, v in fields["axis_ranges"].items()}
         fields["values"] = {k: ValueRule.from_json(v) for k, v in fields["values"].items()}
