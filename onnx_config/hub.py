@@ -6,7 +6,6 @@ the commit of a repository, or the content hash of a folder.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import re
@@ -187,21 +186,24 @@ def download_chosen(model_id: str, choose: Callable[[Collection[str]], Iterable[
     All are of one commit. Where the Hub is not to be asked (``HF_HUB_OFFLINE``), it is what an earlier call left.
 
     Raises:
-        InputError: If there is no such repository or revision.
+        InputError: If there is no such repository or revision, or it has no ``config.json``.
         TransientError: If the Hub does not answer, or the disk is full.
     """
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, hf_hub_download
 
     name, revision = _split_revision(model_id, None)
     if constants.HF_HUB_OFFLINE:
         with _HubErrors(name, revision):
-            return Path(snapshot_download(name, revision=revision, local_files_only=True))
+            return Path(hf_hub_download(name, "config.json", revision=revision)).parent
     commit = _commit(name, revision)
     names = list_files(name, revision=commit)
     small = [file for file in names if "/" not in file and any(fnmatch(file, kind) for kind in _SIDE_FILES)]
-    wanted = [glob.escape(file) for file in (*small, *choose(names.keys()))]
+    chosen = list(dict.fromkeys((*small, *choose(names.keys()))))
+    if "config.json" not in small:
+        raise InputError(f"{model_id!r} on the Hub has no config.json, so it is no transformers model.")
     with _HubErrors(name, commit):
-        return Path(snapshot_download(name, revision=commit, allow_patterns=wanted))
+        paths = {file: Path(hf_hub_download(name, file, revision=commit)) for file in chosen}
+    return paths["config.json"].parent
 
 
 class _HubErrors:

@@ -189,6 +189,32 @@ def test_what_nobody_knows_is_not_found(place: Place, name: str, words: str) -> 
     assert place.asked == [name]
 
 
+def test_of_the_hub_only_what_is_meant_is_fetched(
+    place: Place, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the layout of transformers.js, with all the variants that there are of it."""
+    (artifact / "onnx").mkdir()
+    for name in ("model.onnx", "model.onnx_data"):
+        (artifact / name).rename(artifact / "onnx" / name)
+    (artifact / "ferry.json").unlink()
+    names = ["config.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_fp16.onnx", "model.safetensors"]
+    fetched: list[str] = []
+
+    def download(name: str, choose: Callable[[list[str]], list[str]]) -> Path:
+        assert name == "org/theirs@v1"
+        fetched.extend(choose(names))
+        return artifact
+
+    monkeypatch.setattr(locating.hub, "download_chosen", download)
+    model = AutoModelForONNX.from_pretrained("org/theirs", revision="v1")
+    assert fetched == ["onnx/model.onnx", "onnx/model.onnx_data"]
+    assert (place.asked, model.folder) == (["org/theirs@v1"], artifact)
+    names.remove("onnx/model.onnx")
+    shutil.rmtree(artifact / "onnx")
+    with pytest.raises(InputError, match=r"'org/theirs@v1' on the Hub holds no model\.onnx"):
+        AutoModelForONNX.from_pretrained("org/theirs@v1")
+
+
 def test_the_catalog_is_among_the_places() -> None:
     """As pyproject.toml has it, which an installation copies."""
     import importlib

@@ -182,6 +182,18 @@ def test_it_says_what_it_is(t5: Pair) -> None:
     assert (model.can_generate(), model.generation_config.decoder_start_token_id) == (True, 0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("merged", [True, False], ids=["merged", "two-decoders"])
+@pytest.mark.parametrize("name", ["greedy", "beams", "no-cache"])
+def test_it_generates_on_the_gpu(t5: Pair, name: str, *, merged: bool) -> None:
+    model = AutoModelForONNX.from_pretrained(t5.artifact, device="cuda", merged=merged)
+    found = generated(model, {name: value.cuda() for name, value in t5.inputs.items()}, **WAYS[name])
+    assert (model.device.type, found.device.type) == ("cuda", "cuda")
+    assert torch.equal(found.cpu(), generated(t5.reference, t5.inputs, **WAYS[name]))
+    again = generated(model, t5.inputs, **WAYS[name])
+    assert torch.equal(again.cpu(), found.cpu()), "what is on the CPU is moved"
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
