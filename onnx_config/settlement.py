@@ -66,11 +66,11 @@ class Subject:
     probe: Probe
     """The full model, without weights."""
 
-    _tried: dict[str, tuple[Inference, Trial | None] | None] = field(default_factory=dict)
-    """Config of a twin -> what it showed, and the twin itself where it accepted; ``None``: it could not be run."""
+    _accepted: dict[str, tuple[Inference, Trial]] = field(default_factory=dict)
+    """Config of a twin that accepted inputs -> what it showed, and the twin."""
 
-    def asked(self, runner: Probe | Trial, config: Any) -> Inference:
-        """Return what ``runner``, built from ``config``, shows."""
+    def asked(self, runner: Probe | Trial, config: Any, *, guesses: bool = True) -> Inference:
+        """Return what ``runner``, built from ``config``, shows, with or without guesses at what it refuses."""
         return infer(
             self.declaration,
             config,
@@ -80,22 +80,25 @@ class Subject:
             flags=self.flags,
             limits=self.config,
             unused_positions=self.probe.offset_position_tables,
+            guesses=guesses,
         )
 
-    def tried(self, twin: Twin) -> tuple[Inference, Trial | None] | None:
+    def tried(self, twin: Twin, *, guesses: bool) -> tuple[Inference, Trial | None] | None:
         """Return what a twin shows, and the twin itself where it accepts inputs; ``None`` where it cannot be run."""
         from onnx_config.trial import Trial
 
         name = twin.config.to_json_string(use_diff=False)
-        if name not in self._tried:
-            try:
-                trial = Trial(self.build, twin.config)
-                found = self.asked(trial, twin.config)
-            except (MemoryError, RecursionError):
-                self._tried[name] = None
-            else:
-                self._tried[name] = found, (trial if found.refusal is None else None)
-        return self._tried[name]
+        if name in self._accepted:
+            return self._accepted[name]
+        try:
+            trial = Trial(self.build, twin.config)
+            found = self.asked(trial, twin.config, guesses=guesses)
+        except (MemoryError, RecursionError):
+            return None
+        if found.refusal is not None:
+            return found, None
+        self._accepted[name] = found, trial
+        return found, trial
 
     def shallow(self, twin: Twin) -> Callable[[], Probe]:
         """Return what returns the full model with the twin's layers, which is built when it is first wanted."""
@@ -126,7 +129,8 @@ def settle(subject: Subject) -> Settled:
     for compared in (True,) if composite else (False, True):
         refused = None
         for twin in subject.twins(compared=compared):
-            shown = subject.tried(twin)
+            # A twin that was cut wrongly refuses everything, after as many guesses as there are.
+            shown = subject.tried(twin, guesses=compared or twin.is_full)
             if shown is None:
                 continue
             found, trial = shown

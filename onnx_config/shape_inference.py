@@ -7,6 +7,7 @@ size that moves with an axis is tied to it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ __all__ = ["Inference", "infer"]
 _MAX_RUNS = 250
 _MAX_SECONDS = 30.0
 _MAX_ROUNDS = 20
+_MOST_NUMBERS = 1 << 25
+"""In all inputs of a changed draft together; 128 MiB of float32. What asks for more is no small model's input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,7 @@ def infer(
     flags: Mapping[str, Any],
     limits: Any = None,
     unused_positions: Mapping[int, int] | None = None,
+    guesses: bool = True,
 ) -> Inference:
     """Return inputs, outputs and axes of the class behind ``declaration``.
 
@@ -90,6 +94,7 @@ def infer(
         flags: Further keyword arguments of ``forward``, such as ``use_cache=False``.
         limits: The config that says how long inputs may be; ``None``: ``config``.
         unused_positions: Rows of a table of positions -> how many of them are never used.
+        guesses: Whether a refusal that does not say what to change is guessed at; else it is the answer.
     """
     names = list(propose_inputs(declaration, config, preprocessors, task_family=task_family))
     draft = Draft(declaration, config, names, limits=limits, unused_positions=unused_positions)
@@ -105,18 +110,19 @@ def infer(
             return runner.run(draft.shapes(sizes), **flags)
         return runner.run(draft.arrays(sizes), **flags)
 
-    draft, result, runs = _settle(draft, run)
+    draft, result, runs = _settle(draft, run, guesses=guesses)
     if result.outputs is None:
         why = "depends on values" if result.undecidable else "was refused"
         note = f"a run {why}: {result.refusal}"[:400]
         found = _finish(draft, _documented_outputs(declaration, config, names), (note,))
         return found if result.undecidable else replace(found, refusal=result.refusal, runs=runs)
-    if not isinstance(runner, Probe):
-        draft, result = _without_measuring_masks(draft, result, runner, run, flags=flags)
-    return _varied(draft, result.outputs or {}, lambda sizes: run(draft, sizes))
+    if isinstance(runner, Probe):
+        return _varied(draft, result.outputs, lambda sizes: run(draft, sizes))
+    draft, result = _without_measuring_masks(draft, result, runner, run, flags=flags)
+    return _varied_on_trial(draft, result, runner, run, flags=flags)
 
 
-def _settle(draft: Draft, run: Callable[[Draft], ProbeResult]) -> tuple[Draft, ProbeResult, int]:
+def _settle(draft: Draft, run: Callable[[Draft], ProbeResult], *, guesses: bool) -> tuple[Draft, ProbeResult, int]:
     """Propose, and change what the model says is wrong, until it accepts or nothing helps any more.
 
     Returns the last proposal, what the model said to it, and how many were run.
@@ -138,8 +144,10 @@ def _settle(draft: Draft, run: Callable[[Draft], ProbeResult]) -> tuple[Draft, P
             if runs > _MAX_RUNS or time.monotonic() - started > _MAX_SECONDS:
                 break
             signature = candidate.draft.signature
-            if signature in seen or not candidate.draft.specs:
+            if signature in seen or not candidate.draft.specs or _count(candidate.draft) > _MOST_NUMBERS:
                 continue
+            if not guesses and not candidate.sure:
+                return draft, answer, runs
             seen.add(signature)
             got = ask(candidate.draft)
             accepted = got.outputs is not None
@@ -157,6 +165,10 @@ def _settle(draft: Draft, run: Callable[[Draft], ProbeResult]) -> tuple[Draft, P
             break
         draft, answer = best
     return draft, answer, runs
+
+
+def _count(draft: Draft) -> int:
+    return sum(math.prod(shape) for shape, _ in draft.shapes().values())
 
 
 def _is_further(new: ProbeResult, old: ProbeResult) -> bool:
@@ -203,6 +215,28 @@ def _without_measuring_masks(
         f"{', '.join(masks)} was left out: what is inside depends on its values: {measured.refusal}"[:300]
     )
     return other, without
+
+
+def _varied_on_trial(
+    draft: Draft,
+    result: ProbeResult,
+    trial: Trial,
+    run: Callable[[Draft, Mapping[str, int]], ProbeResult],
+    *,
+    flags: Mapping[str, Any],
+) -> Inference:
+    """Vary the axes of a draft that really ran, on shapes alone as far as that is sooner and tells the same."""
+    from onnx_config.spared_runs import SparedRuns, are_large
+
+    outputs = result.outputs or {}
+    if are_large(draft):
+        other = draft.copy()
+        spared = SparedRuns(other, trial, lambda sizes: run(other, sizes), flags)
+        if spared.agrees(result):
+            found = _varied(other, outputs, spared.run)
+            if spared.are_proven():
+                return found
+    return _varied(draft, outputs, lambda sizes: run(draft, sizes))
 
 
 def _varied(
