@@ -44,6 +44,12 @@ class CausalGraph(PlainCache, GenerationMixin):
                 "missing. Copy the whole folder again, or convert the model again.",
                 kind=ErrorKind.NOT_FOUND,
             )
+        if "logits" not in continued.output_types:
+            raise ModelError(
+                f"The graph carries a cache and gives {', '.join(continued.output_names[:3])}, but no logits, so "
+                "nothing can be generated with it.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
         self.config = config
         """The transformers config."""
         self.generation_config = generation_config

@@ -8,6 +8,7 @@ and long sounds), its options and what it says to unknown ones.
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = ["seq2seq_model"]
 
 _PAST = "past_key_values."
 _HALVES = ("decoder", "encoder")
+_KEPT = re.compile(r"past_key_values\.(\d+)\.(decoder|encoder)\.(key|value)")
 
 
 def seq2seq_model(class_name: str, config: Any, generation_config: Any, graphs: Mapping[Role, GraphSession]) -> Any:
@@ -103,6 +105,12 @@ class _Decoders:
             raise _missing(Role.ENCODER)
         if begun is None:
             raise _missing(Role.DECODER)
+        if "logits" not in begun.output_types:
+            raise ModelError(
+                f"The decoder's graph gives {', '.join(begun.output_names[:3])} and no logits, so nothing can be "
+                "generated with it.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
         self.carry_a_cache = any(name.startswith("present") for name in begun.output_names) and continued is not None
         """Whether a text can be gone on with."""
         self.dtype = begun.output_types["logits"]
@@ -112,8 +120,14 @@ class _Decoders:
         self.past: dict[str, tuple[int, str, bool]] = {}
         """What goes on takes, by name: layer, half of the cache, whether it is keys."""
         for name in kept:
-            _, number, half, part = name.split(".")
-            self.past[name] = int(number), half, part == "key"
+            found = _KEPT.fullmatch(name)
+            if found is None:
+                raise ModelError(
+                    f"The decoder's graph keeps {name}; what this version goes on with are keys and values of the "
+                    "decoder and of what it sees of the encoder.",
+                    kind=ErrorKind.UNSUPPORTED,
+                )
+            self.past[name] = int(found[1]), found[2], found[3] == "key"
 
     def begin(self, feed: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
         """Return the logits and, if they are to be kept, all keys and values."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -314,6 +315,32 @@ def test_a_graph_that_is_listed_and_missing_is_named(artifact: Path, name: str) 
     with pytest.raises(InputError, match=rf"lacks {name}\.onnx, the .* that its ferry\.json lists") as caught:
         AutoModelForONNX.from_pretrained(artifact)
     assert caught.value.kind is ErrorKind.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("name", "renamed", "words"),
+    [
+        pytest.param("logits", "last_hidden_state", "gives last_hidden_state, .* and no logits", id="no-logits"),
+        pytest.param("past_key_values.0.decoder.key", "past_key_values.0.decoder.state", "keeps past_", id="no-keys"),
+    ],
+)
+def test_graphs_that_are_something_else_are_said(artifact: Path, name: str, renamed: str, words: str) -> None:
+    move(artifact, ONE)
+    path = artifact / "decoder_model_merged.onnx"
+    model = onnx.load(str(path))
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = renamed if value.name == name else value.name
+    for node in (*model.graph.node, *(n for g in branches(model) for n in g.node)):
+        for names in (node.input, node.output):
+            names[:] = [renamed if used == name else used for used in names]
+    onnx.save(model, str(path))
+    with pytest.raises(ModelError, match=words) as caught:
+        AutoModelForONNX.from_pretrained(artifact)
+    assert caught.value.kind is ErrorKind.UNSUPPORTED
+
+
+def branches(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    return [a.g for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
 
 
 def test_a_class_that_transformers_does_not_have_is_said(artifact: Path) -> None:
