@@ -203,11 +203,16 @@ class AutoModelForONNX:
         return answer if as_torch else _as_numpy(answer)
 
     def _run(self, inputs: Mapping[str, Any]) -> Any:
-        """Run the one graph."""
+        """Run the one graph, or one after the other, what the first gives being an input of the next."""
         from onnx_config.runtime.fill import filled
         from onnx_config.runtime.outputs import output_class
 
-        (graph,) = self.graphs.values()
+        *before, graph = self.graphs.values()
+        for first in before:
+            if any(inputs.get(name) is None for name in first.output_names):
+                if missing := [name for name in first.inputs if inputs.get(name) is None]:
+                    raise InputError(f"The graph takes {list(first.inputs)}; {missing[0]!r} is missing.")
+                inputs = {**inputs, **first.run({name: _as_tensor(inputs[name]) for name in first.inputs})}
         refuse_outputs(inputs, graph.output_names)
         feed = {name: _as_tensor(value) for name, value in inputs.items() if name in graph.inputs and value is not None}
         for value in graph.inputs.values():
@@ -223,7 +228,7 @@ class AutoModelForONNX:
         """Return those of the inputs that what generates takes in one call, arrays as tensors."""
         takes = inspect.signature(self.generator.forward).parameters.keys() | ASKED_OUTPUTS.keys()
         given = {name: _as_tensor(value) for name, value in inputs.items() if name in takes and value is not None}
-        if Role.ENCODER not in self.graphs and "input_ids" not in given:
+        if Role.ENCODER not in self.graphs and not {"input_ids", "inputs_embeds"} & given.keys():
             raise InputError(f"The graph takes {list(self.input_names)}; 'input_ids' is missing.")
         return given
 
@@ -234,6 +239,12 @@ class AutoModelForONNX:
             from onnx_config.runtime.seq2seq import seq2seq_model
 
             return seq2seq_model(self._generating_class(), self.config, self._read_generation_config(), self.graphs)
+        if Role.EMBED_TOKENS in self.graphs:
+            from onnx_config.runtime.fusion import fusion_model
+
+            return fusion_model(self._generating_class(), self.config, self._read_generation_config(), self.graphs)
+        if Role.PROMPT_DECODER in self.graphs:
+            return None
         carries = any(name.startswith(f"{_CACHE}.") for graph in self.graphs.values() for name in graph.inputs)
         if not carries and self.graphs.keys() == {Role.MODEL}:
             return None

@@ -132,6 +132,9 @@ def graphs_to_load(graphs: Mapping[Role, str], choice: Choice, *, origin: str) -
     Raises:
         InputError: If the way asked for is not there (``not_found``).
     """
+    if Role.MODEL in graphs:
+        # The sides of a dual encoder lie beside the whole.
+        return {Role.MODEL: graphs[Role.MODEL]}
     has = {True: Role.DECODER_MERGED in graphs, False: Role.DECODER in graphs}
     if not any(has.values()):
         return dict(graphs)

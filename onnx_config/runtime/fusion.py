@@ -1,0 +1,190 @@
+"""Models that read texts with images or sounds among them, generating through the very class that they came from.
+
+The class is built without weights, on the meta device, and three things in it run graphs: what embeds tokens, what
+makes features of an image or a sound, and the decoder. All else is the class's own: where features go in a text, which
+positions tokens have, how inputs are prepared from step to step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+
+from onnx_config.cache_layout import KEY_OR_VALUE
+from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.parts import EMBEDDINGS, FEATURES, Role
+from onnx_config.runtime.asked import refuse_outputs
+from onnx_config.runtime.cache_layers import PlainCache, empty_past, held, refill
+from onnx_config.runtime.graph_session import GraphSession
+
+__all__ = ["fusion_model"]
+
+_METHODS = {Role.VISION_ENCODER: "get_image_features", Role.AUDIO_ENCODER: "get_audio_features"}
+
+
+def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: Mapping[Role, GraphSession]) -> Any:
+    """Return a model of the class ``class_name`` of transformers, without weights, that runs ``graphs``.
+
+    Args:
+        class_name: A class that generates from texts with images or sounds.
+        config: Its config.
+        generation_config: What ``generate`` does unless told otherwise.
+        graphs: What embeds tokens, what makes features, and the decoder.
+
+    Raises:
+        InputError: If one of them is missing (``not_found``).
+        ModelError: If transformers has no such class, or it cannot be built (``unsupported``).
+    """
+    import transformers
+
+    role = next((role for role in _METHODS if role in graphs), None)
+    if role is None or not {Role.EMBED_TOKENS, Role.DECODER_MERGED} <= graphs.keys():
+        raise InputError(
+            f"Of a model that reads texts with images or sounds there are only {', '.join(graphs)}. Copy the whole "
+            "folder again, or convert the model again.",
+            kind=ErrorKind.NOT_FOUND,
+        )
+    cls = getattr(transformers, class_name, None)
+    if not isinstance(cls, type) or not issubclass(cls, transformers.GenerationMixin):
+        raise ModelError(
+            f"transformers {transformers.__version__} has no class {class_name!r} that generates, and these graphs "
+            "generate through theirs.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+    served = type(class_name, (_Served, cls), {"forward": _forward_like(cls), "__doc__": cls.__doc__})
+    try:
+        # Some classes warn of their own deprecations when they are built.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: Any = served(config)
+    # The class's own code decides what it raises at a config that does not suit it.
+    except Exception as error:
+        raise ModelError(
+            f"{class_name} cannot be built from its config, to generate by it: {type(error).__name__}: {error}",
+            kind=ErrorKind.UNSUPPORTED,
+        ) from error
+    model.eval()
+    decoder = _Decoder(graphs[Role.DECODER_MERGED])
+    model.__dict__["served_by"] = decoder
+    embed, encode = graphs[Role.EMBED_TOKENS], graphs[role]
+    model.get_input_embeddings().forward = lambda ids: embed.run({"input_ids": ids})[EMBEDDINGS]
+    model.get_decoder().forward = decoder.forward
+    base = model.base_model
+    base.__dict__[_METHODS[role]] = _features_of(getattr(base, _METHODS[role]), encode, FEATURES[role])
+    model.generation_config = generation_config
+    return model
+
+
+class _Served(PlainCache):
+    """What a class of transformers is asked for beside ``forward``, where graphs do its work."""
+
+    @property
+    def device(self) -> torch.device:
+        # While the class is built, there are no graphs yet.
+        return self.served_by.graph.device if "served_by" in self.__dict__ else torch.device("meta")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.served_by.graph.output_types["logits"] if "served_by" in self.__dict__ else torch.float32
+
+    served_by: _Decoder
+
+
+class _Decoder:
+    """The graph of a decoder in the place of a module; keeps the logits that it gave last."""
+
+    def __init__(self, graph: GraphSession) -> None:
+        self.graph = graph
+        self.mask: torch.Tensor | None = None
+        """The mask (batch_size, past and new length) as it was given; what the class makes of it, the graph makes."""
+        self.logits: torch.Tensor | None = None
+        self.cache: Any = None
+        self._past = {
+            name: (int(found[1]), found[2] == "key") for name in graph.inputs if (found := KEY_OR_VALUE.fullmatch(name))
+        }
+
+    def forward(
+        self,
+        *,
+        inputs_embeds: torch.Tensor,
+        past_key_values: Any = None,
+        position_ids: torch.Tensor | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the graph on a text's embeddings (batch_size, sequence_length, hidden size)."""
+        rows, length = inputs_embeds.shape[:2]
+        layers = {number: held(past_key_values, number) for number, _ in self._past.values()}
+        before = next((layer[0].shape[2] for layer in layers.values() if layer is not None), 0)
+        if position_ids is None or position_ids.shape[0] != rows:
+            position_ids = torch.arange(before, before + length).expand(rows, -1)
+        mask = torch.ones(rows, before + length, dtype=torch.int64) if self.mask is None else self.mask
+        given = {EMBEDDINGS: inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
+        for name, (number, is_key) in self._past.items():
+            layer = layers[number]
+            given[name] = empty_past(self.graph.inputs[name], rows) if layer is None else layer[0 if is_key else 1]
+        answer = self.graph.run({name: given[name] for name in self.graph.inputs})
+        present: dict[int, dict[bool, torch.Tensor]] = {}
+        for name, (number, is_key) in self._past.items():
+            present.setdefault(number, {})[is_key] = answer[name.replace("past_key_values", "present", 1)]
+        self.cache = refill(past_key_values, {number: (both[True], both[False]) for number, both in present.items()})
+        self.logits = answer["logits"]
+        return BaseModelOutputWithPast(last_hidden_state=answer["logits"], past_key_values=self.cache)
+
+
+def _forward_like(cls: type) -> Any:
+    """Return a ``forward`` with the signature of the class's own, by which transformers knows unknown options."""
+    signature = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        given.pop(next(iter(signature.parameters)))
+        given |= given.pop(rest, {}) if rest is not None else {}
+        refuse_outputs(given)
+        for name in ("labels", "return_dict", "logits_to_keep"):
+            given.pop(name, None)
+        decoder: _Decoder = self.served_by
+        decoder.mask, decoder.logits = given.get("attention_mask"), None
+        try:
+            self.base_model(**given)
+        except AttributeError as error:
+            raise ModelError(
+                f"{cls.__name__} takes more of its encoder than the graph gives, so that this version cannot generate with "
+                f"it: {error}.",
+                kind=ErrorKind.UNSUPPORTED,
+            ) from error
+        if decoder.logits is None:
+            raise InputError(f"{cls.__name__} did not call its decoder, so that there are no logits.")
+        return CausalLMOutputWithPast(logits=decoder.logits, past_key_values=decoder.cache)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]  # as functools.wraps does
+    forward.__doc__ = cls.forward.__doc__  # type: ignore[attr-defined]  # a model class has it
+    return forward
+
+
+def _features_of(original: Any, graph: GraphSession, output: str) -> Any:
+    """Return what takes the place of a class's method that makes features, and hands them on as that does."""
+    signature = inspect.signature(original)
+    names = list(signature.parameters)
+
+    def features(*args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if missing := [name for name in graph.inputs if given.get(name) is None]:
+            raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
+        feed = {name: given[name] for name in graph.inputs}
+        made: Any = graph.run(feed)[output]
+        shapes = {name: tensor.to("meta") for name, tensor in feed.items()}
+        # As a list or as one tensor: the class itself tells, on shapes alone.
+        told = original(**{**shapes, "return_dict": True})
+        if isinstance(getattr(told, "pooler_output", told), (list, tuple)):
+            made = [made] if made.ndim == len(("count", "hidden size")) else list(made)
+        return BaseModelOutputWithPooling(pooler_output=made)
+
+    # By which `generate` knows what to hand over.
+    features.__signature__ = signature  # type: ignore[attr-defined]  # as functools.wraps does
+    return features
