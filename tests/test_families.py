@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ KINDS = (
     "layoutlmv3-token-classification",
     "patchtst-prediction",
 )
+
+_ENCODER_DECODER = ["encoder", "decoder", "decoder_with_past", "decoder_merged"]
 
 
 @pytest.mark.slow
@@ -50,6 +53,12 @@ def test_one_model_of_each_kind_is_converted_and_runs_elsewhere(tmp_path: Path) 
     ended = {Path(e["id"]).name: (e["status"], e["task"]) for e in report["models"]}
     assert ended == {name: ("converted", tiny_models.FAMILIES[name].task) for name in known}, run.stderr
     assert run.returncode == 0
+    roles = {Path(e["id"]).name: [graph["role"] for graph in e["graphs"]] for e in report["models"]}
+    assert {name: found for name, found in roles.items() if found != ["model"]} == {
+        "t5-conditional-generation": _ENCODER_DECODER,
+        "whisper-conditional-generation": _ENCODER_DECODER,
+        "clip-model": ["model", "text_model", "vision_model"],
+    }
     for entry in report["models"]:
         assert entry["parity"]["verdict"] == "verified"
         assert entry["parity"]["shapes"] >= 4
@@ -57,13 +66,17 @@ def test_one_model_of_each_kind_is_converted_and_runs_elsewhere(tmp_path: Path) 
 
 
 def _runs_at_two_batch_sizes(entry: dict[str, object]) -> None:
-    """Run the stored graph with nothing of ours, at sizes of our own."""
+    """Run the stored graphs with nothing of ours, at sizes of our own."""
+    for graph in entry["graphs"]:  # type: ignore[attr-defined]
+        _run_at_two_batch_sizes(graph)
+
+
+def _run_at_two_batch_sizes(graph: dict[str, Any]) -> None:
     import onnxruntime
 
-    graph = entry["graphs"][0]  # type: ignore[index]
     session = onnxruntime.InferenceSession(graph["path"], providers=["CPUExecutionProvider"])
     for batch in (1, 2):
-        sizes = {"height": 64, "width": 96, "sequence_length": 9, "decoder_sequence_length": 5}
+        sizes = {"height": 64, "width": 96, "decoder_sequence_length": 5, "encoder_sequence_length": 7}
         feed = {}
         for tensor in graph["inputs"]:
             length = 2000 if tensor["name"] == "input_values" else 9

@@ -154,8 +154,8 @@ def _forward_like(cls: type) -> Any:
             self.base_model(**given)
         except AttributeError as error:
             raise ModelError(
-                f"{cls.__name__} takes more of its encoder than the graph gives, so that this version cannot generate with "
-                f"it: {error}.",
+                f"{cls.__name__} takes more of its encoder than the graph gives, so that this version cannot generate "
+                f"with it: {error}.",
                 kind=ErrorKind.UNSUPPORTED,
             ) from error
         if decoder.logits is None:
