@@ -40,7 +40,7 @@ def _is_symbolic(count: Any) -> bool:
     return isinstance(count, torch.SymInt)
 
 
-def _scan(body: Callable[..., Any], count: Any, carried: tuple[Any, ...], outputs: int) -> Any:
+def _scan(body: Callable[..., Any], count: Any, carried: tuple[Any, ...]) -> Any:
     """Return what the last of ``count`` turns of ``body`` leaves, and what all of them give, the turns first."""
     from torch._higher_order_ops.scan import scan
 
@@ -218,8 +218,7 @@ class _Loop(ast.NodeTransformer):
         lines.append(f"        return ({_tuple(carried)}, {_tuple([f'_ferry_of_{name}' for name in given])})")
         results = [f"_ferry_of_{name}" for name in given]
         lines.append(
-            f"    ({_tuple(carried)}, {_tuple(results)}) = "
-            f"_ferry_scan(_ferry_body, {count}, {_tuple(carried)}, {len(given)})"
+            f"    ({_tuple(carried)}, {_tuple(results)}) = _ferry_scan(_ferry_body, {count}, {_tuple(carried)})"
         )
         lines += [f"    {name} = _ferry_list(_ferry_of_{name})" for name in self._lists]
         lines += [f"    {name} = _ferry_put({name}, _ferry_of_{name}, {axis})" for name, axis in self._places]
