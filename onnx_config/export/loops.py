@@ -43,6 +43,7 @@ class _NoScanError(Exception):
 def loops_as_scans(model: torch.nn.Module) -> Iterator[None]:
     """Trace the loops over time in a model's own modules as one operator each; the modules are the same afterwards."""
     names = {type(module).__module__ for module in model.modules()}
+    changed = False
     with ExitStack() as changes:
         for name in sorted(names):
             module = sys.modules.get(name)
@@ -53,6 +54,11 @@ def loops_as_scans(model: torch.nn.Module) -> Iterator[None]:
                 changes.callback(setattr, function, "__code__", function.__code__)
                 function.__code__ = code
                 changes.enter_context(patch.dict(function.__globals__, {_HELPER: steps_in_turn}))
+                changed = True
+        if changed:
+            # What torch remembers of a scan's body it finds again by the names of modules, in another trace too.
+            torch._dynamo.reset()
+            changes.callback(torch._dynamo.reset)
         yield
 
 
