@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AutoModelForONNX"]
 
+_EMBEDDING = {Role.EMBED_TOKENS, Role.VISION_ENCODER, Role.AUDIO_ENCODER}
 _CACHE = "past_key_values"
 
 
@@ -239,7 +240,7 @@ class AutoModelForONNX:
             from onnx_config.runtime.seq2seq import seq2seq_model
 
             return seq2seq_model(self._generating_class(), self.config, self._read_generation_config(), self.graphs)
-        if Role.EMBED_TOKENS in self.graphs:
+        if _EMBEDDING & self.graphs.keys() and Role.PROMPT_DECODER not in self.graphs:
             from onnx_config.runtime.fusion import fusion_model
 
             return fusion_model(self._generating_class(), self.config, self._read_generation_config(), self.graphs)
