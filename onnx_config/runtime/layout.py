@@ -137,7 +137,7 @@ def graphs_to_load(graphs: Mapping[Role, str], choice: Choice, *, origin: str) -
         return {Role.MODEL: graphs[Role.MODEL]}
     has = {True: Role.DECODER_MERGED in graphs, False: Role.DECODER in graphs}
     if not any(has.values()):
-        return dict(graphs)
+        return {role: graphs[role] for role in Role if role in graphs}
     merged = has[True] if choice.merged is None else choice.merged
     if not has[merged]:
         wanted = GRAPH_FILES[Role.DECODER_MERGED if merged else Role.DECODER]
