@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test interop lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     convert a real model and seven small ones, print the catalog"
 	@echo "make test     lint, type-check and run every test that needs no GPU (SLOW=1: the slow ones too)"
+	@echo "make interop  load artifacts with optimum, sentence-transformers and transformers.js (needs Node.js 20 and npm)"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   apply ruff's fixes and formatting"
 	@echo "make clean    remove caches, builds and the demo's folder"
@@ -34,6 +35,11 @@ demo: $(STAMP)
 
 test: lint
 	@$(BIN)/python -m pytest $(if $(CI)$(SLOW),--slow)
+
+# The environments of the foreign loaders are made once, in .interop.
+interop: $(STAMP)
+	@$(BIN)/python tests/interop/environments.py .interop
+	@$(BIN)/python -m pytest --interop -m interop tests/interop
 
 lint: $(STAMP)
 	@$(BIN)/ruff check --quiet .

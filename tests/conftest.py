@@ -42,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("onnx-ferry")
     group.addoption("--slow", action="store_true", help="run tests marked slow; CI=1 or SLOW=1 mean the same")
     group.addoption("--gpu", action="store_true", help="run tests marked gpu; they fail where there is no CUDA device")
+    group.addoption("--interop", action="store_true", help="run tests marked interop; `make interop` does")
+    group.addoption("--interop-cache", metavar="DIR", help="folder of the environments of --interop; default: .interop")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,6 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords and not config.getoption("--gpu"):
             item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device, run with --gpu"))
+        elif "interop" in item.keywords and not config.getoption("--interop"):
+            item.add_marker(pytest.mark.skip(reason="interop: needs foreign loaders, run `make interop`"))
         elif "slow" in item.keywords and not slow:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow, SLOW=1 or CI=1"))
 
@@ -58,7 +62,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
     gpu = sum("gpu: " in reason for reason in reasons)
     slow = sum("slow: " in reason for reason in reasons)
-    terminalreporter.write_line(f"not run: {gpu} gpu, {slow} slow, {len(reasons) - gpu - slow} for other reasons")
+    interop = sum("interop: " in reason for reason in reasons)
+    other = len(reasons) - gpu - slow - interop
+    terminalreporter.write_line(f"not run: {gpu} gpu, {slow} slow, {interop} interop, {other} for other reasons")
 
 
 def pytest_unconfigure() -> None:

@@ -21,6 +21,8 @@ Shared = dict[tuple[str, tuple[int, ...], str], onnx_ir.Value]
 
 _PAST = "past_key_values"
 _PRESENT = "present"
+_OF_THE_ENCODER = ".encoder."
+_PAST_OF_THE_ENCODER = "past_encoder_sequence_length"
 
 
 def merge_decoders(begun: onnx_ir.Model, continued: onnx_ir.Model) -> onnx_ir.Model:
@@ -36,7 +38,7 @@ def merge_decoders(begun: onnx_ir.Model, continued: onnx_ir.Model) -> onnx_ir.Mo
     """
     inputs: dict[str, onnx_ir.Value] = {}
     for value in (*begun.graph.inputs, *continued.graph.inputs):
-        inputs.setdefault(value.name or "", onnx_ir.Value(name=value.name, type=value.type, shape=_loose(value)))
+        inputs.setdefault(value.name or "", onnx_ir.Value(name=value.name, type=value.type, shape=_loose_input(value)))
     switch = onnx_ir.Value(name=SWITCH, type=onnx_ir.TensorType(onnx_ir.DataType.BOOL), shape=onnx_ir.Shape([1]))
     shared: Shared = {}
     outputs = [
@@ -77,11 +79,25 @@ def _loose(value: onnx_ir.Value) -> onnx_ir.Shape | None:
     return None if value.shape is None else onnx_ir.Shape(list(value.shape))
 
 
+def _loose_input(value: onnx_ir.Value) -> onnx_ir.Shape | None:
+    """Return the shape of an input of either branch: a past that is not read is of any length.
+
+    Loaders begin with a past of no tokens, also where the encoder gives a fixed number of states, as that of Whisper.
+    """
+    if value.shape is None:
+        return None
+    sizes = list(value.shape)
+    name = value.name or ""
+    if name.startswith(_PAST) and _OF_THE_ENCODER in name and isinstance(sizes[2], int):
+        sizes[2] = onnx_ir.SymbolicDim(_PAST_OF_THE_ENCODER)
+    return onnx_ir.Shape(sizes)
+
+
 def _loose_output(value: onnx_ir.Value) -> onnx_ir.Shape | None:
     """Return the shape of an output of either branch: the decoder's own cache is longer where there was a past."""
     if value.shape is None:
         return None
-    grows = (value.name or "").startswith(_PRESENT) and ".encoder." not in (value.name or "")
+    grows = (value.name or "").startswith(_PRESENT) and _OF_THE_ENCODER not in (value.name or "")
     sizes = list(value.shape)
     if grows:
         sizes[2] = onnx_ir.SymbolicDim("present_sequence_length")

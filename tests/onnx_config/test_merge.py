@@ -109,3 +109,29 @@ def test_inputs_are_those_of_both_and_the_switch(merged: Path) -> None:
     assert names == [
         "encoder_hidden_states", "past_key_values.0.decoder.key", "past_key_values.0.encoder.key", SWITCH,
     ]  # fmt: skip
+
+
+def test_a_past_that_is_not_read_may_be_empty_where_the_states_have_a_fixed_length(tmp_path: Path) -> None:
+    """As Whisper's encoder has; optimum begins with a past of no tokens whatever the graph says of its length."""
+    first, second = (
+        graph(
+            [value(name, "b", 4, 5, 3)],
+            [value("logits", "b", 4, 5, 3), *([value("present.0.encoder.key", "b", 4, 5, 3)] if begins else [])],
+            [
+                helper.make_node("Neg", [name], ["logits"]),
+                *([helper.make_node("Identity", [name], ["present.0.encoder.key"])] if begins else []),
+            ],
+            {},
+        )
+        for name, begins in (("encoder_hidden_states", True), ("past_key_values.0.encoder.key", False))
+    )
+    write_graph(merge_decoders(first, second), tmp_path / "merged.onnx")
+    onnx.checker.check_model(str(tmp_path / "merged.onnx"), full_check=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "merged.onnx"), providers=["CPUExecutionProvider"])
+    states = np.ones((2, 4, 5, 3), np.float32)
+    for length, goes_on in ((0, False), (5, True)):
+        past = np.full((2, 4, length, 3), 7, np.float32)
+        feed = {"encoder_hidden_states": states, "past_key_values.0.encoder.key": past, SWITCH: np.array([goes_on])}
+        logits, kept = session.run(["logits", "present.0.encoder.key"], feed)
+        np.testing.assert_array_equal(logits, -(past if goes_on else states))
+        np.testing.assert_array_equal(kept, past if goes_on else states)
