@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +59,33 @@ def make_pair(name: str, inputs: Callable[[], dict[str, torch.Tensor]], folder: 
     return Pair(artifact=artifact, source=source, graphs=graphs, reference=reference, inputs=inputs())
 
 
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair("t5-conditional-generation", texts, tmp_path_factory.mktemp("t5"))
-
-
 FAMILIES: dict[str, Callable[[], dict[str, torch.Tensor]]] = {
     "bart-conditional-generation": texts,
     "whisper-conditional-generation": sounds,
     VISION: images,
 }
+Made = Callable[[str], Pair]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Return a function that converts a model, each once."""
+
+    @cache
+    def make(name: str) -> Pair:
+        return make_pair(name, FAMILIES.get(name, texts), tmp_path_factory.mktemp(name))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def t5(made: Made) -> Pair:
+    return made("t5-conditional-generation")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(request.param, FAMILIES[request.param], tmp_path_factory.mktemp(request.param))
+def other(request: pytest.FixtureRequest, made: Made) -> Pair:
+    return made(request.param)
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -372,21 +386,22 @@ def test_what_is_in_quarantine_is_not_served(artifact: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["whisper-conditional-generation"])
-def test_pipelines_hear(name: str, tmp_path: Path) -> None:
+def test_pipelines_hear(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short and long sounds, with the timestamps that Whisper's own way to generate finds."""
-    pair = make_pair(name, sounds, tmp_path)
+    pair = made("whisper-conditional-generation")
+    for model in (pair.reference, pair.graphs):
+        monkeypatch.setattr(model, "generation_config", copy.deepcopy(model.generation_config))
     tokenizer = transformers.AutoTokenizer.from_pretrained(pair.source)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(pair.source)
     sound = np.random.default_rng(0).standard_normal(16000 * 5 // 2).astype(np.float32)
     said = []
     for model in (pair.reference, pair.graphs):
         model.generation_config.no_timestamps_token_id = 350
-        made = transformers.pipeline(
+        pipe = transformers.pipeline(
             "automatic-speech-recognition", model=model, tokenizer=tokenizer, feature_extractor=extractor
         )
         options: dict[str, Any] = {"max_new_tokens": 8}
-        said.append([made(sound[:16000].copy(), generate_kwargs=options), made(sound.copy(), generate_kwargs=options)])
+        said.append([pipe(part.copy(), generate_kwargs=options) for part in (sound[:16000], sound)])
         features = torch.randn(2, 16, 250, generator=torch.Generator().manual_seed(1))
         given = {"input_features": features, "attention_mask": torch.ones(2, 250)}
         long = model.generate(**given, return_timestamps=True, return_segments=True, max_new_tokens=8)
@@ -398,8 +413,8 @@ def test_pipelines_hear(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pipelines_see(tmp_path: Path) -> None:
-    pair = make_pair(VISION, images, tmp_path)
+def test_what_an_image_processor_gives_is_described(made: Made) -> None:
+    pair = made(VISION)
     processor = transformers.AutoImageProcessor.from_pretrained(pair.source)
     tokenizer = transformers.AutoTokenizer.from_pretrained(pair.source)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
