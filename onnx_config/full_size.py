@@ -35,15 +35,15 @@ def answer_at_full_size(
     """
     shapes = {tensor.name: (tensor.resolve(found.sizes), tensor.dtype) for tensor in found.inputs}
     by_layer = any("." in tensor.name for tensor in found.outputs)
+    answer = None
     if twin.shallow is not None and not by_layer:
         try:
             answer = shallow().run(shapes, **flags)
         # The class refuses to be built shallow: the full one was built.
         except Exception:  # noqa: BLE001
-            pass
-        else:
-            if answer.outputs is not None or answer.undecidable:
-                return answer
+            answer = None
+    if answer is not None and (answer.outputs is not None or answer.undecidable):
+        return answer
     return full.run(shapes, **flags)
 
 
