@@ -36,12 +36,13 @@ def answer_at_full_size(
     """
     shapes = {tensor.name: (tensor.resolve(found.sizes), tensor.dtype) for tensor in found.inputs}
     by_layer = any("." in tensor.name for tensor in found.outputs)
+    answer = None
     if twin.shallow is not None and not by_layer:
         # The class may refuse to be built shallow: the full one was built.
         with suppress(Exception):
             answer = shallow().run(shapes, **flags)
-            if answer.outputs is not None or answer.undecidable:
-                return answer
+    if answer is not None and (answer.outputs is not None or answer.undecidable):
+        return answer
     return full.run(shapes, **flags)
 
 

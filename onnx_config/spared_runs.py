@@ -46,7 +46,7 @@ class SparedRuns:
         return self._probe.run(self._draft.shapes(), **self._flags).outputs == result.outputs
 
     def run(self, sizes: Mapping[str, int]) -> ProbeResult:
-        """Return what the model says at ``sizes``: on shapes alone where they are large and it accepts them."""
+        """Return what the model says at ``sizes``: by shapes where they are large and accepted, else by a real run."""
         if not are_large(self._draft, sizes):
             return self._real(sizes)
         answer = self._probe.run(self._draft.shapes(sizes), **self._flags)

@@ -126,6 +126,21 @@ def test_a_shallow_model_is_asked_first(names, shallow, asked, size):
 
 
 @pytest.mark.parametrize(
+    ("answer", "confirmed"),
+    [
+        pytest.param(ProbeResult(outputs={"logits": ((2, 16, 4096), "float32")}, refusal=None), True, id="it-agrees"),
+        pytest.param(ProbeResult(outputs=None, refusal="x", undecidable=True), True, id="values-decide"),
+        pytest.param(ProbeResult(outputs=None, refusal="no"), False, id="it-refuses"),
+        pytest.param(ProbeResult(outputs={"scores": ((2, 16, 9), "float32")}, refusal=None), False, id="others"),
+        pytest.param(ProbeResult(outputs={"logits": ((2, 4096), "float32")}, refusal=None), False, id="another-rank"),
+        pytest.param(ProbeResult(outputs={"logits": ((2, 8, 9), "float32")}, refusal=None), False, id="another-length"),
+    ],
+)
+def test_the_full_model_confirms_what_its_twin_said(answer, confirmed):
+    assert is_confirmed(found(tensor("logits", *TEXT, 128)), answer) is confirmed
+
+
+@pytest.mark.parametrize(
     ("size", "expected"),
     [
         pytest.param(128, 4096, id="shrunk"),

@@ -1,0 +1,74 @@
+"""Which twin settles a model: the first that accepts and is confirmed; compared beforehand only where that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import tiny_models
+import transformers
+
+from onnx_config import UniversalOnnxConfig, settlement, twin
+from onnx_config.twin import Twin
+
+
+def large(name: str, **sizes: int) -> UniversalOnnxConfig:
+    config = tiny_models.config(name)
+    config.update(sizes)
+    return UniversalOnnxConfig(type(config).from_dict(config.to_dict()))
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Record how twins were asked for."""
+    seen: list[bool] = []
+    made = twin.twins
+
+    def twins(*arguments: object, asked: bool = True, **named: object) -> Iterator[Twin]:
+        seen.append(asked)
+        return made(*arguments, asked=asked, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(twin, "twins", twins)
+    return seen
+
+
+BERT = {"hidden_size": 768, "vocab_size": 30000, "num_hidden_layers": 6}
+
+
+def test_a_plain_model_is_confirmed_by_its_own_inputs(compared: list[bool]) -> None:
+    assert large("bert-model", **BERT).spec.outputs[0].shape == ("batch_size", "sequence_length", 768)
+    assert compared == [False]
+
+
+def test_a_config_of_several_parts_is_compared_at_once(compared: list[bool]) -> None:
+    config = tiny_models.config("clip-model")
+    config.text_config.vocab_size = 200_000
+    assert UniversalOnnxConfig(type(config).from_dict(config.to_dict())).spec.outputs
+    assert compared == [True]
+
+
+def test_twins_are_compared_where_the_full_model_does_not_confirm(
+    compared: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = large("bert-model", **BERT).spec
+    compared.clear()
+    monkeypatch.setattr(settlement, "is_confirmed", lambda *_: False)
+    assert large("bert-model", **BERT).spec == expected
+    assert compared == [False, True]
+
+
+def test_a_twin_that_was_cut_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = large("bert-model", **BERT).spec
+    made = twin.twins
+
+    def twins(config: object, cls: type, *, asked: bool = True, **named: object) -> Iterator[Twin]:
+        found = list(made(config, cls, asked=asked, **named))  # type: ignore[arg-type]
+        if not asked:
+            # Its texts are longer than its table of positions.
+            wrong = transformers.BertConfig.from_dict({**found[0].config.to_dict(), "max_position_embeddings": 4})
+            found = [replace(found[0], config=wrong)]
+        return iter(found)
+
+    monkeypatch.setattr(twin, "twins", twins)
+    assert large("bert-model", **BERT).spec == expected
