@@ -9,7 +9,7 @@ import tiny_models
 import transformers
 
 from onnx_config import UniversalOnnxConfig
-from onnx_config.full_size import answer_at_full_size, at_full_size
+from onnx_config.full_size import answer_at_full_size, at_full_size, is_confirmed
 from onnx_config.probe import ProbeResult
 from onnx_config.shape_inference import Inference
 from onnx_config.spec import TensorSpec
