@@ -25,10 +25,9 @@ __all__ = ["AxisLimit", "is_worth_having", "limit_axis", "limits_in", "within"]
 
 _NAME = re.compile(r"(?P<axis>\w+)_is_at_most_(?P<most>\d+)")
 
-_FEW_TOKENS = 64
 # A size of one can be expanded to any: the node below cannot refuse it.
 _FEWEST = 2
-_SHARE = 4
+_SHARE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,25 +50,15 @@ class AxisLimit:
         return f"{self.axis}_is_at_most_{self.most}"
 
 
-def is_worth_having(limit: AxisLimit, specs: Iterable[TensorSpec], largest: int | None) -> bool:
+def is_worth_having(limit: AxisLimit, largest: int | None) -> bool:
     """Return whether a graph with this limit is of use beside the model, which takes ``largest`` (``None``: any size).
 
-    A quarter of what the model takes is most of what it is given. Of a text, 64 tokens are enough as well: models whose
-    longest text that is (those that score texts against images) are in wide use, and queries and sentences fit in.
+    Who takes a model for its length is not served by a graph for a sixth of it; half is most of what it is given.
 
-    >>> ids = TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "sequence_length"))
-    >>> [is_worth_having(AxisLimit(axis="sequence_length", most=n), [ids], 4096) for n in (63, 64)]
-    [False, True]
-    >>> sound = TensorSpec(name="input_values", dtype="float32", shape=("batch_size", "sequence_length"))
-    >>> [is_worth_having(AxisLimit(axis="sequence_length", most=n), [sound], 4096) for n in (1023, 1024)]
+    >>> [is_worth_having(AxisLimit(axis="sequence_length", most=n), 4096) for n in (2047, 2048)]
     [False, True]
     """
-    if limit.most < _FEWEST:
-        return False
-    if largest is not None and _SHARE * limit.most >= largest:
-        return True
-    tokens = any(spec.name.endswith("input_ids") and limit.axis in spec.axis_names for spec in specs)
-    return tokens and limit.most >= _FEW_TOKENS
+    return limit.most >= _FEWEST and largest is not None and _SHARE * limit.most >= largest
 
 
 def limit_axis(program: onnx_ir.Model, limit: AxisLimit, specs: Iterable[TensorSpec]) -> None:

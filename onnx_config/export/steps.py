@@ -212,7 +212,7 @@ def _limit_before(branch: Branch, spec: ModelSpec, sample: Sample) -> AxisLimit:
     limit = AxisLimit(axis=branch.axis, most=branch.size - 1)
     largest = spec.axis_ranges.get(branch.axis, (1, None))[1]
     above = branch.size > sample.sizes.get(branch.axis, branch.size)
-    if above and is_worth_having(limit, spec.inputs, largest):
+    if above and is_worth_having(limit, largest):
         return limit
     up_to = f" The graph would hold up to {limit.most} only, which is too little to be of use." if above else ""
     raise ModelError(
