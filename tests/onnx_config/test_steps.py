@@ -257,13 +257,13 @@ def limited(bert: Converted, folder: Path, size: int, monkeypatch: pytest.Monkey
 def test_a_graph_of_one_branch_is_compared_up_to_its_limit_and_refuses_more(
     bert: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = limited(bert, tmp_path, 41, monkeypatch)
+    answer = limited(bert, tmp_path, 81, monkeypatch)
     (note,) = answer["notes"]
-    assert note.startswith("sequence_length is at most 40, and the graph refuses more: the model computes otherwise")
+    assert note.startswith("sequence_length is at most 80, and the graph refuses more: the model computes otherwise")
     stored = tmp_path / "stored.onnx"
     steps.simplify({"graph": str(tmp_path / "traced.onnx"), "output": str(stored), "metadata": {}, "simplify": True})
     summary = summarize(read_graph(stored))
-    assert summary.limits == (AxisLimit(axis="sequence_length", most=40),)
+    assert summary.limits == (AxisLimit(axis="sequence_length", most=80),)
     assert [str(tensor.shape) for tensor in summary.inputs] == ["('batch_size', 'sequence_length')"] * 3
     compared = []
     original = parity_module.compute_references
@@ -276,7 +276,7 @@ def test_a_graph_of_one_branch_is_compared_up_to_its_limit_and_refuses_more(
     result = bert.parity(stored)
     assert (result["outcome"], result["detail"]) == ("verified", None)
     assert "sequence_length" in result["axes_proven"]
-    assert max(compared) == compared[-1] == 40
+    assert max(compared) == compared[-1] == 80
 
 
 def test_a_graph_that_does_not_refuse_more_than_its_limit_is_a_mismatch(bert: Converted) -> None:
