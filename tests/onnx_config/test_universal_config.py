@@ -382,7 +382,7 @@ def test_sizes_that_contradict_one_another_are_told_with_what_was_tried(config, 
 
 def test_running_out_of_attempts_is_told_with_the_last_refusal(monkeypatch):
     monkeypatch.setattr("onnx_config.shape_inference._MAX_RUNS", 1)
-    monkeypatch.setattr("onnx_config.universal_config._MAX_TWINS", 1)
+    monkeypatch.setattr("onnx_config.settlement._MAX_TWINS", 1)
     config = {"model_type": "vit", "image_size": 8, "patch_size": 16, "num_hidden_layers": 1}
     with pytest.raises(ModelError, match=r"\([12] runs of a model made small\).*Kernel size can't be greater"):
         _ = UniversalOnnxConfig(config).spec
