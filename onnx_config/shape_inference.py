@@ -32,8 +32,9 @@ __all__ = ["Inference", "infer"]
 _MAX_RUNS = 250
 _MAX_SECONDS = 30.0
 _MAX_ROUNDS = 20
-_MOST_NUMBERS = 1 << 25
-"""In all inputs of a changed draft together; 128 MiB of float32. What asks for more is no small model's input."""
+_MOST_NUMBERS = 1 << 23
+"""In all inputs of a changed draft together, unless the draft that is changed has a quarter of that; 32 MiB of float32.
+What asks for more is a guess at an axis that is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +141,12 @@ def _settle(draft: Draft, run: Callable[[Draft], ProbeResult], *, guesses: bool)
         if answer.outputs is not None:
             break
         best: tuple[Draft, ProbeResult] | None = None
+        most = max(_MOST_NUMBERS, 4 * _count(draft))
         for candidate in candidates(draft, answer, ask):
             if runs > _MAX_RUNS or time.monotonic() - started > _MAX_SECONDS:
                 break
             signature = candidate.draft.signature
-            if signature in seen or not candidate.draft.specs or _count(candidate.draft) > _MOST_NUMBERS:
+            if signature in seen or not candidate.draft.specs or _count(candidate.draft) > most:
                 continue
             if not guesses and not candidate.sure:
                 return draft, answer, runs
