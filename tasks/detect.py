@@ -85,6 +85,7 @@ def _turn(key: str | None, stopping: threading.Event) -> Iterator[None]:
         return
     with _turns_lock:
         lock = _turns.setdefault(key, threading.Lock())
+    raise_if_stopping(stopping)
     while not lock.acquire(timeout=_LOOK_SECONDS):
         raise_if_stopping(stopping)
     try:

@@ -1,20 +1,29 @@
-"""Makes attention over nothing in a graph what it is in PyTorch.
+"""Makes attention over nothing in a graph what it is in PyTorch, and all attention as plain as it can be.
 
 A row whose mask hides every key has no defined attention. PyTorch answers zeros where the mask is a boolean one or
 holds infinities, and the mean of all values where it holds the lowest number instead, since that takes from all scores
 alike. The exporter answers zeros in both cases.
+
+The translation of attention swaps the last two axes of keys of any rank: it reads their sizes, makes one axis of all
+the first ones, transposes, and takes them apart again. For keys of four axes one transposition does, which ONNX
+Runtime merges with the one before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
-__all__ = ["hidden_rows_as_in_torch"]
+__all__ = ["hidden_rows_as_in_torch", "keys_transposed_at_once"]
 
+_TRANSLATIONS = (
+    "_aten_scaled_dot_product_attention_no_mask_onnx",
+    "_aten_scaled_dot_product_attention_float_mask_onnx",
+)
 _PATCHED = ("torch.nn.functional", "scaled_dot_product_attention")
 
 
@@ -47,3 +56,32 @@ def _keeping(made: Any) -> Any:
         return attention
 
     return factory
+
+
+@contextmanager
+def keys_transposed_at_once() -> Iterator[None]:
+    """Have attention translated so until the exit; a release that translates it otherwise goes on doing that."""
+    with ExitStack() as stack:
+        with suppress(ImportError, AttributeError):
+            from onnxscript import opset18 as opset  # as there
+            from onnxscript.function_libs.torch_lib.ops import nn
+
+            for name in _TRANSLATIONS:
+                stack.enter_context(patch.object(nn, name, _plainly(getattr(nn, name), opset)))
+        yield
+
+
+def _plainly(original: Any, op: Any) -> Any:
+    def translate(query: Any, key: Any, value: Any, *rest: Any) -> Any:
+        *mask, scale, dropout = rest
+        # A key that was repeated for groups of queries has no shape yet, and four axes as all that are translated.
+        if dropout or (key.shape is not None and len(key.shape) != 4):
+            return original(query, key, value, *rest)
+        # Both sides are scaled, as there: the product of large numbers may be too large before it is.
+        root = op.CastLike(op.Sqrt(scale), key)
+        scores = op.MatMul(op.Mul(query, root), op.Mul(op.Transpose(key, perm=[0, 1, 3, 2]), root))
+        for added in mask:
+            scores = op.Add(scores, added)
+        return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+    return translate

@@ -102,6 +102,8 @@ def bind(
     kept = [value for value in model.graph.input if value.name not in named]
     del model.graph.input[:]
     model.graph.input.extend(kept)
+    # As `onnx_config.export.graph_file.forget_shapes` does.
+    del model.graph.value_info[:]
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
     if link:

@@ -55,6 +55,8 @@ _QUIET = {
 }
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
+# A thread of OpenMP that waits for the next operator burns a core that another model could use.
+_PATIENT = {"OMP_WAIT_POLICY": "passive"}
 _TUNABLES = "GLIBC_TUNABLES"
 # Weights come and go by the hundred megabytes: pages of two spare the kernel most of its work, and what was freed is
 # kept for the next up to a bound, as the largest tensors are not.
@@ -115,7 +117,7 @@ def server_environment(environment: Mapping[str, str]) -> dict[str, str]:
     # One thread each: a thread pool started by an import would not exist in the forked child.
     threads = dict.fromkeys(_THREAD_VARIABLES, "1")
     tunables = ":".join(filter(None, (_MEMORY, environment.get(_TUNABLES))))
-    return {**environment, **_QUIET, **_OFFLINE, **threads, _TUNABLES: tunables}
+    return {**environment, **_QUIET, **_OFFLINE, **_PATIENT, **threads, _TUNABLES: tunables}
 
 
 def send_imports(link: socket.socket, names: Sequence[str]) -> None:

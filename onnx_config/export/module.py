@@ -285,7 +285,7 @@ def _simplified(plain: Path, scratch: Path, *, threads: int) -> Path | None:
 def _write(made: ConvertedModule, module: torch.nn.Module, graph: Path, plain: Path) -> None:
     """Write the artifact aside and move it to its place."""
     from onnx_config.export.artifact import list_files, write_ferry_file
-    from onnx_config.export.graph_file import read_graph, summarize, write_graph
+    from onnx_config.export.graph_file import forget_shapes, read_graph, summarize, write_graph
 
     made.folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ferry-", dir=made.folder.parent) as aside:
@@ -299,6 +299,7 @@ def _write(made: ConvertedModule, module: torch.nn.Module, graph: Path, plain: P
             "onnx_ferry.verdict": made.parity.outcome.value,
         }
         summary = summarize(model)
+        forget_shapes(model)
         write_graph(model, folder / _GRAPH, metadata=certificate)
         if made.spec.model_type != "custom":
             module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]  # a transformers model has one

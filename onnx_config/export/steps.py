@@ -277,17 +277,20 @@ def simplify(request: Json) -> Json:
     With ``simplify`` false the plain graph is written. Returns the summary of what was written, the nodes
     before, whether it is the simplified graph, and why not.
     """
-    from onnx_config.export.graph_file import read_graph, summarize, write_graph
+    from onnx_config.export.graph_file import forget_shapes, read_graph, summarize, write_graph
     from onnx_config.export.simplify import simplify_file
 
     path, output = Path(request["graph"]), Path(request["output"])
     if not request["simplify"]:
         model = read_graph(path)
         summary = summarize(model)
+        forget_shapes(model)
         write_graph(model, output, metadata=request["metadata"])
         return {"graph": _summary(summary), "nodes_before": summary.nodes, "simplified": False, "reason": None}
     result = simplify_file(path)
-    write_graph(result.model or read_graph(path), output, metadata=request["metadata"])
+    model = result.model or read_graph(path)
+    forget_shapes(model)
+    write_graph(model, output, metadata=request["metadata"])
     return {
         "graph": _summary(result.after),
         "nodes_before": result.before.nodes,

@@ -20,7 +20,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from onnx_config.errors import ErrorKind, ModelError
-from onnx_config.export.attention import hidden_rows_as_in_torch
+from onnx_config.export.attention import hidden_rows_as_in_torch, keys_transposed_at_once
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import Escapes, replayed
@@ -304,6 +304,7 @@ def _export(
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),
+        keys_transposed_at_once(),
         ties_as_in_torch() if tied else contextlib.nullcontext(),
         contextlib.nullcontext() if before_optimizing is None else _hooked(before_optimizing),
         contextlib.nullcontext() if reading is None else replayed(reading) as replay,

@@ -51,6 +51,10 @@ def surroundings(request: JSON) -> JSON:
     }
 
 
+def imported(request: JSON) -> JSON:
+    return {"there": [name in sys.modules for name in request["modules"]], "server": os.getppid()}
+
+
 def refuse(request: JSON) -> NoReturn:
     raise ModelError("class X  is not supported\nat all", kind=ErrorKind(request["kind"]))
 

@@ -41,3 +41,25 @@ def test_a_row_that_sees_nothing(kind: type[Attention], tmp_path: Path) -> None:
     x, mask = torch.rand(3, 5, 4), torch.tensor([[1.0] * 5, [1.0, 1.0, 0.0, 0.0, 0.0], [0.0] * 5])
     got = run(result, tmp_path / "model.onnx", x=x, attention_mask=mask)["y"]
     torch.testing.assert_close(torch.from_numpy(got), model(x, mask)["y"].detach())
+
+
+class ManyHeads(Small):
+    """Attends with a mask of numbers or without one."""
+
+    def forward(self, x: torch.Tensor, added: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {"y": torch.nn.functional.scaled_dot_product_attention(x, 2 * x, x + 1, attn_mask=added) * self.scale}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_keys_are_transposed_at_once(masked: bool, tmp_path: Path) -> None:
+    model = ManyHeads()
+    length = ("sequence_length", 6)
+    inputs = {"x": (("batch_size", 2), ("", 3), length, ("", 4))}
+    if masked:
+        inputs["added"] = (("batch_size", 2), ("", 3), length, length)
+    result = traced(model, inputs, ["y"])
+    # Torch's translation takes the keys' axes apart and puts them together again.
+    assert not {"Reshape", "Concat"} & {node.op_type for node in result.model.graph}
+    given = {"x": torch.rand(3, 3, 5, 4)} | ({"added": torch.rand(3, 3, 5, 5)} if masked else {})
+    got = run(result, tmp_path / "model.onnx", **given)["y"]
+    torch.testing.assert_close(torch.from_numpy(got), model(**given)["y"].detach())

@@ -136,3 +136,11 @@ def test_weights_of_branches_count_for_the_limit(tmp_path: Path, monkeypatch: py
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     feed = {"condition": np.array(True), "x": np.zeros((100, 3), np.float32)}
     assert np.array_equal(np.asarray(session.run(None, feed)[0]), np.ones((100, 3)))
+
+
+def test_shapes_between_inputs_and_outputs_are_for_the_runtime_to_infer(bert: Converted) -> None:
+    graph = onnx.load(str(bert.stored)).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    between = [value for value in graph.value_info if value.name not in weights]
+    assert not any(value.type.tensor_type.HasField("shape") for value in between)
+    assert all(value.type.tensor_type.HasField("shape") for value in (*graph.input, *graph.output))

@@ -21,6 +21,7 @@ import pytest
 
 from onnx_config.errors import ErrorKind, FerryError, InternalError, ModelError, ResourceError, TransientError
 from onnx_config.export import isolate, watch
+from onnx_config.export.child import server_environment
 from onnx_config.export.isolate import Answer, ChildError, Server
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,30 @@ def test_a_child_has_surroundings_of_its_own(call, tmp_path, monkeypatch):
         "core": 0,
         "stdin": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param({}, "", id="none-yet"),
+        pytest.param({"GLIBC_TUNABLES": "glibc.malloc.check=1"}, ":glibc.malloc.check=1", id="the-users-come-last"),
+    ],
+)
+def test_the_server_allocates_large_pages_and_waits_without_burning_a_core(before, after):
+    made = server_environment({**before, "KEPT": "yes"})
+    assert made["GLIBC_TUNABLES"].startswith("glibc.malloc.hugetlb=1:")
+    assert made["GLIBC_TUNABLES"].endswith(after)
+    assert (made["OMP_WAIT_POLICY"], made["OMP_NUM_THREADS"], made["KEPT"]) == ("passive", "1", "yes")
+
+
+def test_the_server_imports_once_what_its_children_will_need(call):
+    modules = ["wave", "colorsys"]
+    first = call("imported", {"modules": modules}).value
+    named = call("imported", {"modules": modules}, imports=("no_such_module", "wave:no_such_name", "colorsys")).value
+    later = call("imported", {"modules": modules}).value
+    assert first["there"] == [False, False]
+    assert named["there"] == later["there"] == [True, True]
+    assert first["server"] == named["server"] == later["server"]
 
 
 def test_a_step_with_network_has_the_callers_settings(call, monkeypatch):

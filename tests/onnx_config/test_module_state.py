@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -41,3 +44,21 @@ def test_what_a_forward_writes_into_its_modules_is_undone() -> None:
         module(torch.ones(2))
         assert module.calls == 1
     assert (module.calls, module.seen, len(module._forward_hooks)) == (0, [], 0)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [{"b": 1, "a": 2}, OrderedDict(b=1, a=2), [3, 1], {3, 1}, {}, []],
+    ids=["dict", "ordered", "list", "set", "empty-dict", "empty-list"],
+)
+@pytest.mark.parametrize("add", [False, True])
+def test_a_container_holds_what_it_held_and_is_the_same_one(held: Any, add: bool) -> None:
+    module = torch.nn.Module()
+    module.held, before = held, copy(held)
+    with preserved_state(module):
+        held.clear()
+        if add:
+            getattr(held, "append", getattr(held, "add", lambda value: held.update(new=value)))(9)
+    assert module.held is held
+    assert held == before
+    assert list(held) == list(before)

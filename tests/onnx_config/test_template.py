@@ -184,6 +184,12 @@ def bound_alone(folder: Path, changes: dict[str, Any], **options: Any) -> np.nda
     return session.run(None, {})[0]
 
 
+def test_a_bound_graph_has_no_shapes_between_inputs_and_outputs(bert: Structure, tmp_path: Path) -> None:
+    bert.bound(bert.source, tmp_path / "model.onnx")
+    assert onnx.load(str(bert.simplified)).graph.value_info
+    assert not onnx.load(str(tmp_path / "model.onnx")).graph.value_info
+
+
 @pytest.mark.parametrize("permutation", [None, [1, 0]])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_a_graph_can_point_into_the_checkpoint(permutation: list[int] | None, dtype: Any, tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,6 +269,37 @@ def test_a_second_detection_starts_no_child(monkeypatch, folder, tmp_path):
     assert detect_model(request(folder), workspace(home)) == SPEC
     detect(job(folder, home, task="fill-mask"))
     assert child.calls == 2
+
+
+class SlowChild(Child):
+    """One that is still at it when the others ask."""
+
+    def run(self, *arguments: Any, **options: Any) -> Answer:
+        time.sleep(0.2)
+        return super().run(*arguments, **options)
+
+
+def test_of_many_models_with_one_config_one_is_detected(monkeypatch, folder, tmp_path):
+    child = SlowChild(monkeypatch, SPEC)
+    home = tmp_path / "home"
+    jobs = [job(folder, home)] * 4
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        found = list(threads.map(lambda one: detect(one)[0], jobs))
+    assert (found, child.calls) == ([SPEC] * 4, 1)
+
+
+def test_who_waits_for_a_detection_can_be_stopped(monkeypatch, folder, tmp_path):
+    child = SlowChild(monkeypatch, SPEC)
+    waiting = job(folder, tmp_path / "home")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(detect, waiting)
+        time.sleep(0.05)
+        stopped = replace(waiting, stopping=threading.Event())
+        stopped.stopping.set()
+        with pytest.raises(KeyboardInterrupt):
+            detect(stopped)
+        assert first.result()[0] == SPEC
+    assert child.calls == 1
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,17 @@ def test_a_step_has_a_folder_and_says_what_it_cost(job, child):
     assert [path.name for path in job.scratch.iterdir()] == ["detect"]
 
 
+@pytest.mark.parametrize(
+    ("architecture", "imports"), [(None, ()), ("BertModel", ("transformers:BertModel",))], ids=["unknown", "detected"]
+)
+def test_the_server_imports_the_class_of_a_detected_model(job, monkeypatch, architecture, imports):
+    asked = []
+    answer = isolate.Answer(value={}, seconds=1.0, peak_rss_bytes=9, log_tail="")
+    monkeypatch.setattr(job_module.isolate, "run", lambda *_, **options: asked.append(options["imports"]) or answer)
+    run_child(job, Step.PARITY, "parity", {}, architecture=architecture)
+    assert asked == [imports]
+
+
 def test_after_an_interruption_no_child_is_started(job, child):
     child("echo")
     job.stopping.set()
