@@ -187,9 +187,9 @@ def _token_ids(name: str, shape: tuple[int, ...], config: Any, generator: np.ran
         (v for c in (text, config) if isinstance(v := getattr(c, "vocab_size", None), int) and v > 0),
         100,
     )
-    special = {i for i in special_token_ids(config) if 0 <= i < size}
-    ordinary = np.array([i for i in range(min(size, len(special) + 30_000)) if i not in special] or range(size))
-    ids = generator.choice(ordinary, shape)
+    special = [i for i in special_token_ids(config) if 0 <= i < size]
+    ordinary = np.setdiff1d(np.arange(min(size, len(special) + 30_000)), special, assume_unique=True)
+    ids = generator.choice(ordinary if ordinary.size else np.arange(size), shape)
     start, end = _token(config, text, "decoder_start_token_id"), _token(config, text, "eos_token_id")
     if decoder:
         if start is not None and 0 <= start < size and shape[-1] > 0:

@@ -58,9 +58,9 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 # A thread of OpenMP that waits for the next operator burns a core that another model could use.
 _PATIENT = {"OMP_WAIT_POLICY": "passive"}
 _TUNABLES = "GLIBC_TUNABLES"
-# Weights come and go by the hundred megabytes: pages of two spare the kernel most of its work, and what was freed is
-# kept for the next up to a bound, as the largest tensors are not.
-_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
+# Weights come and go by the hundred megabytes: what was freed is kept for the next, up to a bound, instead of given
+# back and asked for again page by page. Not in huge pages: clearing many takes longer than they save.
+_MEMORY = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
 
 _MEMORY_TEXTS = (
     "can't allocate memory",
