@@ -44,6 +44,31 @@ class Detector(Small):
         return {"logits": logits, "boxes": self.box(hidden) * self.scale, "best": best}
 
 
+class Sparse(Small):
+    """Attends to the best of scores that are cut off at zero, and sends each row to its own expert."""
+
+    def build(self) -> None:
+        self.query = torch.nn.Linear(FEATURES, FEATURES)
+        self.router = torch.nn.Linear(FEATURES, 2)
+        self.experts = torch.nn.Parameter(torch.randn(2, FEATURES, FEATURES) / 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = torch.relu(self.query(x) @ x.transpose(1, 2) - 1)
+        chosen = scores.topk(QUERIES, dim=-1).indices
+        hidden = torch.zeros_like(scores).scatter(-1, chosen, 1.0) @ x
+        rows = hidden.flatten(0, 1)
+        weight, routed = torch.softmax(self.router(rows), -1).max(-1)
+        if torch.compiler.is_exporting():
+            # What the exporter is given in place of the product by groups, as transformers does.
+            mixed = torch.bmm(rows.unsqueeze(1), self.experts[routed]).squeeze(1)
+        else:
+            order = routed.argsort(stable=True)
+            ends = torch.bincount(routed, minlength=2).cumsum(0).to(torch.int32)
+            mixed = torch.empty_like(rows)
+            mixed[order] = torch.nn.functional.grouped_mm(rows[order], self.experts, offs=ends)
+        return {"y": (mixed * weight.unsqueeze(-1)).view_as(x) * self.scale}
+
+
 class Masking(Small):
     """Lets through what lies above a threshold, at which many numbers lie but for rounding."""
 
@@ -70,6 +95,7 @@ class Nearest(Small):
 
 MODELS: dict[str, tuple[type[Small], tuple[str, ...]]] = {
     "top-k": (Detector, ("logits", "boxes", "best")),
+    "top-k-of-zeros": (Sparse, ("y",)),
     "threshold": (Masking, ("y",)),
     "argmin": (Nearest, ("y", "apart")),
 }
