@@ -156,6 +156,30 @@ def test_any_weight_that_is_off_is_found_behind_a_choice_too(
         weight.ParseFromString(kept)
 
 
+def test_a_graph_that_does_not_say_what_lies_inside_has_the_same_choices(tmp_path: Path) -> None:
+    class Late(Small):
+        """Takes the best of what lies behind the first row."""
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            late = torch.arange(x.shape[1]) > torch.ones(1, dtype=torch.int64) * x.shape[0] - 1
+            return {"y": torch.where(late, x * self.scale, -9.0).topk(2, dim=-1).indices}
+
+    path = tmp_path / "model.onnx"
+    write_graph(traced(Late(), {"x": (("batch_size", 2), ("rows", 40))}, ["y"]).model, path, metadata={})
+
+    def forget(model: onnx.ModelProto) -> None:
+        assert {"Greater", "TopK"} <= {node.op_type for node in model.graph.node}
+        del model.graph.value_info[:]
+
+    untold = edited(path, forget, tmp_path / "untold.onnx")
+    x = np.random.default_rng(0).standard_normal((1, 9)).astype(np.float32)
+    told, found = (choices_of_graph(p, {"x": x}, device="cpu", threads=1) for p in (path, untold))
+    # Not the comparison of whole numbers.
+    assert len(told) == len(found) == 1
+    np.testing.assert_array_equal(told[0].places, found[0].places)
+    np.testing.assert_array_equal(told[0].scores, found[0].scores)
+
+
 def _size(tensor: onnx.TensorProto) -> int:
     return int(np.prod(tensor.dims))
 
