@@ -28,8 +28,6 @@ class _Place:
     scores: tuple[onnx_ir.Value, ...]
     """What it takes from, or both sides of a comparison."""
     places: onnx_ir.Value
-    kind: onnx_ir.DataType
-    """Element type of the places."""
 
 
 def choices_of_graph(path: Path, inputs: Mapping[str, Array], *, device: str, threads: int) -> list[GraphChoice]:
@@ -49,14 +47,13 @@ def choices_of_graph(path: Path, inputs: Mapping[str, Array], *, device: str, th
     given = {value.name or "" for value in model.graph.inputs}
     known = {value.name or "": value.const_value for value in model.graph.initializers.values()}
     for place in chosen:
-        place.places.dtype = place.kind
         for value in (*place.scores, place.places):
             name = value.name or ""
             if name in given or name in known or name in names:
                 continue
             names[name] = None
             if not value.is_graph_output():
-                value.dtype = value.dtype or onnx_ir.DataType.FLOAT
+                # Graphs need not say the types of what lies inside; the runtime infers those of outputs, too.
                 model.graph.outputs.append(value)
     if not chosen:
         return []
@@ -65,7 +62,7 @@ def choices_of_graph(path: Path, inputs: Mapping[str, Array], *, device: str, th
     found: dict[str, Array] = {name: constant.numpy() for name, constant in known.items() if constant is not None}
     found |= {name: value for name, value in inputs.items() if name in wanted}
     found |= zip(names, session.run(list(names), {name: found[name] for name in wanted}), strict=True)
-    return [_read(place, found) for place in chosen]
+    return [_read(place, found) for place in chosen if found[place.scores[0].name or ""].dtype.kind == "f"]
 
 
 def _read(place: _Place, found: Mapping[str, Array]) -> GraphChoice:
@@ -75,7 +72,7 @@ def _read(place: _Place, found: Mapping[str, Array]) -> GraphChoice:
 
 
 def _chosen(graph: onnx_ir.Graph) -> Iterator[_Place]:
-    """Yield where a graph holds its choices."""
+    """Yield where a graph holds its choices; where it says of no type, also what chooses among whole numbers."""
     for node in graph:
         first = node.inputs[0] if node.inputs else None
         if first is None or first.dtype not in _FLOATS:
@@ -87,11 +84,11 @@ def _chosen(graph: onnx_ir.Graph) -> Iterator[_Place]:
             before = first.producer()
             if orders and before is not None and before.op_type == "Gather" and before.inputs[0] is not None:
                 first = before.inputs[0]
-            yield from (_Place((first,), value, onnx_ir.DataType.INT64) for value in (orders or [places]))
+            yield from (_Place((first,), value) for value in (orders or [places]))
         elif node.op_type in ("ArgMax", "ArgMin"):
-            yield _Place((first,), node.outputs[0], onnx_ir.DataType.INT64)
+            yield _Place((first,), node.outputs[0])
         elif node.op_type in _COMPARISONS and node.inputs[1] is not None:
-            yield _Place((first, node.inputs[1]), node.outputs[0], onnx_ir.DataType.BOOL)
+            yield _Place((first, node.inputs[1]), node.outputs[0])
 
 
 def _constant(node: onnx_ir.Node, at: int) -> bool:

@@ -363,7 +363,7 @@ def _run_torch(
     """Return the outputs by name, or what the model said when it refused."""
     import torch
 
-    from onnx_config.export.double import DoubleMasks
+    from onnx_config.export.double import DoubleOperators
     from onnx_config.probe import flat_outputs
 
     tensors = {}
@@ -372,7 +372,7 @@ def _run_torch(
         tensors[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     torch.manual_seed(0)
     try:
-        doubled = DoubleMasks() if dtype is torch.float64 else nullcontext()
+        doubled = DoubleOperators() if dtype is torch.float64 else nullcontext()
         with torch.no_grad(), preserved_state(model), doubled, watch or nullcontext():
             returned = model(**tensors, **flags)
     # The model's own code decides what it raises for a size that it does not take.
