@@ -16,7 +16,7 @@ import torch
 from onnx_config.cache_layout import KEY_OR_VALUE, kept_part, layer_number
 from onnx_config.errors import ErrorKind, ModelError
 
-__all__ = ["CachedModel", "cache_of", "held_in"]
+__all__ = ["CachedModel", "cache_of", "flattened", "held_in"]
 
 _ARGUMENT = "past_key_values"
 _PRESENT = "present"
@@ -50,7 +50,7 @@ class CachedModel(torch.nn.Module):
         holds nothing, rather than states of zeros.
         """
         past = {name: inputs.pop(name) for name in list(inputs) if kept_part(name) is not None}
-        past |= _flattened(inputs.pop(_ARGUMENT, {}), _ARGUMENT)
+        past |= flattened(inputs.pop(_ARGUMENT, {}), _ARGUMENT)
         keys = [tensor for name, tensor in past.items() if KEY_OR_VALUE.fullmatch(name)]
         mask = inputs.get("attention_mask")
         if mask is not None and keys:
@@ -227,7 +227,8 @@ def _fill(layer: Any, held: _Parts) -> None:
             layer.conv_kernel_size[number or 0] = tensor.shape[-1]
 
 
-def _flattened(value: Any, name: str) -> dict[str, torch.Tensor]:
+def flattened(value: Any, name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a dictionary of dictionaries by dotted names that begin with ``name``."""
     if isinstance(value, torch.Tensor):
         return {name: value}
-    return {key: tensor for part, held in value.items() for key, tensor in _flattened(held, f"{name}.{part}").items()}
+    return {key: tensor for part, held in value.items() for key, tensor in flattened(held, f"{name}.{part}").items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from onnx_config.cached_model import CachedModel, cache_of
+from onnx_config.cached_model import CachedModel, cache_of, flattened
 from onnx_config.image_embeddings import EMBEDDINGS_OF_IMAGE
 from onnx_config.parts import EMBEDDINGS, ENCODER_MASK, ENCODER_STATES, FEATURES, Role, role_of
 from onnx_config.spec import ModelSpec
@@ -199,7 +199,7 @@ class DecoderModel(torch.nn.Module):
         from transformers.modeling_outputs import BaseModelOutput
 
         past = {name: inputs.pop(name) for name in list(inputs) if name.startswith(f"{_PAST}.")}
-        past |= _flattened(inputs.pop(_PAST, {}), _PAST)
+        past |= flattened(inputs.pop(_PAST, {}), _PAST)
         states = inputs.pop(ENCODER_STATES, None)
         if states is None:
             states = self._stand_in(past)
@@ -260,9 +260,3 @@ def flat_cache(cache: Any, halves: tuple[str, ...] = _HALVES) -> dict[str, torch
         for number, layer in enumerate(of_half[half].layers):
             flat |= {f"present.{number}.{half}.key": layer.keys, f"present.{number}.{half}.value": layer.values}
     return flat
-
-
-def _flattened(value: Any, name: str) -> dict[str, torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return {name: value}
-    return {key: tensor for part, held in value.items() for key, tensor in _flattened(held, f"{name}.{part}").items()}

@@ -23,6 +23,7 @@ __all__ = [
     "ENCODER_MASK",
     "ENCODER_STATES",
     "FEATURES",
+    "GRAPH_ENTRY",
     "GRAPH_FILES",
     "Role",
     "dual_encoder_parts",
@@ -43,6 +44,9 @@ ENCODER_AXIS = "encoder_sequence_length"
 
 EMBEDDINGS = "inputs_embeds"
 """A text as embeddings, those of images and sounds in their places."""
+
+GRAPH_ENTRY = "onnx_ferry.graph"
+"""Entry of a graph's birth certificate that says its role."""
 
 _IDS = "decoder_input_ids"
 _DECODER_AXIS = "decoder_sequence_length"

@@ -8,7 +8,7 @@ from typing import Any
 from onnx_config import hub
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
-from onnx_config.parts import dual_encoder_parts, encoder_decoder_parts, fusion_parts, prompt_parts
+from onnx_config.parts import GRAPH_ENTRY, dual_encoder_parts, encoder_decoder_parts, fusion_parts, prompt_parts
 from onnx_config.spec import ModelSpec, base_axis
 from onnx_config.task_detector import normalize_task
 from tasks.export import Exported
@@ -20,13 +20,13 @@ from tasks.simplify import Simplified, clear_artifact
 from tasks.steps import Steps
 from tasks.versions import package_versions
 
-__all__ = ["Graphs", "best_graphs", "narrow_axes"]
+__all__ = ["Graphs", "Part", "best_graphs", "narrow_axes"]
 
 _IMAGE_SIDES = frozenset({"height", "width"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
+class Part:
     """One graph in the job's ``artifact`` folder."""
 
     spec: ModelSpec
@@ -42,7 +42,7 @@ class Graphs:
     spec: ModelSpec
     """What the whole model takes and gives."""
 
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
 
     parity: ParityEntry
     """The verdict on all of them."""
@@ -122,7 +122,7 @@ def _wanted_specs(spec: ModelSpec, asked: str | None) -> tuple[ModelSpec, ...]:
 def _whole(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> Graphs:
     """Return the one graph of the forward pass."""
     progress.spec = spec
-    part = _Part(spec=spec, **_named(_verified_graph(progress, job, spec, steps)))
+    part = Part(spec=spec, **_named(_verified_graph(progress, job, spec, steps)))
     progress.notes += part.exported.notes
     progress.notes += part.checked.notes
     return Graphs(spec=spec, parts=(part,), parity=part.checked.entry)
@@ -137,9 +137,9 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
     alone = len(wanted) == 1
     spec = wanted[0] if alone else spec
     progress.spec = spec
-    parts: list[_Part] = []
+    parts: list[Part] = []
     for part_spec in wanted:
-        part = _Part(spec=part_spec, **_named(_verified_graph(progress, job, part_spec, steps)))
+        part = Part(spec=part_spec, **_named(_verified_graph(progress, job, part_spec, steps)))
         parts.append(part)
         if part.checked.entry.verdict is not Verdict.VERIFIED:
             break
@@ -164,7 +164,7 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
     return Graphs(spec=spec, parts=tuple(parts), parity=parity, merged=merged)
 
 
-def _together(parts: list[_Part]) -> ParityEntry:
+def _together(parts: list[Part]) -> ParityEntry:
     """Return what the verdicts of all parts say of the model."""
     entries = [part.checked.entry for part in parts]
     if len(entries) == 1:
@@ -327,7 +327,7 @@ def _birth_certificate(job: Job, spec: ModelSpec) -> dict[str, str]:
         "onnx_ferry.revision": job.revision,
         "onnx_ferry.task": spec.task,
         "onnx_ferry.architecture": spec.architecture,
-        "onnx_ferry.graph": spec.part,
+        GRAPH_ENTRY: spec.part,
         "onnx_ferry.key": job.key,
         "onnx_ferry.verdict": Verdict.VERIFIED.value,
     }

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from onnx_config.export.steps import Json, loaded_model
-from onnx_config.parts import Role
+from onnx_config.parts import GRAPH_ENTRY, Role
 from onnx_config.spec import ModelSpec
 
 __all__ = ["generation", "merge"]
@@ -22,7 +22,8 @@ def merge(request: Json) -> Json:
 
     begun, continued = (read_graph(Path(request[role])) for role in (Role.DECODER, Role.DECODER_WITH_PAST))
     merged = merge_decoders(begun, continued)
-    write_graph(merged, Path(request["output"]))
+    certificate = {**merged.metadata_props, GRAPH_ENTRY: Role.DECODER_MERGED.value}
+    write_graph(merged, Path(request["output"]), metadata=certificate)
     return {"graph": asdict(summarize(merged))}
 
 

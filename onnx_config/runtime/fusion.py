@@ -8,8 +8,8 @@ positions tokens have, how inputs are prepared from step to step.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from onnx_config.cache_layout import KEY_OR_VALUE
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.runtime.asked import refuse_outputs
-from onnx_config.runtime.cache_layers import PlainCache, empty_past, held, refill
+from onnx_config.runtime.cache_layers import empty_past, held, refill
 from onnx_config.runtime.graph_session import GraphSession
+from onnx_config.runtime.served import generating_class, named_arguments, served_model
 
 __all__ = ["fusion_model"]
 
@@ -40,8 +41,6 @@ def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: M
         InputError: If one of them is missing (``not_found``).
         ModelError: If transformers has no such class, or it cannot be built (``unsupported``).
     """
-    import transformers
-
     role = next((role for role in _METHODS if role in graphs), None)
     if role is None or not {Role.EMBED_TOKENS, Role.DECODER_MERGED} <= graphs.keys():
         raise InputError(
@@ -49,28 +48,15 @@ def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: M
             "folder again, or convert the model again.",
             kind=ErrorKind.NOT_FOUND,
         )
-    cls = getattr(transformers, class_name, None)
-    if not isinstance(cls, type) or not issubclass(cls, transformers.GenerationMixin):
-        raise ModelError(
-            f"transformers {transformers.__version__} has no class {class_name!r} that generates, and these graphs "
-            "generate through theirs.",
-            kind=ErrorKind.UNSUPPORTED,
-        )
-    served = type(class_name, (_Served, cls), {"forward": _forward_like(cls), "__doc__": cls.__doc__})
-    try:
-        # Some classes warn of their own deprecations when they are built.
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model: Any = served(config)
-    # The class's own code decides what it raises at a config that does not suit it.
-    except Exception as error:
-        raise ModelError(
-            f"{class_name} cannot be built from its config, to generate by it: {type(error).__name__}: {error}",
-            kind=ErrorKind.UNSUPPORTED,
-        ) from error
-    model.eval()
+    cls = generating_class(class_name)
     decoder = _Decoder(graphs[Role.DECODER_MERGED])
-    model.__dict__["served_by"] = decoder
+    model = served_model(
+        cls,
+        config,
+        forward=partial(_forward, decoder),
+        device=decoder.graph.device,
+        dtype=decoder.graph.output_types["logits"],
+    )
     embed, encode = graphs[Role.EMBED_TOKENS], graphs[role]
     model.get_input_embeddings().forward = lambda ids: embed.run({"input_ids": ids})[EMBEDDINGS]
     model.get_decoder().forward = decoder.forward
@@ -78,21 +64,6 @@ def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: M
     base.__dict__[_METHODS[role]] = _features_of(getattr(base, _METHODS[role]), encode, FEATURES[role])
     model.generation_config = generation_config
     return model
-
-
-class _Served(PlainCache):
-    """What a class of transformers is asked for beside ``forward``, where graphs do its work."""
-
-    @property
-    def device(self) -> torch.device:
-        # While the class is built, there are no graphs yet.
-        return self.served_by.graph.device if "served_by" in self.__dict__ else torch.device("meta")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.served_by.graph.output_types["logits"] if "served_by" in self.__dict__ else torch.float32
-
-    served_by: _Decoder
 
 
 class _Decoder:
@@ -120,8 +91,14 @@ class _Decoder:
         rows, length = inputs_embeds.shape[:2]
         layers = {number: held(past_key_values, number) for number, _ in self._past.values()}
         before = next((layer[0].shape[2] for layer in layers.values() if layer is not None), 0)
-        if position_ids is None or position_ids.shape[0] != rows:
-            position_ids = torch.arange(before, before + length).expand(rows, -1)
+        if position_ids is None:
+            position_ids = torch.arange(before, before + length)[None]
+        if position_ids.dim() != 2 or position_ids.shape[0] not in (1, rows):
+            raise InputError(
+                f"The decoder's graph takes a position for each token; the class gives {list(position_ids.shape)} for "
+                f"{rows} texts of {length} tokens."
+            )
+        position_ids = position_ids.expand(rows, -1)
         mask = torch.ones(rows, before + length, dtype=torch.int64) if self.mask is None else self.mask
         given = {EMBEDDINGS: inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
         for name, (number, is_key) in self._past.items():
@@ -136,44 +113,30 @@ class _Decoder:
         return BaseModelOutputWithPast(last_hidden_state=answer["logits"], past_key_values=self.cache)
 
 
-def _forward_like(cls: type) -> Any:
-    """Return a ``forward`` with the signature of the class's own, by which transformers knows unknown options."""
-    signature = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
-        given.pop(next(iter(signature.parameters)))
-        given |= given.pop(rest, {}) if rest is not None else {}
-        refuse_outputs(given)
-        for name in ("labels", "return_dict", "logits_to_keep"):
-            given.pop(name, None)
-        decoder: _Decoder = self.served_by
-        decoder.mask, decoder.logits = given.get("attention_mask"), None
-        try:
-            self.base_model(**given)
-        except AttributeError as error:
-            raise ModelError(
-                f"{cls.__name__} takes more of its encoder than the graph gives, so that this version cannot generate "
-                f"with it: {error}.",
-                kind=ErrorKind.UNSUPPORTED,
-            ) from error
-        if decoder.logits is None:
-            raise InputError(f"{cls.__name__} did not call its decoder, so that there are no logits.")
-        return CausalLMOutputWithPast(logits=decoder.logits, past_key_values=decoder.cache)
-
-    forward.__signature__ = signature  # type: ignore[attr-defined]  # as functools.wraps does
-    forward.__doc__ = cls.forward.__doc__  # type: ignore[attr-defined]  # a model class has it
-    return forward
+def _forward(decoder: _Decoder, model: Any, given: dict[str, Any]) -> Any:
+    refuse_outputs(given)
+    for name in ("labels", "return_dict", "logits_to_keep"):
+        given.pop(name, None)
+    decoder.mask, decoder.logits = given.get("attention_mask"), None
+    try:
+        model.base_model(**given)
+    except AttributeError as error:
+        raise ModelError(
+            f"{type(model).__name__} takes more of its encoder than the graph gives, so that this version cannot "
+            f"generate with it: {error}.",
+            kind=ErrorKind.UNSUPPORTED,
+        ) from error
+    if decoder.logits is None:
+        raise InputError(f"{type(model).__name__} did not call its decoder, so that there are no logits.")
+    return CausalLMOutputWithPast(logits=decoder.logits, past_key_values=decoder.cache)
 
 
 def _features_of(original: Any, graph: GraphSession, output: str) -> Any:
     """Return what takes the place of a class's method that makes features, and hands them on as that does."""
     signature = inspect.signature(original)
-    names = list(signature.parameters)
 
     def features(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = named_arguments(signature, *args, **kwargs)
         if missing := [name for name in graph.inputs if given.get(name) is None]:
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
         feed = {name: given[name] for name in graph.inputs}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.merge import SWITCH
 from onnx_config.parts import ENCODER_MASK, ENCODER_STATES, GRAPH_FILES, Role
 from onnx_config.runtime.asked import ASKED_OUTPUTS, refuse_outputs
-from onnx_config.runtime.cache_layers import PlainCache, empty_past, held, refill
+from onnx_config.runtime.cache_layers import empty_past, held, refill
 from onnx_config.runtime.fill import filled
 from onnx_config.runtime.graph_session import GraphSession
+from onnx_config.runtime.served import generating_class, served_model
 
 __all__ = ["seq2seq_model"]
 
@@ -46,29 +47,11 @@ def seq2seq_model(class_name: str, config: Any, generation_config: Any, graphs: 
         InputError: If the encoder is missing, or the decoder that goes on (``not_found``).
         ModelError: If transformers has no such class, or it cannot be built (``unsupported``).
     """
-    import transformers
-
-    cls = getattr(transformers, class_name, None)
-    if not isinstance(cls, type) or not issubclass(cls, transformers.GenerationMixin):
-        raise ModelError(
-            f"transformers {transformers.__version__} has no class {class_name!r} that generates, and the graphs of an "
-            "encoder-decoder generate through theirs.",
-            kind=ErrorKind.UNSUPPORTED,
-        )
+    cls = generating_class(class_name)
     decoders = _Decoders(graphs)
-    served = type(class_name, (_Served, cls), {"forward": _forward_like(cls), "__doc__": cls.__doc__})
-    try:
-        # Some classes warn of their own deprecations when they are built.
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model: Any = served(config)
-    # The class's own code decides what it raises at a config that does not suit it.
-    except Exception as error:
-        raise ModelError(
-            f"{class_name} cannot be built from its config, to generate by it: {type(error).__name__}: {error}",
-            kind=ErrorKind.UNSUPPORTED,
-        ) from error
-    model.eval()
+    model = served_model(
+        cls, config, forward=partial(_forward, cls), device=graphs[Role.ENCODER].device, dtype=decoders.dtype
+    )
     # Not through the module's own way to set attributes, which looks for modules in them.
     model.__dict__["graphs"] = _Graphs(graphs[Role.ENCODER], decoders, model)
     encoder = model.get_encoder()
@@ -77,21 +60,6 @@ def seq2seq_model(class_name: str, config: Any, generation_config: Any, graphs: 
     if not decoders.carry_a_cache:
         model.generation_config.use_cache = False
     return model
-
-
-class _Served(PlainCache):
-    """What a class of transformers is asked for beside ``forward``, where graphs do its work."""
-
-    graphs: _Graphs
-
-    @property
-    def device(self) -> torch.device:
-        # While the class is built, there are no graphs yet.
-        return self.graphs.encoder.device if "graphs" in self.__dict__ else torch.device("meta")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.graphs.decoders.dtype if "graphs" in self.__dict__ else torch.float32
 
 
 class _Decoders:
@@ -252,25 +220,13 @@ class _Graphs:
         return torch.ones(states.shape[:2], dtype=torch.int64)
 
 
-def _forward_like(cls: type) -> Any:
-    """Return a ``forward`` with the signature of the class's own, by which transformers knows unknown options."""
-    signature = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = dict(signature.bind(self, *args, **kwargs).arguments)
-        given.pop(next(iter(signature.parameters)))
-        given |= given.pop(rest, {}) if rest is not None else {}
-        graphs: _Graphs = self.graphs
-        takes = _TAKEN | graphs.encoder.inputs.keys()
-        names = signature.parameters.keys()
-        if foreign := [n for n, value in given.items() if value is not None and n in names and n not in takes]:
-            raise InputError(f"The graphs do not take {', '.join(map(repr, foreign))}, which {cls.__name__} does.")
-        return graphs.forward(given)
-
-    forward.__signature__ = signature  # type: ignore[attr-defined]  # as functools.wraps does
-    forward.__doc__ = cls.forward.__doc__  # type: ignore[attr-defined]  # a model class has it
-    return forward
+def _forward(cls: type, model: Any, given: dict[str, Any]) -> Any:
+    graphs: _Graphs = model.graphs
+    takes = _TAKEN | graphs.encoder.inputs.keys()
+    names = inspect.signature(cls.forward).parameters.keys()  # type: ignore[attr-defined]  # a model class has it
+    if foreign := [n for n, value in given.items() if value is not None and n in names and n not in takes]:
+        raise InputError(f"The graphs do not take {', '.join(map(repr, foreign))}, which {cls.__name__} does.")
+    return graphs.forward(given)
 
 
 _TAKEN = frozenset({

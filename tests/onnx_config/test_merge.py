@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_config.export.graph_file import read_graph, write_graph
 from onnx_config.export.merge import SWITCH, merge_decoders
+from onnx_config.export.part_steps import merge
+from onnx_config.parts import GRAPH_ENTRY
 
 SHARED = np.arange(12, dtype=np.float32).reshape(3, 4)
 OWN = np.full((4,), 2.0, np.float32)
@@ -135,3 +137,12 @@ def test_a_past_that_is_not_read_may_be_empty_where_the_states_have_a_fixed_leng
         logits, kept = session.run(["logits", "present.0.encoder.key"], feed)
         np.testing.assert_array_equal(logits, -(past if goes_on else states))
         np.testing.assert_array_equal(kept, past if goes_on else states)
+
+
+def test_its_birth_certificate_says_what_it_is(tmp_path: Path) -> None:
+    for name, made in (("decoder", begun()), ("decoder_with_past", continued())):
+        write_graph(made, tmp_path / name, metadata={GRAPH_ENTRY: name, "onnx_ferry.source": "tiny"})
+    graphs = {name: str(tmp_path / name) for name in ("decoder", "decoder_with_past")}
+    merge({**graphs, "output": str(tmp_path / "merged")})
+    certificate = read_graph(tmp_path / "merged").metadata_props
+    assert certificate == {GRAPH_ENTRY: "decoder_merged", "onnx_ferry.source": "tiny"}

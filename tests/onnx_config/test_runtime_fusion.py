@@ -187,6 +187,18 @@ def test_an_image_without_a_place_in_the_text_is_refused(captioner: Parts) -> No
         model(**inputs)
 
 
+def test_positions_of_another_kind_are_refused(captioner: Parts) -> None:
+    model = AutoModelForONNX.from_pretrained(captioner.folder, threads=1)
+    inputs = prompts()
+    rows, length = inputs["input_ids"].shape
+    positions = torch.arange(length).expand(3, rows, length)
+    with pytest.raises(InputError, match="a position for each token"):
+        model(**inputs, position_ids=positions)
+    # One row of positions holds for all.
+    plain = model(**inputs).logits
+    torch.testing.assert_close(model(**inputs, position_ids=positions[0, :1]).logits, plain)
+
+
 def test_a_part_that_is_missing_is_named(captioner: Parts, tmp_path: Path) -> None:
     for path in captioner.folder.iterdir():
         if path.name not in ("embed_tokens.onnx", "ferry.json"):
