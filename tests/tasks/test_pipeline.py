@@ -30,7 +30,7 @@ from onnx_config.errors import (
     TransientError,
     error_of_kind,
 )
-from onnx_config.export import isolate
+from onnx_config.export import isolate, watch
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.spec import ModelSpec
 from tasks import pipeline, retry
@@ -226,10 +226,12 @@ def test_a_run_without_work_removes_what_a_killed_one_left(done):
     [
         pytest.param({"memory_limit_bytes": 50_000_000}, ErrorKind.OUT_OF_MEMORY, "more than its limit of 48 MiB",
                      id="memory"),
-        pytest.param({"timeout_seconds": 0.05}, ErrorKind.TIMEOUT, "took longer than its limit of 0.05 s", id="time"),
+        pytest.param({"timeout_seconds": 0.01}, ErrorKind.TIMEOUT, "took longer than its limit of 0.01 s", id="time"),
     ],
 )  # fmt: skip
-def test_what_runs_out_is_tried_once_more_alone(tmp_path, changes, kind, words):
+def test_what_runs_out_is_tried_once_more_alone(tmp_path, monkeypatch, changes, kind, words):
+    # A tiny model is detected in less than the usual time between two looks at a child.
+    monkeypatch.setattr(watch, "TICK_SECONDS", 0.002)
     places = workspace(tmp_path / "home", **changes)
     asked = request(tiny(tmp_path / "model"))
     (entry,) = run([asked], places).models
