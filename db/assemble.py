@@ -22,6 +22,7 @@ from db.models import (
     Environment,
     Graph,
     GraphTensor,
+    ParityCell,
     ParityCheck,
     ParityOutput,
     Revision,
@@ -37,6 +38,7 @@ from db.records import (
     FileRecord,
     GraphRecord,
     OutputParityRecord,
+    ParityCellRecord,
     ParityRecord,
     StepTiming,
     TensorRecord,
@@ -202,15 +204,25 @@ def _parity(session: Session, conversion_ids: Iterable[int]) -> dict[int, list[P
     checks = [row for (row,) in _in(session, columns, ParityCheck.conversion_id, conversion_ids)]
     outputs: dict[int, list[OutputParityRecord]] = defaultdict(list)
     columns_of_output = select(
-        ParityOutput.parity_check_id, ParityOutput.name, ParityOutput.max_abs_diff, ParityOutput.tolerance
+        ParityOutput.parity_check_id,
+        ParityOutput.name,
+        ParityOutput.max_abs_diff,
+        ParityOutput.tolerance,
+        ParityOutput.spread,
     )
-    for parent, name, max_abs_diff, tolerance in _in(
+    for parent, name, max_abs_diff, tolerance, spread in _in(
         session,
         columns_of_output.order_by(ParityOutput.position),
         ParityOutput.parity_check_id,
         [check.id for check in checks],
     ):
-        outputs[parent].append(OutputParityRecord(name=name, max_abs_diff=max_abs_diff, tolerance=tolerance))
+        outputs[parent].append(
+            OutputParityRecord(name=name, max_abs_diff=max_abs_diff, tolerance=tolerance, spread=spread)
+        )
+    cells = _cells(session, [check.id for check in checks])
+    versions: Select[Any] = select(Environment.id, Environment.versions)
+    theirs = {check.environment_id for check in checks if check.environment_id is not None}
+    environments = dict(_in(session, versions, Environment.id, theirs))
     parity: dict[int, list[ParityRecord]] = defaultdict(list)
     for check in checks:
         parity[check.conversion_id].append(
@@ -224,7 +236,33 @@ def _parity(session: Session, conversion_ids: Iterable[int]) -> dict[int, list[P
                 axes_proven=tuple(check.axes_proven),
                 outputs=tuple(outputs.get(check.id, ())),
                 detail=check.detail,
+                cells=tuple(cells.get(check.id, ())),
+                session=check.session,
+                device_memory_bytes=check.device_memory_bytes,
+                environment=None if check.environment_id is None else dict(environments[check.environment_id]),
                 checked_at=check.checked_at,
             )
         )
     return parity
+
+
+def _cells(session: Session, check_ids: Iterable[int]) -> dict[int, list[ParityCellRecord]]:
+    columns = select(ParityCell).order_by(ParityCell.position).execution_options(populate_existing=True)
+    cells: dict[int, list[ParityCellRecord]] = defaultdict(list)
+    for (row,) in _in(session, columns, ParityCell.parity_check_id, check_ids):
+        cells[row.parity_check_id].append(
+            ParityCellRecord(
+                graph=row.graph,
+                provider=row.provider,
+                optimization=row.optimization,
+                dtype=row.dtype,
+                shape=row.shape,
+                sizes=dict(row.sizes),
+                verdict=row.verdict,
+                output=row.output,
+                max_abs_diff=row.max_abs_diff,
+                tolerance=row.tolerance,
+                detail=row.detail,
+            )
+        )
+    return cells

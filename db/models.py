@@ -37,6 +37,7 @@ __all__ = [
     "Environment",
     "Graph",
     "GraphTensor",
+    "ParityCell",
     "ParityCheck",
     "ParityOutput",
     "Revision",
@@ -301,7 +302,11 @@ class ParityCheck(Base):
     """One comparison of an artifact with its source."""
 
     __tablename__ = "parity_checks"
-    __table_args__ = (_one_of("verdict", ParityVerdict), Index(None, "conversion_id"))
+    __table_args__ = (
+        _one_of("verdict", ParityVerdict),
+        Index(None, "conversion_id"),
+        Index(None, "environment_id"),
+    )
 
     id: Mapped[PrimaryKey]
     conversion_id: Mapped[int] = mapped_column(ForeignKey("conversions.id"))
@@ -313,9 +318,15 @@ class ParityCheck(Base):
     tolerance: Mapped[Number | None]
     axes_proven: Mapped[Json]
     detail: Mapped[Words | None]
+    session: Mapped[Json | None]
+    """How ONNX Runtime was asked to run; NULL where nobody wrote it down."""
+    device_memory_bytes: Mapped[Bytes | None]
+    environment_id: Mapped[int | None] = mapped_column(ForeignKey("environments.id"))
+    """The versions that it ran with; NULL: those of the conversion."""
     checked_at: Mapped[Moment]
 
     outputs: Mapped[list[ParityOutput]] = relationship(lazy="raise")
+    cells: Mapped[list[ParityCell]] = relationship(lazy="raise")
 
 
 class ParityOutput(Base):
@@ -330,3 +341,27 @@ class ParityOutput(Base):
     name: Mapped[Words]
     max_abs_diff: Mapped[Number]
     tolerance: Mapped[Number]
+    spread: Mapped[Number | None]
+    """By how much PyTorch differs from itself there; NULL where that decided nothing and was not measured."""
+
+
+class ParityCell(Base):
+    """One graph at one shape, run by one provider at one optimisation level, in one check."""
+
+    __tablename__ = "parity_cells"
+    __table_args__ = (UniqueConstraint("parity_check_id", "position"), _one_of("verdict", ParityVerdict))
+
+    id: Mapped[PrimaryKey]
+    parity_check_id: Mapped[int] = mapped_column(ForeignKey("parity_checks.id"))
+    position: Mapped[Count]
+    graph: Mapped[Words]
+    provider: Mapped[Words]
+    optimization: Mapped[Word]
+    dtype: Mapped[Word]
+    shape: Mapped[Words]
+    sizes: Mapped[Json]
+    verdict: Mapped[Word]
+    output: Mapped[Words | None]
+    max_abs_diff: Mapped[Number | None]
+    tolerance: Mapped[Number | None]
+    detail: Mapped[Words | None]

@@ -134,6 +134,50 @@ class OutputParityRecord:
     tolerance: float
     """Largest absolute difference allowed."""
 
+    spread: float | None = None
+    """By how much PyTorch differs from itself there; ``None`` where that was not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityCellRecord:
+    """One graph at one shape, run by one provider at one optimisation level."""
+
+    graph: str
+    """Role of the graph."""
+
+    provider: str
+    """ONNX Runtime's execution provider."""
+
+    optimization: str
+    """``disable``, ``basic``, ``extended`` or ``all``: how far ONNX Runtime rewrites the graph."""
+
+    dtype: str
+    """Element type of the graph's weights."""
+
+    shape: str
+    """What the shape is there to find."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Dynamic axis -> size in elements."""
+
+    verdict: str
+    """A `db.vocabulary.ParityVerdict`."""
+
+    output: str | None
+    """The output that came closest to its tolerance, or went beyond it; ``None`` where nothing was compared."""
+
+    max_abs_diff: float | None
+    """Its largest absolute difference."""
+
+    tolerance: float | None
+    """Largest absolute difference allowed of it."""
+
+    detail: str | None = None
+    """What differed; ``None`` where nothing did."""
+
+    def __post_init__(self) -> None:
+        _check_word("verdict", self.verdict, ParityVerdict)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRecord:
@@ -165,6 +209,18 @@ class ParityRecord:
 
     detail: str | None = None
     """What differed and where; ``None`` where nothing did."""
+
+    cells: tuple[ParityCellRecord, ...] = ()
+    """In the order in which they were compared."""
+
+    session: Mapping[str, Any] | None = None
+    """How ONNX Runtime was asked to run; ``None`` where that was not written down."""
+
+    device_memory_bytes: int | None = None
+    """Memory of the device that the check took; ``None`` on the CPU, or where it was not measured."""
+
+    environment: Mapping[str, str] | None = None
+    """Versions by package name; ``None``: those of the conversion."""
 
     checked_at: datetime
     """When the check ended."""

@@ -27,6 +27,7 @@ from db.models import (
     Environment,
     Graph,
     GraphTensor,
+    ParityCell,
     ParityCheck,
     ParityOutput,
     Revision,
@@ -124,7 +125,7 @@ def record_conversion(session: Session, record: ConversionRecord, *, batch_id: i
             StepDuration(position=position, step=str(timing.step), seconds=timing.seconds)
             for position, timing in enumerate(record.timings)
         ],
-        parity=[_parity_row(parity) for parity in record.parity],
+        parity=[_parity_row(session, parity) for parity in record.parity],
     )
     session.add(row)
     session.flush()
@@ -133,7 +134,7 @@ def record_conversion(session: Session, record: ConversionRecord, *, batch_id: i
 
 def record_parity(session: Session, conversion_id: int, parity: ParityRecord) -> int:
     """Add one more check to an attempt, as verifying again does; return the check's number."""
-    row = _parity_row(parity)
+    row = _parity_row(session, parity)
     row.conversion_id = conversion_id
     session.add(row)
     session.flush()
@@ -426,7 +427,7 @@ def _tensor_rows(direction: Direction, tensors: Sequence[TensorRecord]) -> list[
     ]
 
 
-def _parity_row(parity: ParityRecord) -> ParityCheck:
+def _parity_row(session: Session, parity: ParityRecord) -> ParityCheck:
     return ParityCheck(
         verdict=str(parity.verdict),
         device=parity.device,
@@ -436,6 +437,9 @@ def _parity_row(parity: ParityRecord) -> ParityCheck:
         tolerance=parity.tolerance,
         axes_proven=list(parity.axes_proven),
         detail=parity.detail,
+        session=None if parity.session is None else dict(parity.session),
+        device_memory_bytes=parity.device_memory_bytes,
+        environment_id=None if parity.environment is None else _environment_id(session, parity.environment),
         checked_at=parity.checked_at,
         outputs=[
             ParityOutput(
@@ -443,8 +447,26 @@ def _parity_row(parity: ParityRecord) -> ParityCheck:
                 name=output.name,
                 max_abs_diff=output.max_abs_diff,
                 tolerance=output.tolerance,
+                spread=output.spread,
             )
             for position, output in enumerate(parity.outputs)
+        ],
+        cells=[
+            ParityCell(
+                position=position,
+                graph=cell.graph,
+                provider=cell.provider,
+                optimization=cell.optimization,
+                dtype=cell.dtype,
+                shape=cell.shape,
+                sizes=dict(cell.sizes),
+                verdict=str(cell.verdict),
+                output=cell.output,
+                max_abs_diff=cell.max_abs_diff,
+                tolerance=cell.tolerance,
+                detail=cell.detail,
+            )
+            for position, cell in enumerate(parity.cells)
         ],
     )
 
