@@ -189,6 +189,9 @@ def _together(parts: list[Part]) -> ParityEntry:
         axes_proven=tuple(sorted({axis for entry in entries for axis in entry.axes_proven})),
         outputs=outputs,
         detail=detail,
+        cells=tuple(cell for entry in entries for cell in entry.cells),
+        session=entries[0].session,
+        device_memory_bytes=max((e.device_memory_bytes or 0 for e in entries), default=0) or None,
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnx_config.export.shapes import Float64
 from onnx_config.spec import ModelSpec
 from tasks.job import Job, StepCost, run_child
 from tasks.memory import estimate_bytes
-from tasks.report import OutputDifference, ParityEntry, Step, Verdict
+from tasks.report import OutputDifference, ParityCellEntry, ParityEntry, Step, Verdict
 from tasks.simplify import Simplified
 
-__all__ = ["Checked", "check"]
+__all__ = ["USUAL", "Checked", "Effort", "case_folder", "check"]
 
 _LARGE_BYTES = 512 * 1024**2
 
@@ -30,8 +31,32 @@ class Checked:
     """What the comparison used."""
 
 
-def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False) -> Checked:
-    """Compare the graph as stored with the model in PyTorch, on the device asked for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How much is compared."""
+
+    levels: tuple[str, ...] = ("all",)
+    """ONNX Runtime's optimisation levels; the first is the one that a verdict is about."""
+
+    shapes: int = 0
+    """How many shapes at least; there are never fewer than the usual ones."""
+
+    bisect: bool = False
+    """Whether the first node that goes wrong is looked for, where something does."""
+
+
+USUAL = Effort()
+"""What a conversion is compared by: five shapes or more, as ONNX Runtime runs it unless told otherwise."""
+
+
+def case_folder(job: Job) -> Path:
+    """Return where a comparison that does not hold leaves what shows it again, a folder for each graph."""
+    return job.scratch / "case"
+
+
+def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False, effort: Effort = USUAL) -> Checked:
+    """Compare the graph as stored with the model in PyTorch, on the device asked for; where it does not hold, inputs
+    and answers are in `case_folder`.
 
     Of a graph whose template was ``reused``, the model's own error is measured only where it decides, since its
     structure was looked at before; so is that of a large model, for the memory. Where the model's share of the memory
@@ -58,6 +83,10 @@ def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False
             "threads": job.workspace.threads,
             "float64": str(Float64.NEVER if short_of_memory else Float64.NEEDED if sparing else Float64.HALF),
             "mapped": short_of_memory,
+            "levels": list(effort.levels),
+            "count": effort.shapes,
+            "bisect": effort.bisect,
+            "case": str(case_folder(job) / spec.part),
         },
         architecture=spec.architecture,
     )
@@ -73,6 +102,9 @@ def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False
         axes_proven=tuple(answer["axes_proven"]),
         outputs=outputs,
         detail=answer["detail"],
+        cells=tuple(ParityCellEntry(graph=spec.part, **cell) for cell in answer["cells"]),
+        session=answer["session"],
+        device_memory_bytes=answer["device_memory_bytes"],
     )
     notes = (*answer["notes"], *(f"not compared, {text}" for text in answer["skipped"]))
     return Checked(entry=entry, notes=notes, cost=cost)

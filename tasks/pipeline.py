@@ -15,11 +15,14 @@ from onnx_config.errors import ErrorKind, FerryError, ModelError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
+from tasks.basis import basis_of
+from tasks.failures import FailureFolders
 from tasks.file_lock import file_lock
 from tasks.graphs import best_graphs, narrow_axes
 from tasks.job import Job, raise_if_stopping, reproduce_command
 from tasks.lookup import resolve, unforeseen, usable
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
+from tasks.parity import case_folder
 from tasks.progress import Progress
 from tasks.register import catalog, known_results, record_entry
 from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, Verdict
@@ -110,6 +113,8 @@ def convert_model(
 def _failed(progress: Progress, workspace: Workspace, error: FerryError, batch_id: int | None) -> ModelEntry:
     """Record a failure; where even that fails, the entry says both."""
     entry = progress.entry(Status.FAILED, error=error)
+    if entry.error is not None and not error.kind.transient:
+        FailureFolders(workspace.home).keep(progress.request, entry.error, revision=progress.revision)
     try:
         record_entry(
             workspace, progress.request, entry, key=progress.key, started_at=progress.started_at, batch_id=batch_id
@@ -278,7 +283,12 @@ def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes:
         error = None if verified else _mismatch(graphs.parity)
         progress.step = Step.PARITY
         status = Status.CONVERTED if verified else Status.MISMATCH
+        failures, kept = FailureFolders(workspace.home), None
         draft = progress.entry(status, error=error, graphs=graphs.entries)
+        if draft.error is not None:
+            kept = failures.keep(progress.request, draft.error, revision=progress.revision, cases=case_folder(job))
+            note = [] if kept is None else [f"{kept / 'reproduce.sh'} shows the difference again"]
+            draft = draft.model_copy(update={"notes": (*draft.notes, *note)})
         with progress.during(Step.REGISTER):
             registered: ModelEntry = steps.register(
                 job,
@@ -286,7 +296,12 @@ def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes:
                 started_at=progress.started_at,
                 batch_id=means.batch_id,
                 templates=[(made.template.folder, made.use) for made in graphs.templates if made.template is not None],
+                basis=basis_of(progress.request, graphs),
             )
+            if kept is None:
+                failures.forget(progress.request)
+            else:
+                failures.point_to(kept, registered.graphs)
             registered = place_known(registered, progress.request, means.output)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
 

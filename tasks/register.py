@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -21,6 +22,7 @@ from tasks.report import (
     GraphEntry,
     ModelEntry,
     OutputDifference,
+    ParityCellEntry,
     ParityEntry,
     Status,
     Step,
@@ -31,7 +33,17 @@ from tasks.request import ConversionRequest, Workspace
 from tasks.store import ArtifactStore, disk_errors, folder_bytes
 from tasks.versions import package_versions
 
-__all__ = ["catalog", "catalog_errors", "catalog_id", "known_results", "record_entry", "register", "to_entry"]
+__all__ = [
+    "catalog",
+    "catalog_errors",
+    "catalog_id",
+    "known_results",
+    "parity_entry",
+    "parity_record",
+    "record_entry",
+    "register",
+    "to_entry",
+]
 
 
 @lru_cache(maxsize=8)
@@ -67,11 +79,12 @@ def register(
     started_at: datetime,
     batch_id: int | None,
     templates: Sequence[tuple[Path, str]] = (),
+    basis: dict[str, Any] | None = None,
 ) -> ModelEntry:
     """Store the files in the job's ``artifact`` folder and record ``entry``; return it with its place.
 
     ``templates`` are the folders of those that the graphs came from, whose names are their keys, each with whether it
-    was ``traced`` or ``reused``.
+    was ``traced`` or ``reused``; ``basis`` is what comparing them again needs to know, for ``ferry.json``.
 
     A mismatch goes to the quarantine. The folder is moved whole; the catalog is written after it, in one
     transaction, so that a row never names files that are not there.
@@ -91,7 +104,7 @@ def register(
             copy_side_files(job.source, folder)
             files = list_files(folder)
             address = content_address(files)
-            write_ferry_file(folder, entry.model_dump(mode="json"), files)
+            write_ferry_file(folder, entry.model_dump(mode="json"), files, basis=basis)
             # Before the folder is moved: from then on only this says where it went.
             target = store.path_of(address, quarantined=quarantined)
             _place_file(job).write_text(str(target), encoding="utf-8")
@@ -193,22 +206,7 @@ def record_entry(
             reproduce=entry.error.reproduce,
         ),
         artifact=artifact,
-        parity=()
-        if parity is None
-        else (
-            db.ParityRecord(
-                verdict=parity.verdict.value,
-                device=parity.device,
-                provider=parity.provider,
-                shapes=parity.shapes,
-                max_abs_diff=parity.max_abs_diff,
-                tolerance=parity.tolerance,
-                axes_proven=parity.axes_proven,
-                outputs=tuple(db.OutputParityRecord(**o.model_dump()) for o in parity.outputs),
-                detail=parity.detail,
-                checked_at=now,
-            ),
-        ),
+        parity=() if parity is None else (parity_record(parity, at=now),),
         environment=package_versions(),
         started_at=started_at,
         finished_at=now,
@@ -225,6 +223,46 @@ def record_entry(
                 at=now,
             )
         return db.record_conversion(session, record, batch_id=batch_id)
+
+
+def parity_record(
+    parity: ParityEntry, *, at: datetime, environment: Mapping[str, str] | None = None
+) -> db.ParityRecord:
+    """Return a verdict as the catalog keeps it; ``environment``: its versions, where the conversion had others."""
+    return db.ParityRecord(
+        verdict=parity.verdict.value,
+        device=parity.device,
+        provider=parity.provider,
+        shapes=parity.shapes,
+        max_abs_diff=parity.max_abs_diff,
+        tolerance=parity.tolerance,
+        axes_proven=parity.axes_proven,
+        outputs=tuple(db.OutputParityRecord(**o.model_dump()) for o in parity.outputs),
+        detail=parity.detail,
+        cells=tuple(db.ParityCellRecord(**cell.model_dump()) for cell in parity.cells),
+        session=parity.session,
+        device_memory_bytes=parity.device_memory_bytes,
+        environment=environment,
+        checked_at=at,
+    )
+
+
+def parity_entry(parity: db.ParityRecord) -> ParityEntry:
+    """Return what the catalog keeps of a verdict as a report's."""
+    return ParityEntry(
+        verdict=Verdict(parity.verdict),
+        device=parity.device,
+        provider=parity.provider,
+        shapes=parity.shapes,
+        max_abs_diff=parity.max_abs_diff,
+        tolerance=parity.tolerance,
+        axes_proven=parity.axes_proven,
+        outputs=tuple(OutputDifference(**asdict(o)) for o in parity.outputs),
+        detail=parity.detail,
+        cells=tuple(ParityCellEntry(**asdict(cell)) for cell in parity.cells),
+        session=None if parity.session is None else dict(parity.session),
+        device_memory_bytes=parity.device_memory_bytes,
+    )
 
 
 def catalog_id(model_id: str) -> str:
@@ -274,22 +312,7 @@ def to_entry(record: db.ConversionRecord, *, model_id: str, status: Status) -> M
         ),
         template=record.template,
         simplified=record.simplified,
-        parity=None
-        if parity is None
-        else ParityEntry(
-            verdict=Verdict(parity.verdict),
-            device=parity.device,
-            provider=parity.provider,
-            shapes=parity.shapes,
-            max_abs_diff=parity.max_abs_diff,
-            tolerance=parity.tolerance,
-            axes_proven=parity.axes_proven,
-            outputs=tuple(
-                OutputDifference(name=o.name, max_abs_diff=o.max_abs_diff, tolerance=o.tolerance)
-                for o in parity.outputs
-            ),
-            detail=parity.detail,
-        ),
+        parity=None if parity is None else parity_entry(parity),
         seconds={Step(t.step): t.seconds for t in record.timings},
         peak_rss_bytes=record.peak_rss_bytes,
         attempts=record.attempts,

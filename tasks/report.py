@@ -21,6 +21,7 @@ __all__ = [
     "GraphEntry",
     "ModelEntry",
     "OutputDifference",
+    "ParityCellEntry",
     "ParityEntry",
     "Report",
     "Status",
@@ -101,6 +102,32 @@ class OutputDifference(_Value):
     name: str
     max_abs_diff: float
     tolerance: float
+    spread: float | None = None
+    """By how much PyTorch differs from itself between float32 and float64 there; ``None`` where that decided nothing
+    and was not measured."""
+
+
+class ParityCellEntry(_Value):
+    """One graph at one shape, run by one provider at one optimisation level."""
+
+    graph: str
+    """Role of the graph."""
+    provider: str
+    """ONNX Runtime's execution provider."""
+    optimization: str
+    """``disable``, ``basic``, ``extended`` or ``all``: how far ONNX Runtime rewrites the graph."""
+    dtype: str
+    """Element type of the graph's weights."""
+    shape: str
+    """What the shape is there to find."""
+    sizes: dict[str, int]
+    """Dynamic axis -> size in elements."""
+    verdict: Verdict
+    output: str | None
+    """The output that came closest to its tolerance, or went beyond."""
+    max_abs_diff: float | None
+    tolerance: float | None
+    detail: str | None = None
 
 
 class ParityEntry(_Value):
@@ -121,6 +148,12 @@ class ParityEntry(_Value):
     outputs: tuple[OutputDifference, ...] = ()
     detail: str | None = None
     """What differed and where; ``None`` where nothing did."""
+    cells: tuple[ParityCellEntry, ...] = ()
+    """Every comparison, in the order in which they were made."""
+    session: dict[str, int | str] | None = None
+    """How ONNX Runtime was asked to run."""
+    device_memory_bytes: int | None = None
+    """Memory of the GPU that the session took; ``None`` on the CPU."""
 
 
 class ErrorEntry(_Value):

@@ -24,6 +24,7 @@ __all__ = [
     "list_files",
     "read_ferry_file",
     "write_ferry_file",
+    "write_ferry_value",
 ]
 
 FERRY_FILE = "ferry.json"
@@ -97,21 +98,32 @@ def content_address(files: Iterable[ArtifactFile]) -> str:
     return digest.hexdigest()
 
 
-def write_ferry_file(folder: Path, entry: dict[str, Any], files: Iterable[ArtifactFile]) -> Path:
-    """Write ``ferry.json`` atomically: ``entry`` and the hashes of ``files``.
+def write_ferry_file(
+    folder: Path, entry: dict[str, Any], files: Iterable[ArtifactFile], *, basis: dict[str, Any] | None = None
+) -> Path:
+    """Write ``ferry.json`` atomically: ``entry``, the hashes of ``files``, and the ``basis`` of the verdict.
+
+    The basis is what a later comparison needs to know: how the model was asked for, and what each graph takes.
 
     A number that is not finite (a difference from NaN, say) becomes ``null``, since JSON has none.
     """
-    value = {
+    value: dict[str, Any] = {
         "schema": 1,
         "model": _finite(entry),
         "files": {file.path: {"sha256": file.sha256, "size_bytes": file.size_bytes} for file in files},
     }
+    if basis is not None:
+        value["basis"] = basis
+    write_ferry_value(folder, value)
+    return folder / FERRY_FILE
+
+
+def write_ferry_value(folder: Path, value: dict[str, Any]) -> None:
+    """Write a whole ``ferry.json`` atomically."""
     path = folder / FERRY_FILE
     aside = path.with_name(f".{FERRY_FILE}.{os.getpid()}")
     aside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(path)
-    return path
 
 
 def _finite(value: Any) -> Any:

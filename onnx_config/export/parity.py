@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FEWEST_SHAPES",
+    "LEVELS",
+    "Cell",
     "Outcome",
     "OutputCheck",
     "ParityResult",
@@ -39,9 +41,12 @@ __all__ = [
     "choose_device",
     "compute_references",
     "difference_at",
+    "free_device_bytes",
     "max_difference",
     "open_session",
     "refuses",
+    "session_facts",
+    "session_options",
 ]
 
 Array = npt.NDArray[Any]
@@ -62,6 +67,9 @@ FALLBACK_TOLERANCE = 1e-4
 
 FEWEST_SHAPES = 4
 """How many shapes must be compared before a graph is called anything."""
+
+LEVELS = ("disable", "basic", "extended", "all")
+"""How far ONNX Runtime rewrites a graph before it runs it; ``all`` is what it does unless told otherwise."""
 
 _SMALLEST_SCALE = 1e-2
 _SMALLEST_FALLBACK_SCALE = 1.0
@@ -85,6 +93,29 @@ class OutputCheck:
     max_abs_diff: float
     tolerance: float
     """The tolerance at the shape where the difference came closest to it."""
+    spread: float | None = None
+    """By how much PyTorch differs from itself in float64 there; ``None`` where that decided nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A graph at one shape, run by one provider at one optimisation level."""
+
+    provider: str
+    optimization: str
+    """One of `LEVELS`."""
+    dtype: str
+    """Element type of the graph's weights."""
+    shape: str
+    """Label of the shape."""
+    sizes: Mapping[str, int]
+    """Dynamic axis -> size in elements."""
+    verdict: Outcome
+    output: str | None
+    """The output that came closest to its tolerance, or went beyond; ``None`` where nothing was compared."""
+    max_abs_diff: float | None
+    tolerance: float | None
+    detail: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +136,13 @@ class ParityResult:
     """Shapes that the PyTorch model itself refuses."""
     notes: tuple[str, ...] = ()
     """Where PyTorch was made to choose as the graph does, among numbers that are equal but for rounding."""
+    cells: tuple[Cell, ...] = ()
+    """One for each shape."""
+
+    @property
+    def first_failure(self) -> int | None:
+        """Number of the first shape that does not hold; ``None``: all hold."""
+        return next((at for at, cell in enumerate(self.cells) if cell.verdict is not Outcome.VERIFIED), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +181,16 @@ class _Tally:
     def is_clean(self) -> bool:
         return self.mismatch is None and self.unstable is None
 
+    def saw(self, shape: CheckShape) -> None:
+        """Count a shape that was compared."""
+        self.compared += 1
+        for axis, size in shape.sizes.items():
+            self.sizes.setdefault(axis, set()).add(size)
+
     def add(self, other: _Tally) -> None:
         """Take over what was found in one more comparison."""
         for check in other.worst.values():
-            self.note(check.name, check.max_abs_diff, check.tolerance)
+            self.note(check.name, check.max_abs_diff, check.tolerance, check.spread)
         self.mismatch = self.mismatch or other.mismatch
         self.unstable = self.unstable or other.unstable
         self.own_choices += other.own_choices
@@ -160,10 +204,30 @@ class _Tally:
         if self.graph_choices:
             yield f"PyTorch was made to choose as the graph does, {among}, at {', '.join(self.graph_choices)}"
 
-    def note(self, name: str, difference: float, tolerance: float) -> None:
+    def note(self, name: str, difference: float, tolerance: float, spread: float | None = None) -> None:
         old = self.worst.get(name)
         if old is None or _ratio(difference, tolerance) > _ratio(old.max_abs_diff, old.tolerance):
-            self.worst[name] = OutputCheck(name=name, max_abs_diff=difference, tolerance=tolerance)
+            self.worst[name] = OutputCheck(name=name, max_abs_diff=difference, tolerance=tolerance, spread=spread)
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.MISMATCH if self.mismatch else Outcome.UNSTABLE if self.unstable else Outcome.VERIFIED
+
+    def cell(self, shape: CheckShape, *, provider: str, level: str, dtype: str) -> Cell:
+        """Return what was found, where that was at one shape only."""
+        closest = max(self.worst.values(), key=lambda c: _ratio(c.max_abs_diff, c.tolerance), default=None)
+        return Cell(
+            provider=provider,
+            optimization=level,
+            dtype=dtype,
+            shape=shape.label,
+            sizes=dict(shape.sizes),
+            verdict=self.outcome,
+            output=None if closest is None else closest.name,
+            max_abs_diff=None if closest is None else closest.max_abs_diff,
+            tolerance=None if closest is None else closest.tolerance,
+            detail=self.mismatch or self.unstable,
+        )
 
 
 def _ratio(difference: float, tolerance: float) -> float:
@@ -207,8 +271,9 @@ def open_session(
     providers: Sequence[Any] | None = None,
     options: Any = None,
     graph: bytes | None = None,
+    level: str = "all",
 ) -> Any:
-    """Return an ONNX Runtime session at the optimisation level of production.
+    """Return an ONNX Runtime session, at the optimisation level of production unless told otherwise.
 
     A ``mapped`` one does not rearrange weights into a faster layout, so that those beside the graph are pages of their
     file: the system reads them when they are needed and drops them when memory is. ``providers`` and ``options``, as
@@ -222,11 +287,7 @@ def open_session(
     import onnxruntime
 
     if options is None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options = session_options(threads=threads, level=level)
     if mapped:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if graph is not None:
@@ -255,6 +316,39 @@ def open_session(
             "or ask for the device 'cpu'."
         )
     return session
+
+
+def session_options(*, threads: int = 1, level: str = "all") -> Any:
+    """Return the options of a session at one of `LEVELS`."""
+    import onnxruntime
+
+    name = "ORT_DISABLE_ALL" if level == "disable" else f"ORT_ENABLE_{level.upper()}"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
+    return options
+
+
+def session_facts(device: str, *, level: str, threads: int, mapped: bool) -> dict[str, Any]:
+    """Return how `open_session` asks ONNX Runtime to run, for the record."""
+    facts: dict[str, Any] = {"graph_optimization_level": level, "intra_op_num_threads": threads}
+    if mapped:
+        facts["session.disable_prepacking"] = "1"
+    if device == "cuda":
+        facts["use_tf32"] = 0
+    return facts
+
+
+def free_device_bytes(device: str) -> int | None:
+    """Return how much memory of the GPU nobody holds; ``None`` on the CPU."""
+    if device != "cuda":
+        return None
+    import torch
+
+    free: int = torch.cuda.mem_get_info()[0]
+    return free
 
 
 def compute_references(
@@ -399,6 +493,8 @@ def check_parity(
     refused: Sequence[str] = (),
     expected: Iterable[str] = (),
     choices: GraphChoices | None = None,
+    level: str = "all",
+    dtype: str = "float32",
 ) -> ParityResult:
     """Compare a session with the references.
 
@@ -409,6 +505,8 @@ def check_parity(
         expected: Outputs that the graph must have, where PyTorch returns them.
         choices: Returns the places that the graph chooses, where it and the model choose among numbers; ``None``:
             they are not to be told from a difference.
+        level: The session's optimisation level, for the record.
+        dtype: Element type of its weights, for the record.
 
     Raises:
         ModelError: If there are fewer than four references: too little to call anything verified.
@@ -425,19 +523,25 @@ def check_parity(
     returned = references[0].outputs.keys()
     if lost := sorted(returned & set(expected) - names):
         tally.mismatch = f"the graph lacks the output {', '.join(lost)}"
+    provider = session.get_providers()[0]
+    cells = []
     for reference in references:
-        _run_and_compare(tally, session, reference, choices)
-    outcome = Outcome.MISMATCH if tally.mismatch else Outcome.UNSTABLE if tally.unstable else Outcome.VERIFIED
+        found = _Tally()
+        if _run_and_compare(found, session, reference, choices):
+            tally.saw(reference.shape)
+        cells.append(found.cell(reference.shape, provider=provider, level=level, dtype=dtype))
+        tally.add(found)
     return ParityResult(
-        outcome=outcome,
+        outcome=tally.outcome,
         device=references[0].device,
-        provider=session.get_providers()[0],
+        provider=provider,
         shapes=tally.compared,
         outputs=tuple(tally.worst.values()),
         axes_proven=tuple(sorted(a for a, s in tally.sizes.items() if len(s) > 1)),
         detail=tally.mismatch or tally.unstable,
         skipped=tuple(refused),
         notes=tuple(tally.notes()),
+        cells=tuple(cells),
     )
 
 
@@ -463,7 +567,8 @@ def _wanted(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return {name: value for name, value in inputs.items() if name in names}
 
 
-def _run_and_compare(tally: _Tally, session: Any, reference: Reference, choices: GraphChoices | None = None) -> None:
+def _run_and_compare(tally: _Tally, session: Any, reference: Reference, choices: GraphChoices | None = None) -> bool:
+    """Note what differs at one shape; return whether the session ran there."""
     names = [o.name for o in session.get_outputs()]
     try:
         values = session.run(names, _wanted(session, reference.inputs))
@@ -472,15 +577,13 @@ def _run_and_compare(tally: _Tally, session: Any, reference: Reference, choices:
         tally.mismatch = (
             tally.mismatch or f"ONNX Runtime stops at {_where(reference)}: {' '.join(str(error).split())[:300]}"
         )
-        return
-    tally.compared += 1
-    for axis, size in reference.shape.sizes.items():
-        tally.sizes.setdefault(axis, set()).add(size)
+        return False
     got = {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
     found = _compare_all(got, reference)
     if not found.is_clean and reference.run is not None and choices is not None:
         found = _compare_where_chosen(got, reference, reference.run, choices) or found
     tally.add(found)
+    return True
 
 
 def _compare_all(got: Mapping[str, Array], reference: Reference) -> _Tally:
@@ -582,7 +685,7 @@ def _compare(tally: _Tally, name: str, got: Array, reference: Reference) -> None
             tally.unstable = tally.unstable or (
                 f"{name} differs from itself in float64 by {own:.3g} in PyTorch at {_where(reference)}"
             )
-    tally.note(name, difference, allowed)
+    tally.note(name, difference, allowed, own)
     if difference <= allowed:
         return
     if own is not None and difference <= SPREAD_FACTOR * own:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from random import Random
 from types import MappingProxyType
 
 from onnx_config.cache_layout import PAST_AXIS
@@ -51,6 +52,7 @@ def check_shapes(
     masked: bool,
     row_elements: int = 0,
     states: bool = False,
+    count: int = 0,
 ) -> tuple[CheckShape, ...]:
     """Return five shapes or more, none of them the traced one, each axis at two sizes at least.
 
@@ -65,6 +67,7 @@ def check_shapes(
         row_elements: Numbers in one row of the largest input; of large ones, batches are of three rows at most.
         states: Whether the model takes states of a fixed size, so that to begin a text is another matter than to go
             on with one.
+        count: How many shapes at least; those beyond the usual ones are of random sizes, the same ones every time.
 
     >>> [s.label for s in check_shapes({"batch_size": 2}, {"batch_size": (1, None)}, masked=False)]
     ['one row', 'odd sizes', 'smallest sizes', 'large sizes', 'another batch']
@@ -90,6 +93,7 @@ def check_shapes(
         shapes = [*map(_begun, shapes), *_stepping(sizes, limits, masked=masked)]
     elif PAST_AXIS in sizes:
         shapes += _continued(sizes, limits, masked=masked)
+    shapes += _further(sizes, limits, count - len(shapes), masked=masked, begins=states)
     if PAST_AXIS in sizes:
         shapes = [_fitting(shape, limits) for shape in shapes]
     # A graph without dynamic axes can only be compared on other values.
@@ -108,6 +112,22 @@ def _continued(
     yield CheckShape(
         label="one token after many", sizes={**begun, **one, PAST_AXIS: _LONG_PAST}, padding=masked, seed=8
     )
+
+
+def _further(
+    sizes: Mapping[str, int], limits: Mapping[str, tuple[int, int | None]], count: int, *, masked: bool, begins: bool
+) -> Iterator[CheckShape]:
+    """Yield ``count`` shapes of sizes that nobody chose, every other one padded where a mask can say so."""
+    random = Random(0)
+    for number in range(count):
+        change = _Change(random.uniform(0.2, 2.0), random.randrange(5))
+        yield CheckShape(
+            label=f"random {number + 1}",
+            sizes=_with(sizes, limits, batch=random.randint(1, 4), other=change),
+            padding=masked and number % 2 == 1,
+            seed=100 + number,
+            begins=begins,
+        )
 
 
 def _begun(shape: CheckShape) -> CheckShape:

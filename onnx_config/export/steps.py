@@ -315,13 +315,17 @@ def parity(request: Json) -> Json:
     The spec's inputs are narrowed to ``inputs``, those of the graph, axes that the graph fixed stay at their size, and
     those that it limits (``limits``) are compared up to there and must be refused beyond.
     ``float64`` says when the model is run in float64 too, and ``mapped`` whether ONNX Runtime leaves the weights on the
-    disk until they are read. Returns the result as JSON.
+    disk until they are read. Where ``levels`` names more than one of ONNX Runtime's optimisation levels, a graph that
+    holds at the first is run at the others too, and on a GPU also by the CPU; ``count`` shapes are compared at least.
+    What does not hold is written into the folder ``case``, and with ``bisect`` its first node that goes wrong is looked
+    for. Returns the result as JSON.
 
     Raises:
         InputError: If the device is not there.
         ModelError: If ONNX Runtime refuses the graph.
     """
     from onnx_config.export.graph_choices import choices_of_graph
+    from onnx_config.export.matrix import Way, keep_failure, more_ways, where_they_part
     from onnx_config.export.parity import (
         FEWEST_SHAPES,
         Outcome,
@@ -329,8 +333,10 @@ def parity(request: Json) -> Json:
         check_parity,
         choose_device,
         compute_references,
+        free_device_bytes,
         open_session,
         refuses,
+        session_facts,
     )
     from onnx_config.export.shapes import CheckShape, Float64, check_shapes
     from onnx_config.input_generator import generate_inputs, with_room
@@ -377,6 +383,7 @@ def parity(request: Json) -> Json:
         "masked": masked,
         "row_elements": _row_elements(inputs, spec.sizes),
         "states": bool(spec.states),
+        "count": request.get("count", 0),
     }
     shapes = check_shapes(sizes, spec.axis_ranges, **rows)
     at_limits = [CheckShape(label="at the limit", sizes={**sizes, limit.axis: limit.most}) for limit in limits]
@@ -390,14 +397,23 @@ def parity(request: Json) -> Json:
         references += more
     # ONNX Runtime needs the memory that the model holds.
     del model
-    session = open_session(path, device=device, threads=request["threads"], mapped=request["mapped"])
+    threads = request["threads"]
+    usual, *levels = request.get("levels") or ["all"]
+    before = free_device_bytes(device)
+    session = open_session(path, device=device, threads=threads, mapped=request["mapped"], level=usual)
     result = check_parity(
         session,
         references,
         refused=refused,
         expected=[t.name for t in spec.outputs],
-        choices=partial(choices_of_graph, path, device=device, threads=request["threads"]),
+        choices=partial(choices_of_graph, path, device=device, threads=threads),
+        level=usual,
     )
+    device_bytes = None if before is None else max(0, before - (free_device_bytes(device) or 0))
+    if levels:
+        ways = [Way(device, level) for level in levels]
+        ways += [Way("cpu", level) for level in (usual, *levels)] if device == "cuda" else []
+        result = more_ways(result, path, references, ways, threads=threads)
     for limit in limits:
         beyond = CheckShape(label="beyond the limit", sizes={**sizes, limit.axis: limit.most + 1})
         if not refuses(session, feed_of(beyond), by=limit.node):
@@ -410,7 +426,25 @@ def parity(request: Json) -> Json:
         else:
             result, more_notes = _generated(result, session, spec, universal, loaded_model(request, spec)[1])
             notes += more_notes
-    return {**asdict(result), "outcome": result.outcome.value, "notes": notes}
+    if request.get("case") and result.outcome is not Outcome.VERIFIED:
+        keep_failure(result, path, references, Path(request["case"]))
+    if request.get("bisect") and result.outcome is not Outcome.VERIFIED:
+        parted = where_they_part(
+            result,
+            path,
+            references,
+            load=lambda: loaded_model(request, spec)[1],
+            flags=universal.forward_flags,
+            threads=threads,
+        )
+        notes.append(f"first apart: {parted}" if parted else "the first node that goes wrong could not be found")
+    return {
+        **asdict(result),
+        "outcome": result.outcome.value,
+        "notes": notes,
+        "session": session_facts(device, level=usual, threads=threads, mapped=request["mapped"]),
+        "device_memory_bytes": device_bytes,
+    }
 
 
 def _row_elements(inputs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:
