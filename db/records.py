@@ -24,6 +24,7 @@ __all__ = [
     "FileRecord",
     "GraphRecord",
     "OutputParityRecord",
+    "ParityCellRecord",
     "ParityRecord",
     "StepTiming",
     "TemplateRecord",

@@ -40,12 +40,13 @@ from db.records import (
     BatchRecord,
     BatchTotals,
     ConversionRecord,
+    ErrorRecord,
     ParityRecord,
     TemplateRecord,
     TensorRecord,
 )
 from db.types import storable
-from db.vocabulary import BatchEngine, Direction
+from db.vocabulary import BatchEngine, ConversionStatus, Direction
 
 __all__ = [
     "count_conversions",
@@ -55,12 +56,14 @@ __all__ = [
     "forget_templates",
     "get_batch",
     "get_conversion",
+    "iter_artifacts",
     "iter_conversions",
     "latest_by_key",
     "list_batches",
     "list_conversions",
     "list_templates",
     "note_template",
+    "quarantine_artifact",
     "record_conversion",
     "record_parity",
     "start_batch",
@@ -139,6 +142,53 @@ def record_parity(session: Session, conversion_id: int, parity: ParityRecord) ->
     session.add(row)
     session.flush()
     return row.id
+
+
+def quarantine_artifact(session: Session, sha256: str, *, path: str, error: ErrorRecord) -> int:
+    """Say that an artifact, once verified, no longer holds: where it is now, and why; return how many attempts had it.
+
+    What was converted to it becomes a mismatch, so that nobody serves it and the next batch says why.
+    """
+    row = session.scalars(select(Artifact).where(Artifact.sha256 == sha256)).one_or_none()
+    if row is None:
+        return 0
+    row.path, row.quarantined = path, True
+    done = (ConversionStatus.CONVERTED.value, ConversionStatus.REUSED.value)
+    changed = session.execute(
+        update(Conversion)
+        .where(Conversion.artifact_id == row.id, Conversion.status.in_(done))
+        .values(
+            status=ConversionStatus.MISMATCH.value,
+            error_kind=str(error.kind),
+            error_message=error.message,
+            error_step=str(error.step),
+            error_reproduce=error.reproduce,
+        )
+    )
+    session.flush()
+    return int(changed.rowcount)  # type: ignore[attr-defined]  # an UPDATE's result has it
+
+
+def iter_artifacts(session: Session) -> Iterator[ConversionRecord]:
+    """Yield the newest attempt behind every artifact, in the order in which artifacts were stored first."""
+    last = 0
+    while True:
+        page = (
+            select(Artifact.id, func.max(Conversion.id))
+            .join(Conversion, Conversion.artifact_id == Artifact.id)
+            .where(Artifact.id > last)
+            .group_by(Artifact.id)
+            .order_by(Artifact.id)
+            .limit(_ROWS_PER_CHUNK)
+        )
+        rows = session.execute(page).all()
+        if not rows:
+            return
+        found = {
+            r.id: r for r in conversion_records(session, conversions().where(Conversion.id.in_(n for _, n in rows)))
+        }
+        yield from (found[number] for _, number in rows)
+        last = rows[-1][0]
 
 
 def note_template(

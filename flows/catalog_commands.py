@@ -29,7 +29,7 @@ from flows.progress import clean, duration
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from db import ArtifactRecord, ConversionRecord, GraphRecord, ParityRecord
+    from db import ArtifactRecord, ConversionRecord, GraphRecord, ParityCellRecord, ParityRecord
 
 __all__ = ["ExportFormat", "catalog_app"]
 
@@ -419,14 +419,48 @@ def _print_parity(console: Console, check: ParityRecord) -> None:
             ("difference", _difference(check)),
             ("axes proven", ", ".join(check.axes_proven)),
             ("differs", check.detail),
+            ("session", ", ".join(f"{key}={value}" for key, value in (check.session or {}).items())),
+            ("device memory", None if check.device_memory_bytes is None else _size(check.device_memory_bytes)),
+            ("versions", ", ".join(f"{k} {v}" for k, v in sorted((check.environment or {}).items()))),
         ],
     )
     _print_section(console, f"parity: {check.verdict}", facts)
+    if check.cells:
+        console.print(_matrix(check))
     if check.outputs:
-        table = _table("output", "largest difference", "allowed")
+        table = _table("output", "largest difference", "allowed", "PyTorch's own")
         for output in check.outputs:
-            table.add_row(_text(output.name), f"{output.max_abs_diff:.2e}", f"{output.tolerance:.2e}")
+            spread = "-" if output.spread is None else f"{output.spread:.2e}"
+            table.add_row(_text(output.name), f"{output.max_abs_diff:.2e}", f"{output.tolerance:.2e}", spread)
         console.print(table)
+
+
+def _matrix(check: ParityRecord) -> Table:
+    """Return the cells of a check: a row for each way to run each graph, and one for each shape that does not hold."""
+    ways: dict[tuple[str, ...], list[ParityCellRecord]] = {}
+    for cell in check.cells:
+        ways.setdefault((cell.graph, cell.provider, cell.optimization, cell.dtype), []).append(cell)
+    table = _table("graph", "provider", "optimisation", "dtype", "shapes", "verdict", "closest to its tolerance")
+    for way, cells in ways.items():
+        bad = [cell for cell in cells if cell.verdict != "verified"]
+        closest = max(cells, key=_closeness)
+        table.add_row(*map(_text, way), str(len(cells)), (bad or cells)[0].verdict, _text(_of_tolerance(closest)))
+        for cell in bad:
+            sizes = ", ".join(f"{axis}={size}" for axis, size in cell.sizes.items())
+            table.add_row("", "", "", "", _text(f"{cell.shape} ({sizes})"), cell.verdict, _text(cell.detail or ""))
+    return table
+
+
+def _closeness(cell: ParityCellRecord) -> float:
+    if cell.max_abs_diff is None or not cell.tolerance:
+        return -1.0 if not cell.max_abs_diff else float("inf")
+    return cell.max_abs_diff / cell.tolerance
+
+
+def _of_tolerance(cell: ParityCellRecord) -> str:
+    if cell.max_abs_diff is None or cell.tolerance is None:
+        return "-"
+    return f"{cell.max_abs_diff:.1e} of {cell.tolerance:.1e}, {cell.output}, {cell.shape}"
 
 
 def _print_section(console: Console, title: str, content: Table) -> None:

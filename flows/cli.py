@@ -29,6 +29,7 @@ from flows.progress import clean, duration, progress_for, summary
 from flows.report_file import ReportingListener, write_report
 from flows.settings import Settings, load_settings, why_not_writable
 from flows.terminal import complain, cores, only_a_document, plain_console, size_text, write_document
+from flows.verify_command import verify
 from onnx_config.errors import ErrorKind, FerryError, InputError
 from tasks.report import Engine, ModelEntry, Report, Status, TensorEntry
 from tasks.request import Device
@@ -183,6 +184,7 @@ def detect(
 
 
 app.command()(plan)
+app.command()(verify)
 
 
 @app.command()

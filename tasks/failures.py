@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from onnx_config.export.failure_case import CASE_FILE, SCRIPT_FILE
 from onnx_config.export.scratch import scratch_folder
 from tasks.key import content_sha256
-from tasks.report import ErrorEntry, GraphEntry
+from tasks.report import ErrorEntry
 from tasks.request import ConversionRequest
 from tasks.versions import package_versions
 
@@ -71,13 +72,13 @@ class FailureFolders:
             return target
         return None
 
-    def point_to(self, folder: Path, graphs: tuple[GraphEntry, ...]) -> None:
-        """Say in the cases of ``folder`` where the graphs are now."""
+    def point_to(self, folder: Path, graphs: Iterable[tuple[str, str]]) -> None:
+        """Say in the cases of ``folder`` where the graphs, each by its role, are now."""
         with suppress(OSError, ValueError):
-            for graph in graphs:
-                path = folder / graph.role / CASE_FILE
+            for role, graph in graphs:
+                path = folder / role / CASE_FILE
                 if path.is_file():
-                    _write(path, {**json.loads(path.read_text(encoding="utf-8")), "graph": graph.path})
+                    _write(path, {**json.loads(path.read_text(encoding="utf-8")), "graph": graph})
 
     def forget(self, request: ConversionRequest) -> None:
         """Remove what is kept of a request that went well."""

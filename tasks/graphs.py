@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from tasks.simplify import Simplified, clear_artifact
 from tasks.steps import Steps
 from tasks.versions import package_versions
 
-__all__ = ["Graphs", "Part", "best_graphs", "narrow_axes"]
+__all__ = ["Graphs", "Part", "best_graphs", "narrow_axes", "verdict_on_all"]
 
 _IMAGE_SIDES = frozenset({"height", "width"})
 
@@ -148,7 +149,7 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
                 f"The graph of the {part_spec.part} takes the traced size of {', '.join(narrow)} only.",
                 kind=ErrorKind.EXPORT_FAILED,
             )
-    parity = _together(parts)
+    parity = verdict_on_all([(part.spec.part, part.checked.entry) for part in parts])
     merged = None
     if not alone and parity.verdict is Verdict.VERIFIED:
         with progress.during(Step.PARITY):
@@ -164,19 +165,19 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
     return Graphs(spec=spec, parts=tuple(parts), parity=parity, merged=merged)
 
 
-def _together(parts: list[Part]) -> ParityEntry:
-    """Return what the verdicts of all parts say of the model."""
-    entries = [part.checked.entry for part in parts]
+def verdict_on_all(verdicts: Sequence[tuple[str, ParityEntry]]) -> ParityEntry:
+    """Return what the verdicts on all graphs, each with its role, say of the model."""
+    entries = [entry for _, entry in verdicts]
     if len(entries) == 1:
         return entries[0]
     worst = next((entry for entry in entries if entry.verdict is not Verdict.VERIFIED), entries[0])
     detail = None
     if worst.verdict is not Verdict.VERIFIED:
-        detail = f"{parts[entries.index(worst)].spec.part}: {worst.detail}"
+        detail = f"{verdicts[entries.index(worst)][0]}: {worst.detail}"
     outputs = tuple(
-        output.model_copy(update={"name": f"{part.spec.part}.{output.name}"})
-        for part in parts
-        for output in part.checked.entry.outputs
+        output.model_copy(update={"name": f"{role}.{output.name}"})
+        for role, entry in verdicts
+        for output in entry.outputs
     )
     closest = max(outputs, key=_closeness, default=None)
     return ParityEntry(

@@ -13,7 +13,7 @@ from tasks.memory import estimate_bytes
 from tasks.report import GraphEntry, Step
 from tasks.simplify import Simplified, graph_entry
 
-__all__ = ["Joined", "join"]
+__all__ = ["Joined", "compare_together", "join"]
 
 _STEPS = "onnx_config.export.part_steps"
 _TELLING = {Role.DECODER_WITH_PAST, Role.DECODER_MERGED, Role.PROMPT_DECODER}
@@ -57,12 +57,32 @@ def join(job: Job, spec: ModelSpec, parts: Sequence[ModelSpec], stored: Mapping[
         merged, cost, notes = _merged(job, graphs, stored[Role.DECODER])
     if merged is not None:
         graphs[Role.DECODER_MERGED] = str(stored[Role.DECODER].path.with_name(merged.path))
+    together = compare_together(job, spec, parts, graphs)
+    return Joined(
+        merged=merged if _TELLING & graphs.keys() else None,
+        difference=together.difference,
+        notes=(*notes, *together.notes),
+        cost=StepCost(
+            seconds=cost.seconds + together.cost.seconds,
+            peak_rss_bytes=max(cost.peak_rss_bytes, together.cost.peak_rss_bytes),
+        ),
+    )
+
+
+def compare_together(job: Job, spec: ModelSpec, parts: Sequence[ModelSpec], graphs: Mapping[str, str]) -> Joined:
+    """Compare what graphs (role -> path) say together with what the model says.
+
+    Raises:
+        ModelError: If ONNX Runtime refuses a graph.
+        ResourceError: If the child ran out of time or memory, or died.
+    """
+    nothing = StepCost(seconds=0.0, peak_rss_bytes=0)
     if not _TELLING & graphs.keys():
-        return Joined(merged=None, difference=None, notes=(), cost=cost)
+        return Joined(merged=None, difference=None, notes=(), cost=nothing)
     if estimate_bytes(job.weight_bytes) > job.memory_bytes:
-        notes.append("greedy generation was not compared, since the model needs more than its share of the memory")
-        return Joined(merged=merged, difference=None, notes=tuple(notes), cost=cost)
-    answer, more = run_child(
+        note = "greedy generation was not compared, since the model needs more than its share of the memory"
+        return Joined(merged=None, difference=None, notes=(note,), cost=nothing)
+    answer, cost = run_child(
         job,
         Step.PARITY,
         f"{_STEPS}:generation",
@@ -70,20 +90,13 @@ def join(job: Job, spec: ModelSpec, parts: Sequence[ModelSpec], stored: Mapping[
             "folder": str(job.source),
             "spec": spec.to_json(),
             "parts": [part.to_json() for part in parts],
-            "graphs": graphs,
+            "graphs": dict(graphs),
             "device": job.request.options.device.value,
             "threads": job.workspace.threads,
         },
     )
-    notes += [answer["note"]] if answer["note"] else []
-    return Joined(
-        merged=merged,
-        difference=answer["difference"],
-        notes=tuple(notes),
-        cost=StepCost(
-            seconds=cost.seconds + more.seconds, peak_rss_bytes=max(cost.peak_rss_bytes, more.peak_rss_bytes)
-        ),
-    )
+    notes = (answer["note"],) if answer["note"] else ()
+    return Joined(merged=None, difference=answer["difference"], notes=notes, cost=cost)
 
 
 def _merged(job: Job, graphs: Mapping[str, str], decoder: Simplified) -> tuple[GraphEntry | None, StepCost, list[str]]:

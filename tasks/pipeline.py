@@ -301,7 +301,7 @@ def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes:
             if kept is None:
                 failures.forget(progress.request)
             else:
-                failures.point_to(kept, registered.graphs)
+                failures.point_to(kept, [(graph.role, graph.path) for graph in registered.graphs])
             registered = place_known(registered, progress.request, means.output)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
 

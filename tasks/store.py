@@ -73,6 +73,22 @@ class ArtifactStore:
             shutil.rmtree(folder, ignore_errors=True)
         return target
 
+    def quarantine(self, sha256: str) -> Path:
+        """Move a verified artifact to the quarantine; return where it is. One that is not here stays where it is.
+
+        Raises:
+            InputError: If the store cannot be written (``bad_input``).
+            TransientError: If moving it failed (``store``).
+        """
+        folder, target = self.path_of(sha256), self.path_of(sha256, quarantined=True)
+        with disk_errors(f"the artifact store {str(self.root)!r}"):
+            if folder.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _move(folder, target)
+                shutil.rmtree(folder, ignore_errors=True)
+                _flush_folder(target.parent)
+        return target
+
     def is_whole(self, folder: Path, files: Iterable[tuple[str, int]]) -> bool:
         """Return whether a folder has all ``files`` (relative path, size in bytes); contents are not read."""
         try:

@@ -21,6 +21,7 @@ __all__ = [
     "ArtifactFile",
     "content_address",
     "copy_side_files",
+    "finite",
     "list_files",
     "read_ferry_file",
     "write_ferry_file",
@@ -109,7 +110,7 @@ def write_ferry_file(
     """
     value: dict[str, Any] = {
         "schema": 1,
-        "model": _finite(entry),
+        "model": finite(entry),
         "files": {file.path: {"sha256": file.sha256, "size_bytes": file.size_bytes} for file in files},
     }
     if basis is not None:
@@ -126,11 +127,12 @@ def write_ferry_value(folder: Path, value: dict[str, Any]) -> None:
     aside.replace(path)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON value with ``None`` in the place of numbers that are not finite, since JSON has none."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+__all__ = ["main"]
+
 
 def main(folder: Path, graph: str | None = None) -> int:
     """Compare the graph of ``folder``'s case, or another one, with what PyTorch returned; return the exit code."""

@@ -339,6 +339,7 @@ def parity(request: Json) -> Json:
         session_facts,
     )
     from onnx_config.export.shapes import CheckShape, Float64, check_shapes
+    from onnx_config.export.weights_check import weight_difference
     from onnx_config.input_generator import generate_inputs, with_room
 
     device = choose_device(request["device"])
@@ -395,6 +396,7 @@ def parity(request: Json) -> Json:
         _, model = loaded_model(request, spec)  # the first one ended in float64
         more, _ = compute(check_shapes(sizes, ranges, **rows), model)
         references += more
+    wrong_weight = weight_difference(path, model)
     # ONNX Runtime needs the memory that the model holds.
     del model
     threads = request["threads"]
@@ -414,6 +416,8 @@ def parity(request: Json) -> Json:
         ways = [Way(device, level) for level in levels]
         ways += [Way("cpu", level) for level in (usual, *levels)] if device == "cuda" else []
         result = more_ways(result, path, references, ways, threads=threads)
+    if wrong_weight is not None:
+        result = replace(result, outcome=Outcome.MISMATCH, detail=result.detail or wrong_weight)
     for limit in limits:
         beyond = CheckShape(label="beyond the limit", sizes={**sizes, limit.axis: limit.most + 1})
         if not refuses(session, feed_of(beyond), by=limit.node):

@@ -210,7 +210,15 @@ def at_batch(size: int, table: Sequence[float]) -> Callable[[Graph], None]:
     return change
 
 
+def answer_otherwise_each_time(model: Graph) -> None:
+    on_output("Add", np.float32(0))(model)
+    noise = helper.make_node("RandomNormalLike", ["before_the_fault"], ["noise"], scale=1e-3)
+    model.graph.node[-1].input[1] = "noise"
+    model.graph.node.insert(len(model.graph.node) - 1, noise)
+
+
 FAULTS = [
+    pytest.param(answer_otherwise_each_time, "differs by", id="nondeterministic-output"),
     pytest.param(swap_weights, r"differs by .* at .*, where .* is allowed", id="two-weights-swapped"),
     pytest.param(bake_the_traced_batch, r"differs by .* at one row \(batch_size=1", id="traced-batch-baked-in"),
     pytest.param(ignore_the_mask, r"differs by .* at padded rows", id="mask-ignored"),

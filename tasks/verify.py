@@ -1,0 +1,378 @@
+"""Verify: compare what is registered with its model once more, after an upgrade or on another device.
+
+A verdict binds afterwards too: an artifact that no longer holds where it once did goes to the quarantine, its
+``ferry.json`` and the catalog say so, and the loader refuses it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import db
+from onnx_config import hub
+from onnx_config.errors import ErrorKind, FerryError, InputError
+from onnx_config.export.artifact import (
+    FERRY_FILE,
+    ArtifactFile,
+    content_address,
+    finite,
+    read_ferry_file,
+    write_ferry_value,
+)
+from onnx_config.export.scratch import scratch_folder
+from onnx_config.runtime.integrity import check_files
+from tasks.basis import Basis, read_basis
+from tasks.failures import FailureFolders
+from tasks.graphs import verdict_on_all
+from tasks.job import Job, StepCost, raise_if_stopping
+from tasks.join import compare_together
+from tasks.lookup import unforeseen
+from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
+from tasks.parity import Effort, case_folder, check
+from tasks.register import catalog, catalog_errors, parity_entry, parity_record
+from tasks.report import ErrorEntry, GraphEntry, ParityEntry, Step, Verdict
+from tasks.request import Device, Workspace
+from tasks.retry import with_retries
+from tasks.simplify import Simplified
+from tasks.store import ArtifactStore, disk_errors
+from tasks.verify_report import Change, VerifyEntry
+from tasks.versions import package_versions
+
+__all__ = ["Target", "find_targets", "sample_of", "verify_target"]
+
+_DRIFT = 0.1
+_NOTHING = StepCost(seconds=0.0, peak_rss_bytes=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """An artifact to compare again."""
+
+    folder: Path
+    """Where it is."""
+
+    name: str
+    """How messages call it."""
+
+    architecture: str | None = None
+    """Class of its model, where the catalog knows it."""
+
+    conversion_id: int | None = None
+    """The attempt in the catalog that made it; ``None``: the catalog does not know it."""
+
+    checks: tuple[ParityEntry, ...] = ()
+    """The comparisons so far, oldest first."""
+
+
+def find_targets(names: Sequence[str], workspace: Workspace) -> list[Target]:
+    """Return what is meant by each name: a folder with an artifact, or what the catalog knows by it.
+
+    ``["all"]`` are all artifacts of the catalog, also those in quarantine.
+
+    Raises:
+        InputError: If nothing is called so (``not_found``).
+        TransientError: If the catalog cannot be read (``catalog``).
+    """
+    engine = catalog(workspace)
+    with catalog_errors(), db.session_scope(engine, read_only=True) as session:
+        if list(names) == ["all"]:
+            return [target for record in db.iter_artifacts(session) if (target := _of_record(record)) is not None]
+        return [_named(session, name) for name in names]
+
+
+def _named(session: Any, name: str) -> Target:
+    folder = Path(name).expanduser()
+    if (folder / FERRY_FILE).is_file():
+        record = db.find_conversion(session, _address(folder))
+        known = None if record is None else _of_record(record)
+        found = Target(folder=folder.absolute(), name=name) if known is None else known
+        # The copy that was named is the one that is looked at.
+        return replace(found, folder=folder.absolute(), name=name)
+    meant = str(folder.resolve()) if folder.is_dir() else name
+    for record in filter(None, (db.find_conversion(session, meant),)):
+        if (target := _of_record(record)) is not None:
+            return target
+        raise InputError(
+            f"The catalog knows {name!r}, and its last conversion left no artifact: {record.status}. "
+            "Convert it, or name an artifact that `ferry catalog list` shows."
+        )
+    raise InputError(
+        f"{name!r} is no artifact: neither a folder that holds a {FERRY_FILE}, nor known to the catalog. "
+        "`ferry catalog list` shows what is; `ferry verify all` takes them all.",
+        kind=ErrorKind.NOT_FOUND,
+    )
+
+
+def _of_record(record: db.ConversionRecord) -> Target | None:
+    if record.artifact is None:
+        return None
+    return Target(
+        folder=Path(record.artifact.path),
+        name=record.model_id,
+        architecture=record.architecture,
+        conversion_id=record.id,
+        checks=tuple(parity_entry(check) for check in record.parity),
+    )
+
+
+def _address(folder: Path) -> str:
+    return content_address(_files(read_ferry_file(folder) or {}))
+
+
+def _files(value: Mapping[str, Any]) -> list[ArtifactFile]:
+    listed = value.get("files")
+    if not isinstance(listed, Mapping):
+        return []
+    return [
+        ArtifactFile(path=path, size_bytes=int(file["size_bytes"]), sha256=str(file["sha256"]))
+        for path, file in listed.items()
+    ]
+
+
+def sample_of(targets: Iterable[Target], count: int, *, seed: int = 0) -> list[Target]:
+    """Return so many of the targets, from as many classes of models as there are: one of each first, then another."""
+    by_class: dict[str | None, list[Target]] = defaultdict(list)
+    for target in targets:
+        by_class[target.architecture].append(target)
+    groups = [by_class[name] for name in sorted(by_class, key=str)]
+    shuffled = random.Random(seed)
+    shuffled.shuffle(groups)
+    for group in groups:
+        shuffled.shuffle(group)
+    turns = (target for turn in zip_longest(*groups) for target in turn if target is not None)
+    return [target for target, _ in zip(turns, range(count), strict=False)]
+
+
+def verify_target(
+    target: Target,
+    workspace: Workspace,
+    *,
+    device: Device,
+    effort: Effort,
+    gate: MemoryGate | None = None,
+    stopping: threading.Event | None = None,
+) -> VerifyEntry:
+    """Compare an artifact with its model, record the verdict, and put what no longer holds into quarantine.
+
+    Never raises for what goes wrong with an artifact.
+
+    Args:
+        target: The artifact.
+        workspace: Where things are kept.
+        device: Where both sides run.
+        effort: How much is compared.
+        gate: The memory that all comparisons share; ``None``: this one has it all.
+        stopping: Set elsewhere when the user interrupts.
+
+    Raises:
+        KeyboardInterrupt: If ``stopping`` is set.
+    """
+    started = time.monotonic()
+    stopping = stopping or threading.Event()
+    means = _Means(workspace, gate or MemoryGate(workspace.memory_limit_bytes), stopping, device, effort)
+    basis: Basis | None = None
+    try:
+        basis = read_basis(target.folder)
+        entry = _verify(target, basis, means)
+    except FerryError as error:
+        raise_if_stopping(stopping)
+        entry = _failed(target, basis, error)
+    # A bug of ours in one artifact must not end the look at all the others.
+    except Exception as error:  # noqa: BLE001
+        raise_if_stopping(stopping)
+        entry = _failed(target, basis, unforeseen(error))
+    return entry.model_copy(update={"seconds": round(time.monotonic() - started, 3)})
+
+
+@dataclass(frozen=True, slots=True)
+class _Means:
+    workspace: Workspace
+    gate: MemoryGate
+    stopping: threading.Event
+    device: Device
+    effort: Effort
+
+
+def _verify(target: Target, basis: Basis, means: _Means) -> VerifyEntry:
+    value = read_ferry_file(target.folder) or {}
+    check_files(target.folder, value, [graph.path for graph in basis.entry.graphs])
+    source = _source(basis)
+    workspace = means.workspace
+    with (
+        means.gate.admit(estimate_bytes(weight_bytes_in(source)), stopping=means.stopping) as share,
+        disk_errors(f"the folder {str(workspace.home)!r}"),
+        scratch_folder(workspace.home, "verify") as scratch,
+    ):
+        job = Job(
+            request=replace(basis.request, options=replace(basis.request.options, device=means.device)),
+            workspace=workspace,
+            revision=basis.entry.revision or "",
+            key="",
+            source=source,
+            scratch=scratch,
+            memory_bytes=share,
+            weight_bytes=weight_bytes_in(source),
+            stopping=means.stopping,
+        )
+        parity, notes = _compare(job, target.folder, basis, means.effort)
+        before = next((c for c in reversed(target.checks) if c.device == parity.device), None)
+        first = before or _parity_at_conversion(basis, parity.device)
+        folder = target.folder
+        error = None if parity.verdict is Verdict.VERIFIED else _error(target, basis, parity)
+        if error is not None:
+            failures = FailureFolders(workspace.home)
+            request = replace(basis.request, options=replace(basis.request.options, device=Device(parity.device)))
+            kept = failures.keep(request, error, revision=basis.entry.revision, cases=case_folder(job))
+            # A device on which it never held says nothing of those on which it does.
+            if first is not None or parity.device == "cpu":
+                folder = _quarantine(target, value, parity, error, workspace)
+            if kept is not None:
+                notes += (f"{kept / 'reproduce.sh'} shows the difference again",)
+                failures.point_to(kept, [(graph.role, str(folder / graph.path)) for graph in basis.entry.graphs])
+    _record(target, parity, workspace)
+    return VerifyEntry(
+        id=basis.entry.id,
+        revision=basis.entry.revision,
+        artifact=str(folder),
+        conversion=target.conversion_id,
+        task=basis.entry.task,
+        architecture=basis.entry.architecture,
+        verdict=parity.verdict,
+        change=_change(first, parity),
+        parity=parity,
+        before=first,
+        notes=notes,
+        error=error,
+    )
+
+
+def _parity_at_conversion(basis: Basis, device: str) -> ParityEntry | None:
+    parity = basis.entry.parity
+    return parity if parity is not None and parity.device == device else None
+
+
+def _source(basis: Basis) -> Path:
+    """Return the folder of the model that an artifact was made of, at the same content."""
+    entry = basis.entry
+    is_folder = hub.is_folder(entry.id)
+    found = with_retries(hub.resolve)(entry.id, revision=None if is_folder else entry.revision)
+    if found.revision != entry.revision:
+        raise InputError(
+            f"The model {entry.id!r} has another content now ({found.revision:.12}) than when it was converted "
+            f"({entry.revision!s:.12}), so that there is nothing to compare with. Convert it again.",
+            kind=ErrorKind.NOT_FOUND,
+        )
+    folder: Path = with_retries(hub.download)(found)
+    return folder
+
+
+def _compare(job: Job, folder: Path, basis: Basis, effort: Effort) -> tuple[ParityEntry, tuple[str, ...]]:
+    """Return the verdict on all graphs, one by one and together, and what was noted."""
+    stored: dict[str, GraphEntry] = {graph.role: graph for graph in basis.entry.graphs}
+    verdicts: list[tuple[str, ParityEntry]] = []
+    notes: list[str] = []
+    for graph in basis.graphs:
+        entry = stored.get(graph.role)
+        if entry is None:
+            raise InputError(f"The artifact in {str(folder)!r} lists no graph {graph.role!r}. Convert the model again.")
+        at_hand = Simplified(
+            path=folder / entry.path, graph=entry, simplified=True, reason=None, cost=_NOTHING, limits=graph.limits
+        )
+        checked = check(job, graph.spec, at_hand, effort=effort)
+        verdicts.append((graph.role, checked.entry))
+        notes += checked.notes
+    parity = verdict_on_all(verdicts)
+    if len(basis.graphs) > 1 and parity.verdict is Verdict.VERIFIED:
+        paths = {role: str(folder / graph.path) for role, graph in stored.items()}
+        together = compare_together(job, basis.spec, [graph.spec for graph in basis.graphs], paths)
+        notes += together.notes
+        if together.difference is not None:
+            parity = parity.model_copy(update={"verdict": Verdict.MISMATCH, "detail": together.difference})
+    return parity, tuple(dict.fromkeys(notes))
+
+
+def _error(target: Target, basis: Basis, parity: ParityEntry) -> ErrorEntry:
+    what = "cannot be verified, since the model is unstable" if parity.verdict is Verdict.UNSTABLE else "differs"
+    return ErrorEntry(
+        kind=ErrorKind.MISMATCH,
+        message=f"The artifact of {basis.entry.id} {what}, on {parity.device}: {parity.detail}.",
+        step=Step.PARITY,
+        reproduce=f"ferry verify {quote(str(target.folder))} --device {parity.device}",
+    )
+
+
+def _quarantine(
+    target: Target, value: dict[str, Any], parity: ParityEntry, error: ErrorEntry, workspace: Workspace
+) -> Path:
+    """Have nobody serve an artifact any more; return where it is."""
+    # The store's name of it, which the catalog knows too; its files may have been changed since.
+    sha256 = target.folder.name
+    store = ArtifactStore(workspace.store)
+    model = {
+        **value["model"],
+        "status": "mismatch",
+        "parity": parity.model_dump(mode="json"),
+        "error": error.model_dump(mode="json"),
+    }
+    with disk_errors(f"the folder {str(target.folder)!r}"):
+        write_ferry_value(target.folder, finite({**value, "model": model}))
+    folder = target.folder
+    if folder == store.path_of(sha256):
+        folder = store.quarantine(sha256)
+        record = db.ErrorRecord(**error.model_dump(mode="json"))
+        with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+            db.quarantine_artifact(session, sha256, path=str(folder), error=record)
+    return folder
+
+
+def _record(target: Target, parity: ParityEntry, workspace: Workspace) -> None:
+    if target.conversion_id is None:
+        return
+    record = parity_record(parity, at=datetime.now(UTC), environment=package_versions())
+    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        db.record_parity(session, target.conversion_id, record)
+
+
+def _change(before: ParityEntry | None, now: ParityEntry) -> Change:
+    """Return how a verdict relates to the one before on the same device."""
+    if before is None:
+        return Change.FIRST
+    was, is_now = (entry.verdict is Verdict.VERIFIED for entry in (before, now))
+    if was != is_now:
+        return Change.NEWLY_PASSING if is_now else Change.NEWLY_FAILING
+    grown = (now.max_abs_diff or 0.0) - (before.max_abs_diff or 0.0)
+    return Change.DRIFTED if is_now and grown > _DRIFT * (now.tolerance or 0.0) else Change.SAME
+
+
+def _failed(target: Target, basis: Basis | None, error: FerryError) -> VerifyEntry:
+    entry = None if basis is None else basis.entry
+    refused = error.kind is ErrorKind.RUNTIME_FAILED
+    return VerifyEntry(
+        id=target.name if entry is None else entry.id,
+        revision=None if entry is None else entry.revision,
+        artifact=str(target.folder),
+        conversion=target.conversion_id,
+        task=None if entry is None else entry.task,
+        architecture=target.architecture if entry is None else entry.architecture,
+        verdict=Verdict.NOT_RUN,
+        change=Change.NEWLY_FAILING if refused and target.checks else Change.NONE,
+        parity=None,
+        before=target.checks[-1] if target.checks else None,
+        notes=(),
+        error=ErrorEntry(
+            kind=error.kind,
+            message=error.message,
+            step=Step.PARITY,
+            reproduce=f"ferry verify {quote(str(target.folder))}",
+        ),
+    )

@@ -1,0 +1,88 @@
+"""What verifying again says: an entry for each artifact, and what has changed since the time before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.report import ErrorEntry, ParityEntry, Verdict
+
+__all__ = ["Change", "VerifyEntry", "VerifyReport"]
+
+
+class Change(StrEnum):
+    """How a verdict relates to the one before on the same device."""
+
+    SAME = "same"
+    NEWLY_FAILING = "newly_failing"
+    NEWLY_PASSING = "newly_passing"
+    DRIFTED = "drifted"
+    """Verified both times, and the difference has grown by more than a tenth of the tolerance."""
+    FIRST = "first"
+    """There was none before on this device."""
+    NONE = "none"
+    """There is no verdict this time."""
+
+
+class VerifyEntry(BaseModel):
+    """One artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    """The model, as it was asked for."""
+    revision: str | None
+    artifact: str
+    """Folder that holds the files; of what no longer holds, the quarantine folder."""
+    conversion: int | None
+    """Its number in the catalog; ``None``: the catalog does not know it."""
+    task: str | None
+    architecture: str | None
+    verdict: Verdict
+    """``not_run`` where it could not be compared."""
+    change: Change
+    parity: ParityEntry | None
+    before: ParityEntry | None
+    """The verdict before, on the same device."""
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: ErrorEntry | None
+
+
+class VerifyReport(BaseModel):
+    """What a run of `ferry verify` found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: int = Field(default=1, alias="schema")
+    started_at: datetime
+    seconds: float
+    totals: dict[Verdict, int]
+    changes: dict[Change, int]
+    models: tuple[VerifyEntry, ...]
+
+    @classmethod
+    def of(cls, entries: Iterable[VerifyEntry], *, started_at: datetime, seconds: float) -> VerifyReport:
+        """Return the report over ``entries``, in their order, with totals counted."""
+        models = tuple(entries)
+        verdicts, changes = Counter(e.verdict for e in models), Counter(e.change for e in models)
+        return cls(
+            started_at=started_at.astimezone(UTC),
+            seconds=round(seconds, 3),
+            totals={verdict: verdicts[verdict] for verdict in Verdict},
+            changes={change: changes[change] for change in Change},
+            models=models,
+        )
+
+    @property
+    def all_verified(self) -> bool:
+        """Whether every artifact was compared and holds."""
+        return all(entry.verdict is Verdict.VERIFIED for entry in self.models)
+
+    def to_json(self) -> str:
+        """Return the report as one JSON document."""
+        return self.model_dump_json(by_alias=True, indent=2)
