@@ -32,7 +32,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from onnx_config.errors import InputError
 from tasks.request import ConversionOptions, ConversionRequest, Device
 
-__all__ = ["OLDEST_OPSET", "Dtype", "Weights", "read_manifest", "read_model", "select_options"]
+__all__ = ["OLDEST_OPSET", "Dtype", "Require", "Weights", "read_manifest", "read_model", "select_options"]
 
 OLDEST_OPSET = 7
 """The oldest opset that ONNX Runtime runs, by its compatibility table."""
@@ -75,12 +75,20 @@ _Task = Annotated[str, BeforeValidator(_plain_text)]
 _Revision = Annotated[str, AfterValidator(_readable_revision)]
 
 
+class Require(StrEnum):
+    """What a model is not converted without."""
+
+    CUDA = "cuda"
+    """A GPU on which it is compared; without this key, ``device: auto`` is content with a CPU."""
+
+
 class _Defaults(BaseModel):
     """The keys that hold for every model unless it says otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Device = Device.AUTO
+    require: Require | None = None
     opset: Annotated[StrictInt, Field(ge=OLDEST_OPSET)] | None = None
     dtype: Dtype = Dtype.FLOAT32
     simplify: StrictBool = True
@@ -280,7 +288,7 @@ def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problem
             revision=model.revision,
             options=ConversionOptions(
                 task=model.task,
-                device=model.device,
+                device=_device(model),
                 opset=model.opset,
                 dtype=model.dtype.value,
                 simplify=model.simplify,
@@ -291,6 +299,19 @@ def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problem
     except InputError as error:
         problems.add(_line(keys["id"]), error.message.rstrip("."))
         return None
+
+
+def _device(model: _Model) -> Device:
+    """Return where a model is compared.
+
+    Raises:
+        InputError: If a GPU is required and the CPU is asked for.
+    """
+    if model.require is None:
+        return model.device
+    if model.device is Device.CPU:
+        raise InputError("'require: cuda' and 'device: cpu' contradict each other; leave one of them out.")
+    return Device.CUDA
 
 
 def _keys(node: MappingNode, problems: _Problems, model: type[BaseModel], where: str) -> dict[str, Node]:
@@ -365,6 +386,8 @@ def _expected(key: str, given: object, error: Any) -> str:
             allowed = [member.value for member in {"device": Device, "dtype": Dtype, "weights": Weights}[key]]
             close = get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
             return f"it takes {', '.join(allowed)}" + (f"; did you mean {close[0]!r}?" if close else "")
+        case "require":
+            return "it takes cuda, so that a model fails where there is no GPU, or null"
         case "opset":
             return f"it takes a whole number from {OLDEST_OPSET}, or null for the newest"
         case "simplify" | "trust_remote_code":

@@ -78,6 +78,8 @@ def test_the_documented_manifest() -> None:
             [request("org/a"), request("org/a", task="fill-mask")], id="same-model-with-another-task"),
         pytest.param("models: [org/a, org/a@v1]", "m.yaml", [request("org/a"), request("org/a", "v1")], id="revisions"),
         pytest.param("defaults:\nmodels: [org/a]", "m.yaml", [request("org/a")], id="empty-defaults"),
+        pytest.param("defaults: {require: cuda}\nmodels: [a, {id: b, device: cuda}, {id: c, require: null}]", "m.yaml",
+            [request("a", device=Device.CUDA), request("b", device=Device.CUDA), request("c")], id="gpu-required"),
     ],
 )  # fmt: skip
 def test_what_is_read(text: str, name: str, expected: list[ConversionRequest]) -> None:
@@ -119,6 +121,9 @@ def test_a_folder_that_is_there_is_a_folder(folder: Path) -> None:
         pytest.param("models:\n- {id: a, opset: 18}\n- a\ndefaults: {opset: 18}", "line 3: 'a' stands on line 2",
             id="duplicate-by-defaults"),
         pytest.param("models: []", "line 1: 'models' lists no models", id="empty-list"),
+        pytest.param("defaults: {require: gpu}\nmodels: [a]", "line 1: 'require' is 'gpu': it takes cuda",
+            id="require"),
+        pytest.param("models:\n- {id: a, device: cpu, require: cuda}", "line 2: .* contradict", id="gpu-and-no-gpu"),
         pytest.param("x: 1", "the key 'models' is missing", id="no-models"),
         pytest.param("\nmodels:\n\n", "line 2: 'models' lists no models", id="models-null"),
         pytest.param("models: org/a", "line 1: 'models' is the text 'org/a', not a list", id="models-text"),
