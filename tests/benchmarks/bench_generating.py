@@ -1,0 +1,215 @@
+"""Models that generate, of many families: what they become, whether they say what PyTorch says, and how fast.
+
+    python tests/benchmarks/bench_generating.py [--only REGEX] [--tokens 32] [--workdir DIR] [--no-peer]
+
+Makes a small model with random weights of every family below (the class's default config, shrunk), converts all with
+one ``ferry batch``, and prints for each: its graphs; whether `AutoModelForONNX` generates the tokens that PyTorch does,
+greedily, for a batch whose first row is padded on the left; milliseconds per token of both; and whether optimum loads
+the folder and generates the same, in an environment of its own. Takes about twenty minutes on 2 quiet cores; a second
+call with the same ``--workdir`` goes on where the first ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from measure import FERRY, peer_environment
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+FAMILIES = {
+    "causal": [
+        "GPT2LMHeadModel", "GPTNeoXForCausalLM", "OPTForCausalLM", "BloomForCausalLM", "LlamaForCausalLM",
+        "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM",
+        "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM", "FalconForCausalLM", "StableLmForCausalLM",
+        "OlmoForCausalLM", "GraniteForCausalLM", "CohereForCausalLM", "MambaForCausalLM", "JambaForCausalLM",
+        "BambaForCausalLM", "RecurrentGemmaForCausalLM",
+    ],
+    "encoder-decoder": [
+        "T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration",
+        "MBartForConditionalGeneration", "MarianMTModel", "PegasusForConditionalGeneration",
+        "M2M100ForConditionalGeneration", "BlenderbotForConditionalGeneration", "WhisperForConditionalGeneration",
+        "VisionEncoderDecoderModel",
+    ],
+    "vision-language": [
+        "LlavaForConditionalGeneration", "LlavaOnevisionForConditionalGeneration", "Idefics3ForConditionalGeneration",
+        "InternVLForConditionalGeneration", "PaliGemmaForConditionalGeneration", "Gemma3ForConditionalGeneration",
+        "AyaVisionForConditionalGeneration", "Qwen2VLForConditionalGeneration",
+    ],
+    "audio-language": ["VoxtralForConditionalGeneration", "Qwen2AudioForConditionalGeneration"],
+    "segmenter": ["SamModel"],
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="regular expression over classes")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--workdir", type=Path)
+    parser.add_argument("--no-peer", action="store_true", help="do not load anything with optimum")
+    arguments = parser.parse_args()
+    work = arguments.workdir or Path(tempfile.mkdtemp(prefix="generating-"))
+    names = [(kind, name) for kind, all_ in FAMILIES.items() for name in all_ if re.search(arguments.only, name)]
+    warnings.simplefilter("ignore")
+    made = {name: make(name, work / "models" / name) for _, name in names}
+    ready = [name for name, problem in made.items() if problem is None]
+    entries = convert(ready, work)
+    peer = None if arguments.no_peer else peer_environment().with_name("python")
+    print(f"{'class':42} {'graphs':7} {'same tokens':12} {'ours ms':>8} {'torch ms':>8} {'ratio':>6}  optimum")
+    for kind, name in names:
+        if made[name] is not None:
+            print(f"{name:42} {kind}: no small model: {made[name]}")
+            continue
+        print(f"{name:42} {row(name, entries[name], work, arguments.tokens, peer)}", flush=True)
+    print(f"in {work}")
+    return 0
+
+
+def make(name: str, folder: Path) -> str | None:
+    """Write a small model of a class; return why there is none."""
+    import torch
+    import transformers
+    from tiny_models import _disturb
+
+    from onnx_config.twin import default_config, shrink
+
+    if (folder / "config.json").is_file():
+        return None
+    try:
+        cls = getattr(transformers, name)
+        config = vision_encoder_decoder() if name == "VisionEncoderDecoderModel" else default_config(cls)
+        config.architectures = [name]
+        torch.manual_seed(0)
+        model = cls(shrink(config, cls).config).eval()
+        _disturb(model)
+        model.save_pretrained(folder)
+    # What a class says to a config is its own choice.
+    except Exception as error:  # noqa: BLE001
+        return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return None
+
+
+def vision_encoder_decoder() -> Any:
+    import transformers as t
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    encoder = t.ViTConfig(**small, image_size=32, patch_size=8)
+    decoder = t.TrOCRConfig(
+        vocab_size=400, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64,
+        max_position_embeddings=128, cross_attention_hidden_size=32,
+    )  # fmt: skip
+    config = t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 1, 2
+    return config
+
+
+def convert(names: list[str], work: Path) -> Mapping[str, Mapping[str, Any]]:
+    manifest = work / "manifest.txt"
+    manifest.write_text("".join(f"./models/{name}\n" for name in names), encoding="utf-8")
+    command = [FERRY, "batch", manifest.name, "--engine", "local", "--home", "home", "--report", "report.json"]
+    with (work / "batch.log").open("w") as log:
+        subprocess.run([*command, "--output", "onnx"], cwd=work, stdout=log, stderr=log, check=False)
+    report = json.loads((work / "report.json").read_text(encoding="utf-8"))
+    return {Path(entry["id"]).name: entry for entry in report["models"]}
+
+
+def row(name: str, entry: Mapping[str, Any], work: Path, tokens: int, peer: Path | None) -> str:
+    if entry["status"] not in ("converted", "reused"):
+        return f"{entry['status']}: {(entry['error'] or {}).get('message', '')[:200]}"
+    graphs = f"{len(entry['graphs']):^7}"
+    if not any("past" in tensor["name"] for graph in entry["graphs"] for tensor in graph["inputs"]):
+        states = any(re.search(r"state|cache", t["name"]) for g in entry["graphs"] for t in g["inputs"])
+        if name == "SamModel":
+            note = next((note for note in entry["notes"] if "prompts in two graphs" in note), "one graph")
+            return f"{graphs} {note}"
+        if not states:
+            return f"{graphs} without a cache: {'; '.join(entry['notes'])[:160]}"
+    try:
+        inputs = inputs_of(work / "models" / name)
+        ours = generate(load_ours(work / "onnx" / name), inputs, tokens)
+        theirs = generate(load_torch(name, work / "models" / name), inputs, tokens)
+    # Whatever a model says, the table goes on.
+    except Exception as error:  # noqa: BLE001
+        return f"{graphs} not generated: {' '.join(f'{type(error).__name__}: {error}'.split())[:160]}"
+    same = ours[0] == theirs[0]
+    answer = f"{graphs} {same!s:12} {ours[1]:8.2f} {theirs[1]:8.2f} {theirs[1] / ours[1]:6.2f}"
+    return f"{answer}  {by_optimum(entry, work / 'onnx' / name, inputs, ours[0], tokens, peer)}"
+
+
+def inputs_of(folder: Path) -> dict[str, Any]:
+    """Return inputs for a batch of two, the first row of a causal model's padded on the left."""
+    import torch
+
+    from onnx_config import UniversalOnnxConfig
+
+    universal = UniversalOnnxConfig.from_model_path(folder)
+    inputs = dict(universal.generate_dummy_inputs(batch_size=2))
+    dropped = [name for name in inputs if name.startswith(("decoder_", "past", "labels"))]
+    kept = {name: value for name, value in inputs.items() if name not in dropped and name != "position_ids"}
+    mask = kept.get("attention_mask")
+    if universal.task_family == "text-generation" and isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        mask[0, :3] = 0
+    return kept
+
+
+def load_ours(folder: Path) -> Any:
+    from onnx_config import AutoModelForONNX
+
+    return AutoModelForONNX.from_pretrained(folder, threads=1)
+
+
+def load_torch(name: str, folder: Path) -> Any:
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    return getattr(transformers, name).from_pretrained(folder).eval()
+
+
+def generate(model: Any, inputs: Mapping[str, Any], tokens: int) -> tuple[list[list[int]], float]:
+    """Return the tokens, and the milliseconds that each took."""
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1}
+    model.generate(**inputs, **options)
+    start = time.perf_counter()
+    found = model.generate(**inputs, **options)
+    return found.tolist(), 1000 * (time.perf_counter() - start) / tokens
+
+
+def by_optimum(
+    entry: Mapping[str, Any], folder: Path, inputs: Mapping[str, Any], want: object, tokens: int, peer: Path | None
+) -> str:
+    if peer is None:
+        return "not asked"
+    roles = {graph["role"] for graph in entry["graphs"]}
+    task = entry["task"]
+    if "embed_tokens" in roles or "vision_encoder" in roles:
+        return "has no class for it"
+    loader = "ORTModelForCausalLM"
+    if "encoder" in roles:
+        loader = {"automatic-speech-recognition": "ORTModelForSpeechSeq2Seq", "image-to-text": "ORTModelForVision2Seq"}
+        loader = loader.get(task, "ORTModelForSeq2SeqLM")
+    asked = {
+        "folder": str(folder),
+        "loader": loader,
+        "inputs": {name: value.tolist() for name, value in inputs.items()},
+        "generate": {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "num_beams": 1},
+    }
+    script = Path(__file__).parents[1] / "interop" / "run_optimum.py"
+    run = subprocess.run([peer, script], input=json.dumps(asked), capture_output=True, text=True, check=False)
+    if run.returncode:
+        return f"refuses: {run.stderr.strip().splitlines()[-1][:120]}"
+    return "the same tokens" if json.loads(run.stdout)["sequences"] == want else "OTHER TOKENS"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
