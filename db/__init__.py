@@ -24,6 +24,8 @@ from db.records import (
     TensorRecord,
 )
 from db.repository import (
+    batch_conversions,
+    converted_revisions,
     count_conversions,
     find_artifacts,
     find_conversion,
@@ -64,6 +66,8 @@ __all__ = [
     "TemplateRecord",
     "TemplateUse",
     "TensorRecord",
+    "batch_conversions",
+    "converted_revisions",
     "count_conversions",
     "find_artifacts",
     "find_conversion",

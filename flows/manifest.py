@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -32,7 +32,17 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from onnx_config.errors import InputError
 from tasks.request import ConversionOptions, ConversionRequest, Device
 
-__all__ = ["OLDEST_OPSET", "Dtype", "Weights", "read_manifest", "read_model", "select_options"]
+__all__ = [
+    "OLDEST_OPSET",
+    "Dtype",
+    "ManifestModel",
+    "ModelOptions",
+    "Weights",
+    "read_manifest",
+    "read_model",
+    "read_models",
+    "select_options",
+]
 
 OLDEST_OPSET = 7
 """The oldest opset that ONNX Runtime runs, by its compatibility table."""
@@ -75,7 +85,7 @@ _Task = Annotated[str, BeforeValidator(_plain_text)]
 _Revision = Annotated[str, AfterValidator(_readable_revision)]
 
 
-class _Defaults(BaseModel):
+class ModelOptions(BaseModel):
     """The keys that hold for every model unless it says otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,7 +98,7 @@ class _Defaults(BaseModel):
     trust_remote_code: StrictBool = False
 
 
-class _Model(_Defaults):
+class ManifestModel(ModelOptions):
     """The keys of one model."""
 
     id: str
@@ -161,6 +171,30 @@ def read_model(
     """
     name, found = _split_model(model, revision)
     return ConversionRequest(model_id=name, revision=found, options=options or ConversionOptions())
+
+
+def read_models(
+    models: Sequence[str | ManifestModel], *, defaults: ModelOptions | None = None
+) -> tuple[ConversionRequest, ...]:
+    """Return the requests for models as a program lists them: ids, or ids with options of their own.
+
+    ``defaults`` are the options of those that set none; ``None``: the usual ones.
+
+    Raises:
+        InputError: If an id is malformed, or a model stands there twice with the same options.
+
+    >>> [request.options.opset for request in read_models(["org/a"], defaults=ModelOptions(opset=18))]
+    [18]
+    """
+    usual = {} if defaults is None else defaults.model_dump(exclude_unset=True)
+    requests = []
+    for model in models:
+        own = {"id": model} if isinstance(model, str) else model.model_dump(exclude_unset=True)
+        requests.append(_request(ManifestModel(**{**usual, **own})))
+    if len(set(requests)) < len(requests):
+        twice = next(request.model_id for request in requests if requests.count(request) > 1)
+        raise InputError(f"The model {twice!r} is listed twice with the same revision and options. Remove one.")
+    return tuple(requests)
 
 
 def select_options(**values: object) -> ConversionOptions:
@@ -253,9 +287,9 @@ def _read_defaults(node: Node | None, problems: _Problems) -> dict[str, Any]:
     if not isinstance(node, MappingNode):
         problems.add(_line(node), f"'defaults' is {_kind(node)}, not keys with values")
         return {}
-    keys = _keys(node, problems, _Defaults, "'defaults'")
+    keys = _keys(node, problems, ModelOptions, "'defaults'")
     values = {key: _value(value, problems, key) for key, value in keys.items()}
-    checked = _validate(_Defaults, values, keys, problems)
+    checked = _validate(ModelOptions, values, keys, problems)
     return {} if checked is None else checked.model_dump(include=set(values))
 
 
@@ -263,7 +297,7 @@ def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problem
     if isinstance(node, ScalarNode) and not _is_null(node):
         keys: dict[str, Node] = {"id": node}
     elif isinstance(node, MappingNode):
-        keys = _keys(node, problems, _Model, "a model")
+        keys = _keys(node, problems, ManifestModel, "a model")
     else:
         problems.add(_line(node), f"{_kind(node)} stands where a model belongs; write an id, or keys such as 'id'")
         return None
@@ -271,26 +305,27 @@ def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problem
         problems.add(_line(node), "the key 'id' is missing; it names the model, as org/name or as a folder")
         return None
     values = {key: _value(value, problems, key) for key, value in keys.items()}
-    model = _validate(_Model, dict(defaults) | values, keys, problems)
+    model = _validate(ManifestModel, dict(defaults) | values, keys, problems)
     if model is None:
         return None
     try:
-        return read_model(
-            model.id,
-            revision=model.revision,
-            options=ConversionOptions(
-                task=model.task,
-                device=model.device,
-                opset=model.opset,
-                dtype=model.dtype.value,
-                simplify=model.simplify,
-                weights=model.weights.value,
-                trust_remote_code=model.trust_remote_code,
-            ),
-        )
+        return _request(model)
     except InputError as error:
         problems.add(_line(keys["id"]), error.message.rstrip("."))
         return None
+
+
+def _request(model: ManifestModel) -> ConversionRequest:
+    options = ConversionOptions(
+        task=model.task,
+        device=model.device,
+        opset=model.opset,
+        dtype=model.dtype.value,
+        simplify=model.simplify,
+        weights=model.weights.value,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return read_model(model.id, revision=model.revision, options=options)
 
 
 def _keys(node: MappingNode, problems: _Problems, model: type[BaseModel], where: str) -> dict[str, Node]:

@@ -29,9 +29,22 @@ from tasks.report import (
 )
 from tasks.request import ConversionRequest, Workspace
 from tasks.store import ArtifactStore, disk_errors, folder_bytes
-from tasks.versions import package_versions
+from tasks.versions import CODE_EPOCH, package_versions
 
-__all__ = ["catalog", "catalog_errors", "catalog_id", "known_results", "record_entry", "register", "to_entry"]
+__all__ = [
+    "EPOCH_NAME",
+    "catalog",
+    "catalog_errors",
+    "catalog_id",
+    "known_results",
+    "record_entry",
+    "register",
+    "results_of_revisions",
+    "to_entry",
+]
+
+EPOCH_NAME = "onnx-ferry epoch"
+"""Name of `CODE_EPOCH` among the versions that the catalog keeps of a conversion."""
 
 
 @lru_cache(maxsize=8)
@@ -209,7 +222,7 @@ def record_entry(
                 checked_at=now,
             ),
         ),
-        environment=package_versions(),
+        environment={**package_versions(), EPOCH_NAME: str(CODE_EPOCH)},
         started_at=started_at,
         finished_at=now,
     )
@@ -244,6 +257,16 @@ def known_results(workspace: Workspace, keys: Iterable[str]) -> dict[str, db.Con
     engine = catalog(workspace)
     with catalog_errors(), db.session_scope(engine, read_only=True) as session:
         return db.latest_by_key(session, wanted)
+
+
+def results_of_revisions(workspace: Workspace, revisions: Iterable[tuple[str, str]]) -> list[db.ConversionRecord]:
+    """Return what was converted of models (their ids in the catalog) at these revisions, the newest first.
+
+    Raises:
+        TransientError: If the catalog cannot be read (``catalog``).
+    """
+    with catalog_errors(), db.session_scope(catalog(workspace), read_only=True) as session:
+        return db.converted_revisions(session, revisions)
 
 
 def to_entry(record: db.ConversionRecord, *, model_id: str, status: Status) -> ModelEntry:

@@ -131,7 +131,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     for module, name, function in (
         ("tasks.detect", "detect_model", made.detect),
         ("tasks.pipeline", "convert_model", made.convert),
-        ("flows.convert_models", "run_batch", made.batch),
+        ("flows.batch", "run_batch", made.batch),
     ):
         stub = ModuleType(module)
         setattr(stub, name, function)

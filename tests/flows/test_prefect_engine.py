@@ -152,7 +152,7 @@ def test_what_the_user_has_set_stays(name: str, tmp_path: Path) -> None:
     assert name not in missing_settings({name: "mine"}, tmp_path)
 
 
-@pytest.mark.parametrize("module", ["flows.cli", "flows.convert_models", "tasks.pipeline"])
+@pytest.mark.parametrize("module", ["flows.cli", "flows.batch", "tasks.pipeline"])
 def test_prefect_is_not_imported_before_there_is_work(module: str) -> None:
     code = f"import sys, {module}; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
