@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.deployment_file import Deployment, DeploymentFile, GlobalLimit, PoolType, Schedule, TagLimit, WorkPool
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.flows import Flow
 
-__all__ = ["ENTRYPOINT", "Action", "Registered", "apply", "register_deployment"]
+__all__ = ["ENTRYPOINT", "Action", "Registered", "apply", "register_deployment", "run_in"]
 
 ENTRYPOINT = "flows.convert_models"
 """Where workers find the flow: in the installed package, so that no code is pulled."""
@@ -60,13 +61,13 @@ def apply(file: DeploymentFile, client: SyncPrefectClient, *, dry_run: bool = Fa
         InputError: If the server has a pool of this name and another type, or lacks a pool or limit that the file
             uses; nothing was changed then.
     """
-    pools = _pool_types(file, client)
+    _check_pools(file, client)
     _check_limits(file, client)
     done = [_pool(pool, client, dry_run) for pool in file.work_pools]
     done += [_global_limit(limit, client, dry_run) for limit in file.concurrency_limits]
     done += [_tag_limit(limit, client, dry_run) for limit in file.tag_limits]
     for deployment in file.deployments:
-        done.append(_deployment(deployment, pools[deployment.work_pool], client, dry_run))
+        done.append(_deployment(deployment, client, dry_run))
     return done
 
 
@@ -80,12 +81,12 @@ def _found(ask: Callable[[], Any]) -> Any:
         return None
 
 
-def _pool_types(file: DeploymentFile, client: SyncPrefectClient) -> dict[str, str]:
+def _check_pools(file: DeploymentFile, client: SyncPrefectClient) -> None:
     declared = {pool.name: pool.type.value for pool in file.work_pools}
     used = [(f"The deployment {d.name!r}", name) for d in file.deployments for name in (d.work_pool, d.parameters.pool)]
-    types: dict[str, str] = {}
+    checked: set[str] = set()
     for who, name in [*((f"The deployment file's pool {name!r}", name) for name in declared), *used]:
-        if name is None or name in types:
+        if name is None or name in checked:
             continue
         there = _found(lambda name=name: client.read_work_pool(name))  # type: ignore[misc]  # a default is no argument
         if there is None and name not in declared:
@@ -99,8 +100,7 @@ def _pool_types(file: DeploymentFile, client: SyncPrefectClient) -> dict[str, st
                 f"and a pool cannot change its type. Give it another name, or remove it: prefect work-pool delete "
                 f"{name!r}."
             )
-        types[name] = declared[name] if there is None else there.type
-    return types
+        checked.add(name)
 
 
 def _check_limits(file: DeploymentFile, client: SyncPrefectClient) -> None:
@@ -197,16 +197,21 @@ def _tag_limit(limit: TagLimit, client: SyncPrefectClient, dry_run: bool) -> Reg
     return _registered("tag_limit", limit.tag, there, changed, do, dry_run=dry_run)
 
 
-def _deployment(deployment: Deployment, pool_type: str, client: SyncPrefectClient, dry_run: bool) -> Registered:
+def run_in(folder: str) -> list[dict[str, Any]]:
+    """Return the steps that make ``folder`` a run's current one.
+
+    Without any, a worker copies its own current folder, whatever lies in it, into a temporary one for each run.
+    """
+    return [{"prefect.deployments.steps.set_working_directory": {"directory": folder}}]
+
+
+def _deployment(deployment: Deployment, client: SyncPrefectClient, dry_run: bool) -> Registered:
     from flows.python_api import convert_models
 
     parameters = deployment.parameters.model_dump(mode="json", exclude_unset=True)
     if deployment.parameters.shards is not None:
         parameters.setdefault("pool", deployment.work_pool)
-    variables = dict(deployment.job_variables)
-    if pool_type == PoolType.PROCESS:
-        # Else a run starts in an empty temporary folder, and everything that it keeps beside itself goes with it.
-        variables.setdefault("working_dir", deployment.manifest.rpartition("/")[0] or "/")
+    folder = deployment.job_variables.get("working_dir") or str(Path(deployment.manifest).parent)
     return register_deployment(
         client,
         convert_models,
@@ -220,7 +225,8 @@ def _deployment(deployment: Deployment, pool_type: str, client: SyncPrefectClien
         schedules=[_schedule(schedule) for schedule in deployment.schedules],
         concurrency_limit=deployment.concurrency_limit,
         collision=deployment.collision.value.upper(),
-        job_variables=variables,
+        job_variables=deployment.job_variables,
+        pull_steps=run_in(folder),
         description=deployment.description or f"Converts the models of {deployment.manifest}.",
         paused=deployment.paused,
     )
@@ -290,12 +296,11 @@ def register_deployment(
 
 def _same(there: Any, wanted: Any, key: str) -> bool:
     if key == "tags":
-        return sorted(there or ()) == wanted
+        return bool(sorted(there or ()) == wanted)
     if key == "work_queue_name" and wanted is None:
         return there in (None, "default")
     # What is absent and what is empty are the same to a server.
-    equal: bool = (there or None) == (wanted or None)
-    return equal
+    return bool((there or None) == (wanted or None))
 
 
 def _shown(schedule: Any) -> str:

@@ -231,6 +231,7 @@ def read_deployment_file(path: Path) -> tuple[DeploymentFile, tuple[str, ...]]:
         else:
             text.add(("deployments", number, "manifest"), f"there is no file {str(manifest)!r}")
         deployments.append(deployment.model_copy(update={"manifest": str(manifest)}))
+    _check_room_for_parts(text, found)
     pools = []
     for number, pool in enumerate(found.work_pools):
         template = None if pool.base_job_template is None else folder / pool.base_job_template
@@ -240,6 +241,21 @@ def read_deployment_file(path: Path) -> tuple[DeploymentFile, tuple[str, ...]]:
     if text.problems:
         raise text.error()
     return found.model_copy(update={"deployments": deployments, "work_pools": pools}), tuple(notes)
+
+
+def _check_room_for_parts(text: YamlText, file: DeploymentFile) -> None:
+    limits = {pool.name: pool.concurrency_limit for pool in file.work_pools}
+    for number, deployment in enumerate(file.deployments):
+        parts = deployment.parameters
+        if parts.pool is not None and parts.shards is None:
+            text.add(("deployments", number, "parameters", "pool"), "'pool' is that of the parts: it needs 'shards'")
+        in_own_pool = parts.shards is not None and parts.pool in (None, deployment.work_pool)
+        if in_own_pool and limits.get(deployment.work_pool) == 1:
+            text.add(
+                ("deployments", number, "parameters", "shards"),
+                f"the work pool {deployment.work_pool!r} has a concurrency_limit of 1, so that a run would wait "
+                "for its own parts for ever; raise it, or give the parts another 'pool'",
+            )
 
 
 def _check_twice(text: YamlText, group: str, key: str) -> None:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import db
 from flows.batch import BatchPlan, Runner
-from flows.deploy import register_deployment
+from flows.deploy import register_deployment, run_in
 from flows.partition import partition, structures
 from flows.prefect_connection import connected
 from flows.settings import Settings
@@ -113,6 +113,7 @@ class PoolRuns:
             work_queue_name=None,
             tags=["ferry"],
             job_variables={},
+            pull_steps=run_in("."),
             description="A part of a batch: `ferry batch --shards` starts it.",
             paused=False,
         )
