@@ -223,7 +223,7 @@ def read_deployment_file(path: Path) -> tuple[DeploymentFile, tuple[str, ...]]:
         manifest = folder / Path(deployment.manifest).expanduser()
         if manifest.is_file():
             try:
-                read_manifest(manifest)
+                read_manifest(manifest, ask=False)
             except InputError as error:
                 text.add(("deployments", number, "manifest"), error.message.rstrip("."))
         elif Path(deployment.manifest).expanduser().is_absolute():

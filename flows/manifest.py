@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +29,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from onnx_config.errors import InputError
+from onnx_config.errors import FerryError, InputError, error_of_kind
 from tasks.request import ConversionOptions, ConversionRequest, Device
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "Dtype",
     "ManifestModel",
     "ModelOptions",
+    "Query",
+    "Sort",
     "Weights",
     "read_manifest",
     "read_model",
@@ -106,13 +108,45 @@ class ManifestModel(ModelOptions):
     task: _Task | None = None
 
 
+class Sort(StrEnum):
+    """The order in which the Hub lists what a query finds, the most or newest first."""
+
+    DOWNLOADS = "downloads"
+    LIKES = "likes"
+    TRENDING = "trending_score"
+    CREATED = "created_at"
+    MODIFIED = "last_modified"
+
+
+class Query(BaseModel):
+    """The keys of a query: models of the Hub that have all that is said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    author: _Task | None = None
+    search: _Task | None = None
+    task: _Task | None = None
+    tag: _Task | None = None
+    library: _Task = "transformers"
+    sort: Sort = Sort.DOWNLOADS
+    limit: Annotated[StrictInt, Field(ge=1, le=10_000)]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the Hub is asked."""
+        said = {"author": self.author, "search": self.search, "pipeline_tag": self.task, "sort": self.sort.value}
+        # Files that could not be converted anyway would use up the limit.
+        tags = [self.library, "safetensors", *([self.tag] if self.tag else [])]
+        return {name: value for name, value in said.items() if value is not None} | {"filter": tags}
+
+
 class _Manifest(BaseModel):
     """The keys at the top; each part is checked by itself, so that all of its errors are found."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     defaults: Any = None
-    models: Any
+    models: Any = None
+    query: Any = None
 
 
 class _Problems(list[tuple[int, str]]):
@@ -131,10 +165,15 @@ class _Problems(list[tuple[int, str]]):
         return InputError(f"Manifest {str(path)!r}: {count}{'; '.join(shown)}.")
 
 
-def read_manifest(path: Path) -> tuple[ConversionRequest, ...]:
-    """Return the requests of a manifest, in its order; never empty.
+def read_manifest(path: Path, *, ask: bool = True) -> tuple[ConversionRequest, ...]:
+    """Return the requests of a manifest, in its order, those that queries find last; never empty.
+
+    Args:
+        path: The file.
+        ask: Whether the Hub is asked what queries find; without that they are checked and find nothing.
 
     Raises:
+        TransientError: If the Hub does not answer a query; the message has its line.
         InputError: If the file cannot be read, or anything in it is wrong: an unknown key, a key or a
             model given twice, no models, a malformed id, a value outside its set. All of it in one
             message, each with its line, an unknown key or value with the nearest valid one.
@@ -143,16 +182,35 @@ def read_manifest(path: Path) -> tuple[ConversionRequest, ...]:
     """
     text = _read_text(path)
     problems = _Problems()
+    queries: list[_Found] = []
     if path.suffix.lower() in _YAML_SUFFIXES or _looks_like_yaml(text):
-        found = list(_read_yaml(text, problems))
+        found = list(_read_yaml(text, problems, queries))
     else:
         found = list(_read_lines(text, problems))
-    if not found and not problems:
+    if not found and not queries and not problems:
         problems.add(0, "it lists no models; write one id per line, or a YAML list under 'models'")
     _check_duplicates(found, problems)
     if problems:
         raise problems.error(path)
-    return tuple(request for _, request in found)
+    requests = {request: None for _, request in found}
+    for query in queries if ask else ():
+        requests |= dict.fromkeys(_expand(query, path))
+    return tuple(requests)
+
+
+def _expand(found: _Found, path: Path) -> list[ConversionRequest]:
+    from onnx_config.hub import list_models
+
+    where = f"Manifest {str(path)!r}: line {found.line}"
+    try:
+        names = list_models(found.query.arguments(), limit=found.query.limit)
+    except FerryError as error:
+        raise error_of_kind(error.kind, f"{where}: {error.message}") from error
+    if not names:
+        raise InputError(
+            f"{where}: the query finds no models with safetensors on the Hub. Ask for less, or check its words."
+        )
+    return list(read_models(names, defaults=found.defaults))
 
 
 def read_model(
@@ -240,7 +298,16 @@ def _read_lines(text: str, problems: _Problems) -> Iterator[tuple[int, Conversio
                 problems.add(number, error.message.rstrip("."))
 
 
-def _read_yaml(text: str, problems: _Problems) -> Iterator[tuple[int, ConversionRequest]]:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A query, where it stands, and the options of what it finds."""
+
+    line: int
+    query: Query
+    defaults: ModelOptions
+
+
+def _read_yaml(text: str, problems: _Problems, queries: list[_Found]) -> Iterator[tuple[int, ConversionRequest]]:
     try:
         top = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
@@ -262,9 +329,11 @@ def _read_yaml(text: str, problems: _Problems) -> Iterator[tuple[int, Conversion
         problems.add(_line(top), f"{_kind(top)} stands where the keys 'models' and 'defaults' belong")
         return
     keys = _keys(top, problems, _Manifest, "the manifest")
-    if "models" not in keys:
+    if "models" not in keys and "query" not in keys:
         problems.add(_line(top), "the key 'models' is missing; it holds the list of models")
     defaults = _read_defaults(keys.get("defaults"), problems)
+    if "query" in keys:
+        queries += _read_queries(keys["query"], ModelOptions(**defaults), problems)
     models = keys.get("models")
     if models is None:
         return
@@ -291,6 +360,20 @@ def _read_defaults(node: Node | None, problems: _Problems) -> dict[str, Any]:
     values = {key: _value(value, problems, key) for key, value in keys.items()}
     checked = _validate(ModelOptions, values, keys, problems)
     return {} if checked is None else checked.model_dump(include=set(values))
+
+
+def _read_queries(node: Node, defaults: ModelOptions, problems: _Problems) -> Iterator[_Found]:
+    for item in node.value if isinstance(node, SequenceNode) else [node]:
+        if not isinstance(item, MappingNode):
+            problems.add(_line(item), f"'query' is {_kind(item)}; write keys such as 'author', 'task' and 'limit'")
+            continue
+        before = len(problems)
+        keys = _keys(item, problems, Query, "'query'")
+        values = {key: _value(value, problems, key) for key, value in keys.items()}
+        if "limit" not in keys:
+            problems.add(_line(item), "the key 'limit' of 'query' is missing; it says how many models at most")
+        elif (query := _validate(Query, values, keys, problems)) is not None and len(problems) == before:
+            yield _Found(_line(item), query, defaults)
 
 
 def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problems) -> ConversionRequest | None:
@@ -400,6 +483,13 @@ def _expected(key: str, given: object, error: Any) -> str:
             allowed = [member.value for member in {"device": Device, "dtype": Dtype, "weights": Weights}[key]]
             close = get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
             return f"it takes {', '.join(allowed)}" + (f"; did you mean {close[0]!r}?" if close else "")
+        case "sort":
+            close = get_close_matches(str(given).lower(), [order.value for order in Sort], n=1, cutoff=0.5)
+            return f"it takes {', '.join(Sort)}" + (f"; did you mean {close[0]!r}?" if close else "")
+        case "limit":
+            return "it takes a whole number from 1 to 10000"
+        case "author" | "search" | "tag" | "library" if error["type"] == "string_type":
+            return "it takes a word as the Hub has it"
         case "opset":
             return f"it takes a whole number from {OLDEST_OPSET}, or null for the newest"
         case "simplify" | "trust_remote_code":

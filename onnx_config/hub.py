@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError, TransientError
+from onnx_config.hub_limits import within_limits
 from onnx_config.sentence_modules import (
     MODULES_FILE,
     config_folder,
@@ -37,6 +38,7 @@ __all__ = [
     "is_folder",
     "is_repository",
     "list_files",
+    "list_models",
     "read_config",
     "read_config_dict",
     "resolve",
@@ -146,7 +148,9 @@ def _commit(model_id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     with _HubErrors(model_id, revision):
-        sha = HfApi().model_info(model_id, revision=revision, timeout=30).sha
+        # Of a thousand models that have not changed, this is all that is asked: the commit and nothing else.
+        found = within_limits(lambda: HfApi().model_info(model_id, revision=revision, timeout=30, expand=["sha"]))
+        sha = found.sha
     if sha is None:
         raise TransientError(f"The Hub named no commit for {model_id!r}. Try again.", kind=ErrorKind.NETWORK)
     return sha
@@ -307,8 +311,27 @@ def list_files(model_id: str, *, revision: str | None = None) -> dict[str, int]:
     from huggingface_hub import HfApi
 
     with _HubErrors(name, revision):
-        found = HfApi().model_info(name, revision=revision, timeout=30, files_metadata=True).siblings
+        found = within_limits(
+            lambda: HfApi().model_info(name, revision=revision, timeout=30, files_metadata=True).siblings
+        )
     return {file.rfilename: file.size or 0 for file in found or ()}
+
+
+def list_models(query: Mapping[str, Any], *, limit: int) -> list[str]:
+    """Return the ids of the Hub's models that a query finds, at most ``limit``, in the order that it asks for.
+
+    Args:
+        query: Arguments of `huggingface_hub.HfApi.list_models`.
+
+    Raises:
+        InputError: If the Hub refuses the query.
+        TransientError: If it does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    what = ", ".join(f"{name}={value}" for name, value in query.items())
+    with _HubErrors(what, None):
+        return within_limits(lambda: [model.id for model in HfApi().list_models(**query, limit=limit)])
 
 
 def read_config_dict(folder: Path) -> dict[str, Any]:
