@@ -10,6 +10,6 @@ RUN pip install --no-cache-dir --disable-pip-version-check -c /tmp/constraints.t
 ENV PYTHONUNBUFFERED=1 \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     DO_NOT_TRACK=1
-USER prefect
+USER 10001
 EXPOSE 4200
 CMD ["prefect", "server", "start", "--host", "0.0.0.0", "--port", "4200"]
