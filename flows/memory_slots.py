@@ -32,9 +32,14 @@ class SlotGate(MemoryGate):
         super().__init__(limit_bytes)
         self.name = name
         """The concurrency limit on the Prefect server."""
+        self.slots = self._limit(name)
+        """How many it has."""
+
+    @staticmethod
+    def _limit(name: str) -> int:
         try:
             with get_client(sync_client=True) as client:
-                self.slots: int = client.read_global_concurrency_limit_by_name(name).limit
+                return client.read_global_concurrency_limit_by_name(name).limit
         except ObjectNotFound as error:
             # Prefect itself would let everything in where there is no limit of this name.
             raise InputError(

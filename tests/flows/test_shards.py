@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +215,55 @@ def test_a_catalog_that_is_away_for_a_while_is_waited_for(plan: BatchPlan, monke
     monkeypatch.setattr(db, "batch_conversions", sometimes)
     done = run_parts(PARTS, plan, FakeRuns(plan, {1: [(3, ENDED)], 2: [(3, ENDED)]}), pause=pause)
     assert len(done) == 6
+
+
+# Runs on a server: what a look at one says.
+
+
+def test_a_run_that_has_sent_no_heartbeat_for_long_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a machine is gone with its worker: the server itself would show the run as running for ever."""
+    from types import SimpleNamespace
+    from uuid import uuid4
+
+    from prefect.client.schemas.objects import StateType
+
+    from flows import shard_runs
+
+    now = datetime.now(UTC)
+    heard: dict[str, str] = {}
+
+    class Client:
+        def request(self, _method: str, _path: str, *, json: Any) -> Any:
+            (resource,) = json["filter"]["resource"]["id"]
+            found = [{"occurred": heard[resource]}] if resource in heard else []
+            return SimpleNamespace(json=lambda: {"events": found})
+
+        def set_flow_run_state(self, run: Any, state: Any, *, force: bool) -> None:
+            cancelled.append((run, state.type, force))
+
+    cancelled: list[Any] = []
+    runs = object.__new__(shard_runs.PoolRuns)
+    runs._client = Client()  # type: ignore[assignment]  # as much of one as a look takes
+
+    def look(kind: StateType, *, started_ago: float = 3600, heard_ago: float | None = None) -> Outcome:
+        run = SimpleNamespace(
+            id=uuid4(),
+            state_type=kind,
+            state=SimpleNamespace(name=kind.value.title(), message="as it is"),
+            start_time=now - timedelta(seconds=started_ago),
+        )
+        if heard_ago is not None:
+            heard[f"prefect.flow-run.{run.id}"] = (now - timedelta(seconds=heard_ago)).isoformat()
+        return runs._look(run).outcome
+
+    silent = shard_runs.SILENT_SECONDS
+    assert look(StateType.RUNNING, heard_ago=silent - 60) is Outcome.WORKING
+    assert look(StateType.RUNNING, heard_ago=silent + 60) is DIED
+    assert [(kind, force) for _, kind, force in cancelled] == [(StateType.CANCELLING, True)], "should it live after all"
+    # A server that keeps no events proves nothing, nor does one that has had no time to hear of it.
+    assert look(StateType.RUNNING) is Outcome.WORKING
+    assert look(StateType.RUNNING, started_ago=silent - 60, heard_ago=silent + 60) is Outcome.WORKING
+    assert look(StateType.COMPLETED) is look(StateType.FAILED) is ENDED
+    assert look(StateType.CRASHED) is DIED
+    assert look(StateType.CANCELLED) is CANCELLED
+    assert look(StateType.SCHEDULED) is look(StateType.PENDING) is Outcome.WORKING
