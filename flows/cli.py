@@ -27,6 +27,7 @@ from flows.deploy_command import deploy
 from flows.manifest import OLDEST_OPSET, Dtype, Weights, read_manifest, read_model, select_options
 from flows.plan_command import plan
 from flows.progress import clean, duration, progress_for, summary
+from flows.publish_command import publish
 from flows.report_file import ReportingListener, write_report
 from flows.settings import Settings, load_settings, why_not_writable
 from flows.terminal import (
@@ -197,6 +198,7 @@ def detect(
 
 app.command()(plan)
 app.command()(deploy)
+app.command()(publish)
 
 
 @app.command()

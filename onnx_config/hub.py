@@ -43,6 +43,7 @@ __all__ = [
     "read_config_dict",
     "resolve",
     "translate_hub_error",
+    "upload",
 ]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -332,6 +333,34 @@ def list_models(query: Mapping[str, Any], *, limit: int) -> list[str]:
     what = ", ".join(f"{name}={value}" for name, value in query.items())
     with _HubErrors(what, None):
         return within_limits(lambda: [model.id for model in HfApi().list_models(**query, limit=limit)])
+
+
+def upload(
+    files: Mapping[str, Path], repository: str, *, message: str, private: bool = False, branch: str | None = None
+) -> str:
+    """Write files into a repository, as one commit; return the commit's address. Files that are there else stay.
+
+    Args:
+        files: Path in the repository -> file.
+        repository: ``org/name``; made where there is none.
+        message: Of the commit, one line.
+        private: Whether a repository that is made here is.
+        branch: Where to; made where it is not there; ``None``: ``main``.
+
+    Raises:
+        InputError: If the id is none, or the Hub refuses it (no ``HF_TOKEN``, or one without the right to write).
+        TransientError: If the Hub does not answer; nothing was written then.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
+    with _HubErrors(repository, branch):
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        if branch is not None:
+            api.create_branch(repository, branch=branch, exist_ok=True)
+        done = api.create_commit(repository, operations, commit_message=message, revision=branch)
+    return str(done.commit_url)
 
 
 def read_config_dict(folder: Path) -> dict[str, Any]:

@@ -451,6 +451,7 @@ def test_the_documented_options_are_there() -> None:
         "--refresh", "--shards", "--pool"
     }  # fmt: skip
     assert options["deploy"] == {"--dry-run", "--json"}
+    assert options["publish"] == {"--to", "--private", "--branch", "--json"}
     assert options["plan"] == {"--home", "--memory-limit", "--timeout"} | {"--rehearse", "--json", "--workers"}
     assert options["doctor"] == places | {"--json"}
     assert "catalog" in commands
