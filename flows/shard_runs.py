@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,20 +200,10 @@ class PoolRuns:
 
 
 def _model(request: ConversionRequest) -> dict[str, Any]:
-    options = request.options
+    """Return a request as the keys of a manifest's model."""
     # A worker's current folder is not this one.
     place = str(Path(request.model_id).expanduser().absolute()) if is_folder(request.model_id) else request.model_id
-    return {
-        "id": place,
-        "revision": request.revision,
-        "task": options.task,
-        "device": options.device.value,
-        "opset": options.opset,
-        "dtype": options.dtype,
-        "simplify": options.simplify,
-        "weights": options.weights,
-        "trust_remote_code": options.trust_remote_code,
-    }
+    return {"id": place, "revision": request.revision, **asdict(request.options)}
 
 
 def _places(settings: Settings) -> dict[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from onnx_config.errors import ErrorKind, TransientError
 from tasks.memory import MemoryGate
 from tasks.register import catalog, record_entry
 from tasks.report import ErrorEntry, ModelEntry, Status, Step
-from tasks.request import ConversionOptions, ConversionRequest, SilentListener, Workspace
+from tasks.request import ConversionOptions, ConversionRequest, Device, SilentListener, Workspace
 
 
 def asked(name: str, **options: Any) -> ConversionRequest:
@@ -217,7 +218,28 @@ def test_a_catalog_that_is_away_for_a_while_is_waited_for(plan: BatchPlan, monke
     assert len(done) == 6
 
 
-# Runs on a server: what a look at one says.
+# Runs on a server: what they are given, and what a look at one says.
+
+
+def test_what_a_part_is_given_are_the_models_with_all_of_their_options(tmp_path: Path) -> None:
+    from flows.manifest import ManifestModel, read_models
+    from flows.shard_runs import _model
+
+    options = ConversionOptions(
+        task="fill-mask",
+        device=Device.CPU,
+        opset=18,
+        dtype="float16",
+        simplify=False,
+        weights="link",
+        trust_remote_code=True,
+    )
+    usual = asdict(ConversionOptions())
+    assert [name for name, value in asdict(options).items() if value == usual[name]] == [], "another one is new"
+    request = ConversionRequest(model_id="org/a", revision="v1", options=options)
+    folder = ConversionRequest(model_id=str(tmp_path))
+    written = json.loads(json.dumps([_model(request), _model(folder)]))
+    assert read_models([ManifestModel(**keys) for keys in written]) == (request, folder)
 
 
 def test_a_run_that_has_sent_no_heartbeat_for_long_is_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
