@@ -25,6 +25,8 @@ from db.records import (
     TensorRecord,
 )
 from db.repository import (
+    batch_conversions,
+    converted_revisions,
     count_conversions,
     find_artifacts,
     find_conversion,
@@ -68,6 +70,8 @@ __all__ = [
     "TemplateRecord",
     "TemplateUse",
     "TensorRecord",
+    "batch_conversions",
+    "converted_revisions",
     "count_conversions",
     "find_artifacts",
     "find_conversion",

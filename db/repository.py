@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import string
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -49,6 +49,8 @@ from db.types import storable
 from db.vocabulary import BatchEngine, ConversionStatus, Direction
 
 __all__ = [
+    "batch_conversions",
+    "converted_revisions",
     "count_conversions",
     "find_artifacts",
     "find_conversion",
@@ -283,6 +285,33 @@ def latest_by_key(session: Session, keys: Collection[str]) -> dict[str, Conversi
             if record.key is not None:
                 found[record.key] = record
     return found
+
+
+def converted_revisions(session: Session, revisions: Iterable[tuple[str, str]]) -> list[ConversionRecord]:
+    """Return what models are converted to at revisions, given as pairs; what was recorded last first.
+
+    Of the attempts at the same model, requested revision and options only the last one counts.
+    """
+    wanted = {(storable(model_id), storable(revision)) for model_id, revision in revisions}
+    found: list[ConversionRecord] = []
+    for chunk in chunked(sorted({model_id for model_id, _ in wanted})):
+        models = select(SourceModel.id).where(SourceModel.model_id.in_(chunk))
+        query = conversions().where(
+            # By the index on models; a model has few revisions and a revision few attempts.
+            Conversion.source_model_id.in_(models),
+            Conversion.status == ConversionStatus.CONVERTED.value,
+            Conversion.latest.is_(True),
+        )
+        found += [
+            record for record in conversion_records(session, query) if (record.model_id, record.revision) in wanted
+        ]
+    return sorted(found, key=lambda record: record.id or 0, reverse=True)
+
+
+def batch_conversions(session: Session, batch_id: int, *, after: int = 0) -> list[ConversionRecord]:
+    """Return the attempts of a batch that were recorded after the one with the number ``after``, in that order."""
+    query = conversions().where(Conversion.batch_id == batch_id, Conversion.id > after)
+    return conversion_records(session, query.order_by(Conversion.id))
 
 
 def get_conversion(session: Session, conversion_id: int) -> ConversionRecord | None:

@@ -23,24 +23,34 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from flows.catalog_commands import catalog_app
+from flows.deploy_command import deploy
 from flows.manifest import OLDEST_OPSET, Dtype, Weights, read_manifest, read_model, select_options
 from flows.plan_command import plan
 from flows.progress import clean, duration, progress_for, summary
+from flows.publish_command import publish
 from flows.report_file import ReportingListener, write_report
 from flows.settings import Settings, load_settings, why_not_writable
-from flows.terminal import complain, cores, only_a_document, plain_console, size_text, write_document
+from flows.terminal import (
+    complain,
+    cores,
+    only_a_document,
+    plain_console,
+    size_text,
+    workers_and_threads,
+    write_document,
+)
 from flows.verify_command import verify
 from onnx_config.errors import ErrorKind, FerryError, InputError
 from tasks.report import Engine, ModelEntry, Report, Status, TensorEntry
-from tasks.request import Device
+from tasks.request import Device, Refresh
 
 if TYPE_CHECKING:
+    from flows.batch import Runner
     from onnx_config.spec import ModelSpec, TensorSpec
 
 __all__ = ["app", "batch", "convert", "detect", "doctor"]
 
 _ALL_KINDS = "all"
-_MOST_WORKERS = 8
 
 
 class _Group(TyperGroup):
@@ -126,6 +136,10 @@ _MemoryOption = Annotated[
     str | None,
     typer.Option("--memory-limit", metavar="SIZE", help="All conversions together, e.g. 12GiB. [FERRY_MEMORY_LIMIT]"),
 ]
+_RefreshOption = Annotated[
+    Refresh | None,
+    typer.Option("--refresh", help="versions: also convert again what other versions of the libraries have converted."),
+]
 _TimeoutOption = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="One step of one model, e.g. 1h. [FERRY_TIMEOUT]")
 ]
@@ -185,6 +199,8 @@ def detect(
 
 app.command()(plan)
 app.command()(verify)
+app.command()(deploy)
+app.command()(publish)
 
 
 @app.command()
@@ -212,6 +228,7 @@ def convert(
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
     ] = None,
+    refresh: _RefreshOption = None,
     home: _HomeOption = None,
     catalog_url: _CatalogOption = None,
     store_url: _StoreOption = None,
@@ -239,7 +256,7 @@ def convert(
     started_at, start = datetime.now(UTC), time.monotonic()
     console = plain_console()
     with only_a_document(json), progress_for(console, 1, json=json, verbose=True) as listener:
-        entry = convert_model(request, workspace, output=output, listener=listener)
+        entry = convert_model(request, workspace, output=output, listener=listener, refresh=refresh)
     report = Report.of([entry], started_at=started_at, seconds=time.monotonic() - start)
     if json:
         write_document(report.to_json())
@@ -292,6 +309,14 @@ def batch(
             help="Try again what an earlier batch could not convert; with KIND only those failures.",
         ),
     ] = None,
+    refresh: _RefreshOption = None,
+    shards: Annotated[
+        int | None,
+        typer.Option("--shards", min=1, metavar="N", help="Split into N parts, each run by a worker of --pool."),
+    ] = None,
+    pool: Annotated[
+        str, typer.Option("--pool", metavar="NAME", help="Prefect work pool whose workers run the parts.")
+    ] = "ferry",
     engine: Annotated[Engine, typer.Option("--engine", help="Who runs the steps.")] = Engine.PREFECT,
     home: _HomeOption = None,
     catalog_url: _CatalogOption = None,
@@ -304,12 +329,19 @@ def batch(
         home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
     )
     requests = read_manifest(manifest)
-    usable = cores()
-    workers = workers or min(usable, _MOST_WORKERS)
-    workspace = settings.workspace(threads=max(1, usable // workers))
+    asked_workers = workers
+    workers, threads = workers_and_threads(workers)
+    workspace = settings.workspace(threads=threads)
     _check_places(settings, output=output, report=report)
-    from flows.convert_models import run_batch
+    from flows.batch import run_batch
 
+    runner: Runner | None = None
+    if shards is not None:
+        if engine is Engine.LOCAL:
+            raise InputError("--shards needs Prefect to run the parts; leave out --engine local, or --shards.")
+        from flows.shard_runs import shard_runner
+
+        runner = shard_runner(settings, shards=shards, pool=pool, workers=asked_workers)
     console = plain_console()
     with progress_for(console, len(requests)) as listener:
         done = run_batch(
@@ -319,6 +351,8 @@ def batch(
             workers=workers,
             engine=engine,
             retry_failed=_kinds(retry_failed),
+            refresh=refresh,
+            runner=runner,
             listener=listener if report is None else ReportingListener(listener, report),
         )
     summary(console, done, manifest=str(manifest))

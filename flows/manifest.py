@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -29,10 +29,23 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from onnx_config.errors import InputError
+from onnx_config.errors import FerryError, InputError, error_of_kind
 from tasks.request import ConversionOptions, ConversionRequest, Device
 
-__all__ = ["OLDEST_OPSET", "Dtype", "Require", "Weights", "read_manifest", "read_model", "select_options"]
+__all__ = [
+    "OLDEST_OPSET",
+    "Dtype",
+    "ManifestModel",
+    "ModelOptions",
+    "Query",
+    "Require",
+    "Sort",
+    "Weights",
+    "read_manifest",
+    "read_model",
+    "read_models",
+    "select_options",
+]
 
 OLDEST_OPSET = 7
 """The oldest opset that ONNX Runtime runs, by its compatibility table."""
@@ -82,7 +95,7 @@ class Require(StrEnum):
     """A GPU on which it is compared; without this key, ``device: auto`` is content with a CPU."""
 
 
-class _Defaults(BaseModel):
+class ModelOptions(BaseModel):
     """The keys that hold for every model unless it says otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,12 +109,43 @@ class _Defaults(BaseModel):
     trust_remote_code: StrictBool = False
 
 
-class _Model(_Defaults):
+class ManifestModel(ModelOptions):
     """The keys of one model."""
 
     id: str
     revision: _Revision | None = None
     task: _Task | None = None
+
+
+class Sort(StrEnum):
+    """The order in which the Hub lists what a query finds, the most or newest first."""
+
+    DOWNLOADS = "downloads"
+    LIKES = "likes"
+    TRENDING = "trending_score"
+    CREATED = "created_at"
+    MODIFIED = "last_modified"
+
+
+class Query(BaseModel):
+    """The keys of a query: models of the Hub that have all that is said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    author: _Task | None = None
+    search: _Task | None = None
+    task: _Task | None = None
+    tag: _Task | None = None
+    library: _Task = "transformers"
+    sort: Sort = Sort.DOWNLOADS
+    limit: Annotated[StrictInt, Field(ge=1, le=10_000)]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the Hub is asked."""
+        said = {"author": self.author, "search": self.search, "pipeline_tag": self.task, "sort": self.sort.value}
+        # Files that could not be converted anyway would use up the limit.
+        tags = [self.library, "safetensors", *([self.tag] if self.tag else [])]
+        return {name: value for name, value in said.items() if value is not None} | {"filter": tags}
 
 
 class _Manifest(BaseModel):
@@ -110,7 +154,8 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     defaults: Any = None
-    models: Any
+    models: Any = None
+    query: Any = None
 
 
 class _Problems(list[tuple[int, str]]):
@@ -129,10 +174,15 @@ class _Problems(list[tuple[int, str]]):
         return InputError(f"Manifest {str(path)!r}: {count}{'; '.join(shown)}.")
 
 
-def read_manifest(path: Path) -> tuple[ConversionRequest, ...]:
-    """Return the requests of a manifest, in its order; never empty.
+def read_manifest(path: Path, *, ask: bool = True) -> tuple[ConversionRequest, ...]:
+    """Return the requests of a manifest, in its order, those that queries find last; never empty.
+
+    Args:
+        path: The file.
+        ask: Whether the Hub is asked what queries find; without that they are checked and find nothing.
 
     Raises:
+        TransientError: If the Hub does not answer a query; the message has its line.
         InputError: If the file cannot be read, or anything in it is wrong: an unknown key, a key or a
             model given twice, no models, a malformed id, a value outside its set. All of it in one
             message, each with its line, an unknown key or value with the nearest valid one.
@@ -141,16 +191,35 @@ def read_manifest(path: Path) -> tuple[ConversionRequest, ...]:
     """
     text = _read_text(path)
     problems = _Problems()
+    queries: list[_Found] = []
     if path.suffix.lower() in _YAML_SUFFIXES or _looks_like_yaml(text):
-        found = list(_read_yaml(text, problems))
+        found = list(_read_yaml(text, problems, queries))
     else:
         found = list(_read_lines(text, problems))
-    if not found and not problems:
+    if not found and not queries and not problems:
         problems.add(0, "it lists no models; write one id per line, or a YAML list under 'models'")
     _check_duplicates(found, problems)
     if problems:
         raise problems.error(path)
-    return tuple(request for _, request in found)
+    requests = {request: None for _, request in found}
+    for query in queries if ask else ():
+        requests |= dict.fromkeys(_expand(query, path))
+    return tuple(requests)
+
+
+def _expand(found: _Found, path: Path) -> list[ConversionRequest]:
+    from onnx_config.hub import list_models
+
+    where = f"Manifest {str(path)!r}: line {found.line}"
+    try:
+        names = list_models(found.query.arguments(), limit=found.query.limit)
+    except FerryError as error:
+        raise error_of_kind(error.kind, f"{where}: {error.message}") from error
+    if not names:
+        raise InputError(
+            f"{where}: the query finds no models with safetensors on the Hub. Ask for less, or check its words."
+        )
+    return list(read_models(names, defaults=found.defaults))
 
 
 def read_model(
@@ -169,6 +238,30 @@ def read_model(
     """
     name, found = _split_model(model, revision)
     return ConversionRequest(model_id=name, revision=found, options=options or ConversionOptions())
+
+
+def read_models(
+    models: Sequence[str | ManifestModel], *, defaults: ModelOptions | None = None
+) -> tuple[ConversionRequest, ...]:
+    """Return the requests for models as a program lists them: ids, or ids with options of their own.
+
+    ``defaults`` are the options of those that set none; ``None``: the usual ones.
+
+    Raises:
+        InputError: If an id is malformed, or a model stands there twice with the same options.
+
+    >>> [request.options.opset for request in read_models(["org/a"], defaults=ModelOptions(opset=18))]
+    [18]
+    """
+    usual = {} if defaults is None else defaults.model_dump(exclude_unset=True)
+    requests = []
+    for model in models:
+        own = {"id": model} if isinstance(model, str) else model.model_dump(exclude_unset=True)
+        requests.append(_request(ManifestModel(**{**usual, **own})))
+    if len(set(requests)) < len(requests):
+        twice = next(request.model_id for request in requests if requests.count(request) > 1)
+        raise InputError(f"The model {twice!r} is listed twice with the same revision and options. Remove one.")
+    return tuple(requests)
 
 
 def select_options(**values: object) -> ConversionOptions:
@@ -214,7 +307,16 @@ def _read_lines(text: str, problems: _Problems) -> Iterator[tuple[int, Conversio
                 problems.add(number, error.message.rstrip("."))
 
 
-def _read_yaml(text: str, problems: _Problems) -> Iterator[tuple[int, ConversionRequest]]:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A query, where it stands, and the options of what it finds."""
+
+    line: int
+    query: Query
+    defaults: ModelOptions
+
+
+def _read_yaml(text: str, problems: _Problems, queries: list[_Found]) -> Iterator[tuple[int, ConversionRequest]]:
     try:
         top = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
@@ -236,9 +338,11 @@ def _read_yaml(text: str, problems: _Problems) -> Iterator[tuple[int, Conversion
         problems.add(_line(top), f"{_kind(top)} stands where the keys 'models' and 'defaults' belong")
         return
     keys = _keys(top, problems, _Manifest, "the manifest")
-    if "models" not in keys:
+    if "models" not in keys and "query" not in keys:
         problems.add(_line(top), "the key 'models' is missing; it holds the list of models")
     defaults = _read_defaults(keys.get("defaults"), problems)
+    if "query" in keys:
+        queries += _read_queries(keys["query"], ModelOptions(**defaults), problems)
     models = keys.get("models")
     if models is None:
         return
@@ -261,17 +365,31 @@ def _read_defaults(node: Node | None, problems: _Problems) -> dict[str, Any]:
     if not isinstance(node, MappingNode):
         problems.add(_line(node), f"'defaults' is {_kind(node)}, not keys with values")
         return {}
-    keys = _keys(node, problems, _Defaults, "'defaults'")
+    keys = _keys(node, problems, ModelOptions, "'defaults'")
     values = {key: _value(value, problems, key) for key, value in keys.items()}
-    checked = _validate(_Defaults, values, keys, problems)
+    checked = _validate(ModelOptions, values, keys, problems)
     return {} if checked is None else checked.model_dump(include=set(values))
+
+
+def _read_queries(node: Node, defaults: ModelOptions, problems: _Problems) -> Iterator[_Found]:
+    for item in node.value if isinstance(node, SequenceNode) else [node]:
+        if not isinstance(item, MappingNode):
+            problems.add(_line(item), f"'query' is {_kind(item)}; write keys such as 'author', 'task' and 'limit'")
+            continue
+        before = len(problems)
+        keys = _keys(item, problems, Query, "'query'")
+        values = {key: _value(value, problems, key) for key, value in keys.items()}
+        if "limit" not in keys:
+            problems.add(_line(item), "the key 'limit' of 'query' is missing; it says how many models at most")
+        elif (query := _validate(Query, values, keys, problems)) is not None and len(problems) == before:
+            yield _Found(_line(item), query, defaults)
 
 
 def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problems) -> ConversionRequest | None:
     if isinstance(node, ScalarNode) and not _is_null(node):
         keys: dict[str, Node] = {"id": node}
     elif isinstance(node, MappingNode):
-        keys = _keys(node, problems, _Model, "a model")
+        keys = _keys(node, problems, ManifestModel, "a model")
     else:
         problems.add(_line(node), f"{_kind(node)} stands where a model belongs; write an id, or keys such as 'id'")
         return None
@@ -279,29 +397,17 @@ def _read_model_node(node: Node, defaults: Mapping[str, Any], problems: _Problem
         problems.add(_line(node), "the key 'id' is missing; it names the model, as org/name or as a folder")
         return None
     values = {key: _value(value, problems, key) for key, value in keys.items()}
-    model = _validate(_Model, dict(defaults) | values, keys, problems)
+    model = _validate(ManifestModel, dict(defaults) | values, keys, problems)
     if model is None:
         return None
     try:
-        return read_model(
-            model.id,
-            revision=model.revision,
-            options=ConversionOptions(
-                task=model.task,
-                device=_device(model),
-                opset=model.opset,
-                dtype=model.dtype.value,
-                simplify=model.simplify,
-                weights=model.weights.value,
-                trust_remote_code=model.trust_remote_code,
-            ),
-        )
+        return _request(model)
     except InputError as error:
         problems.add(_line(keys["id"]), error.message.rstrip("."))
         return None
 
 
-def _device(model: _Model) -> Device:
+def _device(model: ManifestModel) -> Device:
     """Return where a model is compared.
 
     Raises:
@@ -312,6 +418,19 @@ def _device(model: _Model) -> Device:
     if model.device is Device.CPU:
         raise InputError("'require: cuda' and 'device: cpu' contradict each other; leave one of them out.")
     return Device.CUDA
+
+
+def _request(model: ManifestModel) -> ConversionRequest:
+    options = ConversionOptions(
+        task=model.task,
+        device=_device(model),
+        opset=model.opset,
+        dtype=model.dtype.value,
+        simplify=model.simplify,
+        weights=model.weights.value,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return read_model(model.id, revision=model.revision, options=options)
 
 
 def _keys(node: MappingNode, problems: _Problems, model: type[BaseModel], where: str) -> dict[str, Node]:
@@ -388,6 +507,13 @@ def _expected(key: str, given: object, error: Any) -> str:
             return f"it takes {', '.join(allowed)}" + (f"; did you mean {close[0]!r}?" if close else "")
         case "require":
             return "it takes cuda, so that a model fails where there is no GPU, or null"
+        case "sort":
+            close = get_close_matches(str(given).lower(), [order.value for order in Sort], n=1, cutoff=0.5)
+            return f"it takes {', '.join(Sort)}" + (f"; did you mean {close[0]!r}?" if close else "")
+        case "limit":
+            return "it takes a whole number from 1 to 10000"
+        case "author" | "search" | "tag" | "library" if error["type"] == "string_type":
+            return "it takes a word as the Hub has it"
         case "opset":
             return f"it takes a whole number from {OLDEST_OPSET}, or null for the newest"
         case "simplify" | "trust_remote_code":

@@ -42,9 +42,9 @@ from tasks.report import ModelEntry, Status
 from tasks.request import ConversionRequest
 
 if TYPE_CHECKING:
-    from flows.convert_models import BatchPlan
+    from flows.batch import BatchPlan
 
-__all__ = ["convert_model", "convert_models", "run_with_prefect"]
+__all__ = ["convert_model", "convert_models", "run_in_flow", "run_with_prefect"]
 
 _logger = logging.getLogger("prefect.onnx_ferry")
 
@@ -81,7 +81,7 @@ _numbers = count(1)
 @task(name="convert_model", cache_policy=NO_CACHE, persist_result=False, task_run_name="{model}")
 def convert_model(model: str, work: int, position: int) -> Any:
     """Convert one model; its steps are task runs below this one. A model that fails makes this run fail."""
-    from flows.convert_models import convert_one
+    from flows.batch import convert_one
 
     batch = _in_work[work]
     request = batch.todo[position]
@@ -100,21 +100,53 @@ def convert_model(model: str, work: int, position: int) -> Any:
 def convert_models(models: list[str], work: int) -> Any:
     """Convert ``models``, a few at a time; ends as failed only where not one of them was verified."""
     batch = _in_work[work]
-    view = _Artifacts(batch.plan.batch_id)
+    _convert_all(batch, lambda position: convert_model.submit(models[position], work, position))
+    good = sum(entry.status in (Status.CONVERTED, Status.REUSED) for entry in batch.done.values())
+    message = f"{good} of {len(models)} verified"
+    return Completed(message=message) if good or not models else Failed(message=message)
+
+
+def run_in_flow(
+    todo: Sequence[ConversionRequest], plan: BatchPlan, *, workers: int
+) -> dict[ConversionRequest, ModelEntry]:
+    """Convert ``todo`` as task runs of the flow run that this is called in; return the entries.
+
+    What a server that goes away keeps from being done is left out.
+    """
+    number = next(_numbers)
+    work = _in_work[number] = _Work(todo, plan)
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers)
+
+    def submit(position: int) -> PrefectFuture[Any]:
+        parameters = {"model": todo[position].model_id, "work": number, "position": position}
+        return runner.submit(convert_model, parameters)
+
     try:
-        futures = [convert_model.submit(model, work, position) for position, model in enumerate(models)]
+        isolate.warm_up()
+        with runner:
+            _convert_all(work, submit)
+    # A server that goes away raises here although every model may be done; the entries tell.
+    except Exception:
+        _logger.exception("Prefect did not run all models; the rest is converted without it")
+    finally:
+        del _in_work[number]
+    return work.done
+
+
+def _convert_all(batch: _Work, submit: Callable[[int], PrefectFuture[Any]]) -> None:
+    """Submit every model and wait for all; an interruption stops those in work and is raised again."""
+    view = _Artifacts(batch.plan.batch_id)
+    total = len(batch.todo)
+    try:
+        futures = [submit(position) for position in range(total)]
         view.start()
         for finished, future in enumerate(as_completed(futures), start=1):
             future.wait()
-            view.advance(finished, len(models))
+            view.advance(finished, total)
     except BaseException:
         batch.stop()
         raise
-    entries = list(batch.done.values())
-    view.finish(entries)
-    good = sum(entry.status in (Status.CONVERTED, Status.REUSED) for entry in entries)
-    message = f"{good} of {len(models)} verified"
-    return Completed(message=message) if good or not models else Failed(message=message)
+    view.finish(list(batch.done.values()))
 
 
 class _Artifacts:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flows.prefect_server import EmbeddedServer
 
-__all__ = ["embedded_server", "missing_settings", "prepare_prefect"]
+__all__ = ["embedded_server", "missing_settings", "prepare_prefect", "quiet_prefect"]
 
 _ALWAYS = {
     # Nothing here reports home.
@@ -76,6 +76,11 @@ def prepare_prefect(home: Path) -> str | None:
         _embedded = EmbeddedServer(home)
         os.environ["PREFECT_API_URL"] = _embedded.url
     return given
+
+
+def quiet_prefect() -> None:
+    """Set the environment for Prefect where a server is asked and no flow is run: nothing reports home."""
+    os.environ.update({name: value for name, value in _ALWAYS.items() if name not in os.environ})
 
 
 def embedded_server() -> EmbeddedServer | None:

@@ -22,7 +22,15 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from onnx_config.errors import InputError
 from tasks.request import Workspace
 
-__all__ = ["SETTINGS_FILE", "Settings", "load_settings", "machine_memory_bytes", "masked_url", "why_not_writable"]
+__all__ = [
+    "SETTINGS_FILE",
+    "Settings",
+    "load_settings",
+    "machine_memory_bytes",
+    "masked_url",
+    "read_seconds",
+    "why_not_writable",
+]
 
 SETTINGS_FILE = "ferry.toml"
 """Name of the settings file; read from the current folder where it is there."""
@@ -50,7 +58,7 @@ def _three_quarters_of_the_machine() -> ByteSize:
     return ByteSize(machine_memory_bytes() * 3 // 4)
 
 
-def _seconds(value: object) -> object:
+def read_seconds(value: object) -> object:
     """Read ``3600``, ``"3600 s"``, ``"90min"`` or ``"1h"`` as seconds."""
     if isinstance(value, bool):
         raise ValueError("is not a duration; write seconds, or a number with s, min, h or d")
@@ -138,7 +146,7 @@ class Settings(BaseSettings):
     )
     """Bytes that all conversions together may use; sizes such as ``12GiB`` and ``800MB`` are read."""
 
-    timeout: Annotated[float, BeforeValidator(_seconds), AfterValidator(_positive)] = 3600.0
+    timeout: Annotated[float, BeforeValidator(read_seconds), AfterValidator(_positive)] = 3600.0
     """Seconds that one step of one model may take; ``"90min"`` and ``"1h"`` are read."""
 
     @classmethod

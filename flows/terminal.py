@@ -14,9 +14,18 @@ from rich.console import Console
 from flows.progress import clean
 from onnx_config.errors import FerryError
 
-__all__ = ["complain", "cores", "only_a_document", "plain_console", "size_text", "write_document"]
+__all__ = [
+    "complain",
+    "cores",
+    "only_a_document",
+    "plain_console",
+    "size_text",
+    "workers_and_threads",
+    "write_document",
+]
 
 _PLAIN_WIDTH = 160
+_MOST_WORKERS = 8
 
 
 def complain(error: FerryError) -> None:
@@ -29,6 +38,13 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def workers_and_threads(workers: int | None = None) -> tuple[int, int]:
+    """Return how many models are in work at a time, and the threads of each; ``None``: as many as there are cores."""
+    usable = cores()
+    number = workers or min(usable, _MOST_WORKERS)
+    return number, max(1, usable // number)
 
 
 def plain_console() -> Console:

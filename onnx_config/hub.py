@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError, TransientError
+from onnx_config.hub_limits import within_limits
 from onnx_config.sentence_modules import (
     MODULES_FILE,
     config_folder,
@@ -37,10 +38,12 @@ __all__ = [
     "is_folder",
     "is_repository",
     "list_files",
+    "list_models",
     "read_config",
     "read_config_dict",
     "resolve",
     "translate_hub_error",
+    "upload",
 ]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -146,7 +149,9 @@ def _commit(model_id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     with _HubErrors(model_id, revision):
-        sha = HfApi().model_info(model_id, revision=revision, timeout=30).sha
+        # Of a thousand models that have not changed, this is all that is asked: the commit and nothing else.
+        found = within_limits(lambda: HfApi().model_info(model_id, revision=revision, timeout=30, expand=["sha"]))
+        sha = found.sha
     if sha is None:
         raise TransientError(f"The Hub named no commit for {model_id!r}. Try again.", kind=ErrorKind.NETWORK)
     return sha
@@ -307,8 +312,55 @@ def list_files(model_id: str, *, revision: str | None = None) -> dict[str, int]:
     from huggingface_hub import HfApi
 
     with _HubErrors(name, revision):
-        found = HfApi().model_info(name, revision=revision, timeout=30, files_metadata=True).siblings
+        found = within_limits(
+            lambda: HfApi().model_info(name, revision=revision, timeout=30, files_metadata=True).siblings
+        )
     return {file.rfilename: file.size or 0 for file in found or ()}
+
+
+def list_models(query: Mapping[str, Any], *, limit: int) -> list[str]:
+    """Return the ids of the Hub's models that a query finds, at most ``limit``, in the order that it asks for.
+
+    Args:
+        query: Arguments of `huggingface_hub.HfApi.list_models`.
+
+    Raises:
+        InputError: If the Hub refuses the query.
+        TransientError: If it does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    what = ", ".join(f"{name}={value}" for name, value in query.items())
+    with _HubErrors(what, None):
+        return within_limits(lambda: [model.id for model in HfApi().list_models(**query, limit=limit)])
+
+
+def upload(
+    files: Mapping[str, Path], repository: str, *, message: str, private: bool = False, branch: str | None = None
+) -> str:
+    """Write files into a repository, as one commit; return the commit's address. Files that are there else stay.
+
+    Args:
+        files: Path in the repository -> file.
+        repository: ``org/name``; made where there is none.
+        message: Of the commit, one line.
+        private: Whether a repository that is made here is.
+        branch: Where to; made where it is not there; ``None``: ``main``.
+
+    Raises:
+        InputError: If the id is none, or the Hub refuses it (no ``HF_TOKEN``, or one without the right to write).
+        TransientError: If the Hub does not answer; nothing was written then.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
+    with _HubErrors(repository, branch):
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        if branch is not None:
+            api.create_branch(repository, branch=branch, exist_ok=True)
+        done = api.create_commit(repository, operations, commit_message=message, revision=branch)
+    return str(done.commit_url)
 
 
 def read_config_dict(folder: Path) -> dict[str, Any]:

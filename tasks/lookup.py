@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import db
@@ -12,13 +12,14 @@ from onnx_config.errors import ErrorKind, FerryError, InputError, InternalError
 from onnx_config.export.artifact import FERRY_FILE
 from tasks.crew import Crew
 from tasks.key import action_key
-from tasks.register import known_results, to_entry
+from tasks.register import EPOCH_NAME, catalog_id, known_results, results_of_revisions, to_entry
 from tasks.report import ModelEntry, Status, Step
-from tasks.request import ConversionRequest, Workspace
+from tasks.request import ConversionRequest, Refresh, Workspace
 from tasks.retry import with_retries
 from tasks.store import ArtifactStore
+from tasks.versions import CODE_EPOCH, package_versions
 
-__all__ = ["Lookup", "look_up", "resolve", "unforeseen", "usable"]
+__all__ = ["Lookup", "find_known", "look_up", "resolve", "unforeseen"]
 
 _LOOKUPS = 8
 # Steps that read nothing but the model: only there bad input says something of it, and not of a disk or a device.
@@ -37,7 +38,11 @@ class Lookup:
 
 
 def look_up(
-    requests: Iterable[ConversionRequest], workspace: Workspace, *, retry_failed: frozenset[ErrorKind] | None = None
+    requests: Iterable[ConversionRequest],
+    workspace: Workspace,
+    *,
+    retry_failed: frozenset[ErrorKind] | None = None,
+    refresh: Refresh | None = None,
 ) -> dict[ConversionRequest, Lookup | FerryError]:
     """Resolve every model and find out what is done already; starts and downloads nothing.
 
@@ -45,6 +50,7 @@ def look_up(
         requests: The models.
         workspace: Where things are kept.
         retry_failed: Kinds of remembered failures that are to be tried again.
+        refresh: What counts as changed beside commit and options; ``None``: nothing.
 
     Returns:
         Per request what was found, or why the model cannot be looked up.
@@ -58,12 +64,9 @@ def look_up(
     answers = dict(Crew(_resolve_or_error, wanted, workers=_LOOKUPS).results())
     for request in wanted:
         found[request] = answers[request]
-    keys = {lookup.key for lookup in found.values() if isinstance(lookup, Lookup)}
-    records = known_results(workspace, keys)
-    for request, lookup in found.items():
-        if isinstance(lookup, Lookup) and (record := records.get(lookup.key)) is not None:
-            known = usable(record, request, workspace, retry_failed or frozenset())
-            found[request] = replace(lookup, known=known)
+    lookups = [lookup for lookup in found.values() if isinstance(lookup, Lookup)]
+    for request, known in find_known(lookups, workspace, retry_failed or frozenset(), refresh).items():
+        found[request] = replace(found[request], known=known)  # type: ignore[type-var]  # only lookups were asked for
     return found
 
 
@@ -97,7 +100,63 @@ def resolve(request: ConversionRequest) -> Lookup:
     return Lookup(request=request, source=source, key=action_key(model, source.revision, request.options), known=None)
 
 
-def usable(
+def find_known(
+    lookups: Iterable[Lookup], workspace: Workspace, retry_failed: frozenset[ErrorKind], refresh: Refresh | None
+) -> dict[ConversionRequest, ModelEntry]:
+    """Return what earlier runs made of models: those that are not to be converted, by request.
+
+    First by key, which has the versions in it; then, unless they count, a verified artifact that other versions made of
+    the same commit with the same options. Failures are known for their versions alone: others may do better.
+
+    Raises:
+        TransientError: If the catalog cannot be read (``catalog``).
+    """
+    wanted = list(lookups)
+    known: dict[ConversionRequest, ModelEntry] = {}
+    rest: list[Lookup] = []
+    records = known_results(workspace, {lookup.key for lookup in wanted})
+    for lookup in wanted:
+        record = records.get(lookup.key)
+        entry = None if record is None else _usable(record, lookup.request, workspace, retry_failed)
+        if entry is not None:
+            known[lookup.request] = entry
+        elif record is None:
+            rest.append(lookup)
+    if refresh is None and rest:
+        known |= _made_by_other_versions(rest, workspace)
+    return known
+
+
+def _made_by_other_versions(lookups: Iterable[Lookup], workspace: Workspace) -> dict[ConversionRequest, ModelEntry]:
+    asked: dict[tuple[str, str], list[ConversionRequest]] = {}
+    for lookup in lookups:
+        asked.setdefault((catalog_id(lookup.source.model_id), lookup.source.revision), []).append(lookup.request)
+    known: dict[ConversionRequest, ModelEntry] = {}
+    for record in results_of_revisions(workspace, asked):
+        # Where this code makes other graphs by now, or nobody knows whether it does, the model is converted again.
+        if record.environment.get(EPOCH_NAME) != str(CODE_EPOCH) or record.revision is None:
+            continue
+        for request in asked.get((record.model_id, record.revision), ()):
+            if request in known or asdict(request.options) != dict(record.options):
+                continue
+            entry = _usable(record, request, workspace, frozenset())
+            if entry is not None and entry.status is Status.REUSED:
+                notes = (*entry.notes, _versions_note(record.environment))
+                known[request] = entry.model_copy(update={"notes": tuple(dict.fromkeys(notes))})
+    return known
+
+
+def _versions_note(made_with: Mapping[str, str]) -> str:
+    now = package_versions()
+    changed = [
+        f"{name} {made_with.get(name, 'none')} (now {now.get(name, 'none')})"
+        for name in sorted({*now, *made_with} - {EPOCH_NAME})
+        if made_with.get(name) != now.get(name)
+    ]
+    return f"converted with {', '.join(changed)}; --refresh versions converts it again"
+
+
+def _usable(
     record: db.ConversionRecord, request: ConversionRequest, workspace: Workspace, retry_failed: frozenset[ErrorKind]
 ) -> ModelEntry | None:
     """Return the entry that an earlier result is worth; ``None`` if the model is to be converted."""

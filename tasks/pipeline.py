@@ -20,13 +20,13 @@ from tasks.failures import FailureFolders
 from tasks.file_lock import file_lock
 from tasks.graphs import best_graphs, narrow_axes
 from tasks.job import Job, raise_if_stopping, reproduce_command
-from tasks.lookup import resolve, unforeseen, usable
+from tasks.lookup import find_known, resolve, unforeseen
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import case_folder
 from tasks.progress import Progress
-from tasks.register import catalog, known_results, record_entry
+from tasks.register import catalog, record_entry
 from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, Verdict
-from tasks.request import ConversionRequest, Listener, SilentListener, Workspace
+from tasks.request import ConversionRequest, Listener, Refresh, SilentListener, Workspace
 from tasks.retry import with_retries
 from tasks.steps import PLAIN_STEPS, Steps
 from tasks.store import disk_errors, place
@@ -49,6 +49,7 @@ class _Means:
     gate: MemoryGate
     stopping: threading.Event
     retried: frozenset[ErrorKind]
+    refresh: Refresh | None
     batch_id: int | None
 
 
@@ -61,6 +62,7 @@ def convert_model(
     steps: Steps = PLAIN_STEPS,
     gate: MemoryGate | None = None,
     retry_failed: frozenset[ErrorKind] | None = None,
+    refresh: Refresh | None = None,
     batch_id: int | None = None,
     stopping: threading.Event | None = None,
 ) -> ModelEntry:
@@ -77,6 +79,7 @@ def convert_model(
         steps: Who runs the steps.
         gate: The memory that all conversions share; ``None``: this one has it all.
         retry_failed: Kinds of remembered failures to try again; ``None``: all, since this model was named.
+        refresh: What counts as changed beside commit and options; ``None``: nothing.
         batch_id: The batch's number in the catalog.
         stopping: Set elsewhere when the user interrupts; nothing is recorded of a model that this ends.
 
@@ -93,6 +96,7 @@ def convert_model(
         gate=gate,
         stopping=stopping or threading.Event(),
         retried=frozenset(ErrorKind) if retry_failed is None else retry_failed,
+        refresh=refresh,
         batch_id=batch_id,
     )
     listener.model_started(request.model_id)
@@ -141,8 +145,7 @@ def _convert(progress: Progress, means: _Means) -> ModelEntry:
     # One model, one converter: whoever waits here finds the result of the other.
     with file_lock(workspace.home / "locks" / f"{lookup.key}.lock", stopping=means.stopping):
         with progress.during(Step.FETCH):
-            record = known_results(workspace, [lookup.key]).get(lookup.key)
-            known = usable(record, request, workspace, means.retried) if record is not None else None
+            known = find_known([lookup], workspace, means.retried, means.refresh).get(request)
             if known is not None:
                 return place_known(known, request, means.output)
             # The server's imports take seconds; they go on beside the download.
@@ -198,6 +201,7 @@ def rehearse_model(
         gate=gate,
         stopping=stopping or threading.Event(),
         retried=frozenset(),
+        refresh=None,
         batch_id=None,
     )
     weight_bytes = weight_bytes_in(source)

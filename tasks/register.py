@@ -31,19 +31,25 @@ from tasks.report import (
 )
 from tasks.request import ConversionRequest, Workspace
 from tasks.store import ArtifactStore, disk_errors, folder_bytes
-from tasks.versions import package_versions
+from tasks.versions import CODE_EPOCH, package_versions
 
 __all__ = [
+    "EPOCH_NAME",
     "catalog",
     "catalog_errors",
     "catalog_id",
+    "environment_now",
     "known_results",
     "parity_entry",
     "parity_record",
     "record_entry",
     "register",
+    "results_of_revisions",
     "to_entry",
 ]
+
+EPOCH_NAME = "onnx-ferry epoch"
+"""Name of `CODE_EPOCH` among the versions that the catalog keeps of a conversion."""
 
 
 @lru_cache(maxsize=8)
@@ -207,7 +213,7 @@ def record_entry(
         ),
         artifact=artifact,
         parity=() if parity is None else (parity_record(parity, at=now),),
-        environment=package_versions(),
+        environment=environment_now(),
         started_at=started_at,
         finished_at=now,
     )
@@ -265,6 +271,11 @@ def parity_entry(parity: db.ParityRecord) -> ParityEntry:
     )
 
 
+def environment_now() -> dict[str, str]:
+    """Return the versions that a conversion or a check of today has, as the catalog keeps them."""
+    return {**package_versions(), EPOCH_NAME: str(CODE_EPOCH)}
+
+
 def catalog_id(model_id: str) -> str:
     """Return the id under which the catalog knows a model: a Hub id as it is, a folder by its absolute path."""
     return str(Path(model_id).expanduser().resolve()) if is_folder(model_id) else model_id
@@ -282,6 +293,16 @@ def known_results(workspace: Workspace, keys: Iterable[str]) -> dict[str, db.Con
     engine = catalog(workspace)
     with catalog_errors(), db.session_scope(engine, read_only=True) as session:
         return db.latest_by_key(session, wanted)
+
+
+def results_of_revisions(workspace: Workspace, revisions: Iterable[tuple[str, str]]) -> list[db.ConversionRecord]:
+    """Return what was converted of models (their ids in the catalog) at these revisions, the newest first.
+
+    Raises:
+        TransientError: If the catalog cannot be read (``catalog``).
+    """
+    with catalog_errors(), db.session_scope(catalog(workspace), read_only=True) as session:
+        return db.converted_revisions(session, revisions)
 
 
 def to_entry(record: db.ConversionRecord, *, model_id: str, status: Status) -> ModelEntry:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tasks.report import ModelEntry, Step
 
-__all__ = ["ConversionOptions", "ConversionRequest", "Device", "Listener", "SilentListener", "Workspace"]
+__all__ = ["ConversionOptions", "ConversionRequest", "Device", "Listener", "Refresh", "SilentListener", "Workspace"]
 
 
 class Device(StrEnum):
@@ -18,6 +18,13 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class Refresh(StrEnum):
+    """What counts as a change beside a model's commit, its options, and what this code makes of them."""
+
+    VERSIONS = "versions"
+    """Other versions of torch, transformers, onnx, ONNX Runtime, onnx-ferry and the like than those installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,14 +39,13 @@ from tasks.join import compare_together
 from tasks.lookup import unforeseen
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import Effort, case_folder, check
-from tasks.register import catalog, catalog_errors, parity_entry, parity_record
+from tasks.register import catalog, catalog_errors, environment_now, parity_entry, parity_record
 from tasks.report import ErrorEntry, GraphEntry, ParityEntry, Step, Verdict
 from tasks.request import Device, Workspace
 from tasks.retry import with_retries
 from tasks.simplify import Simplified
 from tasks.store import ArtifactStore, disk_errors
 from tasks.verify_report import Change, VerifyEntry
-from tasks.versions import package_versions
 
 __all__ = ["Target", "find_targets", "sample_of", "verify_target"]
 
@@ -338,7 +337,7 @@ def _quarantine(
 def _record(target: Target, parity: ParityEntry, workspace: Workspace) -> None:
     if target.conversion_id is None:
         return
-    record = parity_record(parity, at=datetime.now(UTC), environment=package_versions())
+    record = parity_record(parity, at=datetime.now(UTC), environment=environment_now())
     with catalog_errors(), db.session_scope(catalog(workspace)) as session:
         db.record_parity(session, target.conversion_id, record)
 

@@ -25,7 +25,7 @@ from flows import cli, entry
 from onnx_config.errors import ErrorKind, FerryError, InputError, InternalError, ModelError, TransientError
 from onnx_config.spec import ModelSpec, TensorSpec
 from tasks.report import Engine, ErrorEntry, GraphEntry, ModelEntry, Report, Status, Step
-from tasks.request import ConversionOptions, ConversionRequest, Device, Listener, Workspace
+from tasks.request import ConversionOptions, ConversionRequest, Device, Listener, Refresh, Workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,9 +81,15 @@ class Work:
         return SPEC
 
     def convert(
-        self, request: ConversionRequest, workspace: Workspace, *, output: Path | None, listener: Listener
+        self,
+        request: ConversionRequest,
+        workspace: Workspace,
+        *,
+        output: Path | None,
+        listener: Listener,
+        refresh: Refresh | None,
     ) -> ModelEntry:
-        self._called(request=request, workspace=workspace, output=output)
+        self._called(request=request, workspace=workspace, output=output, refresh=refresh)
         return self._entry(request, listener)
 
     def batch(
@@ -96,6 +102,8 @@ class Work:
         engine: Engine,
         retry_failed: frozenset[ErrorKind] | None,
         listener: Listener,
+        refresh: Refresh | None,
+        runner: object,
     ) -> Report:
         self._called(
             requests=requests,
@@ -104,6 +112,8 @@ class Work:
             workers=workers,
             engine=engine,
             retry_failed=retry_failed,
+            refresh=refresh,
+            runner=runner,
         )
         entries = [self._entry(request, listener) for request in requests]
         return Report.of(entries, started_at=datetime(2026, 1, 1, tzinfo=UTC), seconds=3)
@@ -131,7 +141,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     for module, name, function in (
         ("tasks.detect", "detect_model", made.detect),
         ("tasks.pipeline", "convert_model", made.convert),
-        ("flows.convert_models", "run_batch", made.batch),
+        ("flows.batch", "run_batch", made.batch),
     ):
         stub = ModuleType(module)
         setattr(stub, name, function)
@@ -177,11 +187,13 @@ def test_batch_passes_everything_on(work: Work) -> None:
     result = ferry(
         *["batch", "models.yaml", "--output", "out", "--workers", "3", "--engine", "local", "--memory-limit", "2GiB"],
         *["--timeout", "1h", "--store-url", "file:///store", "--catalog-url", "sqlite:////c.db", "--home", "here"],
+        *["--refresh", "versions"],
     )
     assert result.exit_code == 0, result.output
     (call,) = work.calls
     assert [request.model_id for request in call["requests"]] == ["org/a", "org/b"]
     assert (call["output"], call["workers"], call["engine"]) == (Path("out"), 3, Engine.LOCAL)
+    assert (call["refresh"], call["runner"]) == (Refresh.VERSIONS, None)
     assert call["workspace"] == Workspace(
         home=Path.cwd() / "here",
         catalog_url="sqlite:////c.db",
@@ -198,19 +210,21 @@ def test_batch_defaults(work: Work) -> None:
     assert call["engine"] is Engine.PREFECT
     assert 1 <= call["workers"] <= 8
     assert call["output"] is None
+    assert call["refresh"] is None
 
 
 def test_convert_passes_everything_on(work: Work) -> None:
     result = ferry(
         *["convert", "org/a", "--task", "fill-mask", "--output", "out", "--device", "cuda", "--opset", "18"],
         *["--dtype", "float16", "--no-simplify", "--trust-remote-code", "--revision", "v1"],
+        *["--refresh", "versions"],
     )
     assert result.exit_code == 0, result.output
     options = ConversionOptions(
         task="fill-mask", device=Device.CUDA, opset=18, dtype="float16", simplify=False, trust_remote_code=True
     )
     assert work.calls[0]["request"] == ConversionRequest(model_id="org/a", revision="v1", options=options)
-    assert work.calls[0]["output"] == Path("out")
+    assert (work.calls[0]["output"], work.calls[0]["refresh"]) == (Path("out"), Refresh.VERSIONS)
 
 
 @pytest.mark.parametrize("command", ["detect", "convert"])
@@ -238,6 +252,10 @@ def test_without_options_the_defaults_hold(work: Work, command: str) -> None:
         pytest.param(["batch", "bad.yaml"], "line 2: unknown key 'modles'", id="bad-manifest"),
         pytest.param(["batch", "models.yaml", "--workers", "0"], "--workers.* 1$", id="workers"),
         pytest.param(["batch", "models.yaml", "--engine", "dask"], "'dask'", id="engine"),
+        pytest.param(["batch", "models.yaml", "--refresh", "all"], "'all'.*'versions'", id="refresh"),
+        pytest.param(["batch", "models.yaml", "--shards", "0"], "--shards", id="shards"),
+        pytest.param(["batch", "models.yaml", "--shards", "2", "--engine", "local"], "leave out --engine", id="parts"),
+        pytest.param(["deploy"], "'deploy/prefect.yaml': there is no such file", id="no-deployment-file"),
         pytest.param(["batch", "models.yaml", "--retry-failed", "timeuot"], "did you mean 'timeout'", id="kind"),
         pytest.param(["batch", "models.yaml", "--report", "models.yaml/r.json"], "--report: nothing can", id="report"),
         pytest.param(["batch", "models.yaml", "--report", "."], "is a folder. Name a file", id="report-folder"),
@@ -426,9 +444,14 @@ def test_the_documented_options_are_there() -> None:
     places = {"--home", "--catalog-url", "--store-url", "--memory-limit", "--timeout"}
     assert options["detect"] == places | {"--task", "--json"}
     assert options["convert"] == places | {"--task", "--output", "--device", "--json"} | {
-        "--opset", "--dtype", "--no-simplify", "--weights", "--trust-remote-code", "--revision"
+        "--opset", "--dtype", "--no-simplify", "--weights", "--trust-remote-code", "--revision",
+        "--refresh",
     }  # fmt: skip
-    assert options["batch"] == places | {"--output", "--workers", "--report", "--retry-failed", "--engine"}
+    assert options["batch"] == places | {"--output", "--workers", "--report", "--retry-failed", "--engine"} | {
+        "--refresh", "--shards", "--pool"
+    }  # fmt: skip
+    assert options["deploy"] == {"--dry-run", "--json"}
+    assert options["publish"] == {"--to", "--private", "--branch", "--json"}
     assert options["plan"] == {"--home", "--memory-limit", "--timeout"} | {"--rehearse", "--json", "--workers"}
     assert options["doctor"] == places | {"--json"}
     assert "catalog" in commands

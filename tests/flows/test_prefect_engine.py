@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -152,7 +152,7 @@ def test_what_the_user_has_set_stays(name: str, tmp_path: Path) -> None:
     assert name not in missing_settings({name: "mine"}, tmp_path)
 
 
-@pytest.mark.parametrize("module", ["flows.cli", "flows.convert_models", "tasks.pipeline"])
+@pytest.mark.parametrize("module", ["flows.cli", "flows.batch", "tasks.pipeline"])
 def test_prefect_is_not_imported_before_there_is_work(module: str) -> None:
     code = f"import sys, {module}; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -298,37 +298,6 @@ def left_running(place: Place, *, seconds: float = 10) -> list[psutil.Process]:
     while (left := processes_of(place)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start Prefect's own server, as a user would, and yield the URL of its API."""
-    home = tmp_path_factory.mktemp("prefect-server")
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    environment = os.environ | missing_settings({}, home) | {"PREFECT_HOME": str(home)}
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < deadline, (home / "log").read_text()
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/health", trust_env=False).is_success:
-                    break
-            time.sleep(0.2)
-        yield url
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def ask(api: str, what: str, **query: Any) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from flows.convert_models import _outputs, run_batch
+from flows.batch import _outputs, run_batch
 from onnx_config.errors import (
     ErrorKind,
     FerryError,
@@ -122,7 +122,7 @@ import json, sys, time
 started = time.monotonic()
 from pathlib import Path
 import psutil
-from flows.convert_models import run_batch
+from flows.batch import run_batch
 from tasks.report import Engine
 from tasks.request import ConversionRequest, SilentListener, Workspace
 places = Workspace(home=Path({str(done.places.home)!r}), catalog_url={done.places.catalog_url!r},
@@ -552,7 +552,7 @@ def test_a_catalog_that_breaks_meanwhile_fails_the_model_and_not_the_batch(place
                 path.write_bytes(b"torn" * 10_000)
 
     files = Files(hook=tear)
-    monkeypatch.setattr("flows.convert_models.convert_one.__kwdefaults__", {"steps": files.steps})
+    monkeypatch.setattr("flows.batch.convert_one.__kwdefaults__", {"steps": files.steps})
     report = run([make_model(tmp_path / "one")], places)
     (entry,) = report.models
     assert entry.error is not None
@@ -571,7 +571,7 @@ def test_a_catalog_that_breaks_meanwhile_fails_the_model_and_not_the_batch(place
 )
 def test_a_folder_that_cannot_be_looked_at_costs_no_other_model(places, model, monkeypatch, name, kind, words):
     files = Files()
-    monkeypatch.setattr("flows.convert_models.convert_one.__kwdefaults__", {"steps": files.steps})
+    monkeypatch.setattr("flows.batch.convert_one.__kwdefaults__", {"steps": files.steps})
     bad, good = run([request(name), model], places).models
     assert bad.error is not None
     assert (bad.error.kind, bad.error.step) == (kind, Step.FETCH)

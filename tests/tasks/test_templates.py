@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import db
-from flows.convert_models import run_batch
+from flows.batch import run_batch
 from onnx_config.errors import ErrorKind, FerryError, InputError
 from onnx_config.spec import ModelSpec
 from tasks import versions

@@ -8,12 +8,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import TypeAlias
 
 import db
 from flows.prefect_environment import prepare_prefect
@@ -27,11 +28,11 @@ from tasks.memory import MemoryGate, weight_bytes_in
 from tasks.pipeline import convert_model, place_known, refused
 from tasks.register import catalog, catalog_errors
 from tasks.report import Engine, ModelEntry, Report
-from tasks.request import ConversionRequest, Listener, Workspace
+from tasks.request import ConversionRequest, Listener, Refresh, Workspace
 from tasks.steps import PLAIN_STEPS, Steps
 from tasks.store import safe_name
 
-__all__ = ["BatchPlan", "convert_one", "run_batch", "run_locally"]
+__all__ = ["BatchPlan", "Runner", "convert_one", "run_batch", "run_locally"]
 
 TERMINATED = 143
 """Exit status after SIGTERM, as shells have it: 128 and the signal's number."""
@@ -55,6 +56,9 @@ class BatchPlan:
     retry_failed: frozenset[ErrorKind]
     """Remembered failures to try again."""
 
+    refresh: Refresh | None
+    """What counts as changed beside commit and options."""
+
     listener: Listener
     """Is told of each step."""
 
@@ -63,6 +67,10 @@ class BatchPlan:
 
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the batch is interrupted: models that wait their turn are not begun any more."""
+
+
+Runner: TypeAlias = Callable[[Sequence[ConversionRequest], BatchPlan], dict[ConversionRequest, ModelEntry]]
+"""Converts the models of a batch that are not converted yet; those that it leaves out are done on plain threads."""
 
 
 def run_batch(
@@ -74,6 +82,10 @@ def run_batch(
     engine: Engine,
     retry_failed: frozenset[ErrorKind] | None,
     listener: Listener,
+    refresh: Refresh | None = None,
+    gate: MemoryGate | None = None,
+    runner: Runner | None = None,
+    batch_id: int | None = None,
 ) -> Report:
     """Convert every model that is not converted yet; return the report over all, in the order given.
 
@@ -85,6 +97,10 @@ def run_batch(
         engine: Prefect or plain threads.
         retry_failed: Kinds of remembered failures to try again; ``None``: none.
         listener: Is told how the batch advances.
+        refresh: What counts as changed beside commit and options; ``None``: nothing.
+        gate: The memory that all conversions share; ``None``: that of the workspace, in this process alone.
+        runner: Who converts, where it is neither of the engines.
+        batch_id: The batch of the catalog that this one is a part of; ``None``: it is one of its own.
 
     Raises:
         TransientError: If the catalog cannot be opened (``catalog``); nothing was started then.
@@ -95,41 +111,46 @@ def run_batch(
     started_at, start = datetime.now(UTC), time.monotonic()
     retried = retry_failed or frozenset()
     outputs = _outputs(requests, output)
-    found = look_up(requests, workspace, retry_failed=retried)
+    found = look_up(requests, workspace, retry_failed=retried, refresh=refresh)
     remove_orphans(workspace.home)
-    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
-        batch_id = db.start_batch(session, engine=engine.value, started_at=started_at)
+    number = _start(workspace, engine, started_at) if batch_id is None else batch_id
     entries: dict[ConversionRequest, ModelEntry] = {}
     todo: list[ConversionRequest] = []
     for request, lookup in found.items():
-        entry = _known(request, lookup, outputs[request], workspace, batch_id)
+        entry = _known(request, lookup, outputs[request], workspace, number)
         if entry is None:
             todo.append(request)
         else:
             entries[request] = entry
             listener.model_finished(entry)
     if todo:
-        isolate.warm_up()
         plan = BatchPlan(
             workspace=workspace,
             outputs=outputs,
-            gate=MemoryGate(workspace.memory_limit_bytes),
+            gate=gate or MemoryGate(workspace.memory_limit_bytes),
             retry_failed=retried,
+            refresh=refresh,
             listener=listener,
-            batch_id=batch_id,
+            batch_id=number,
         )
         # The biggest last: whoever waits for much memory keeps a worker from all the others.
         todo.sort(key=lambda request: _bytes_to_read(found[request]))
         with _terminated_by_exit():
-            entries |= _run(todo, plan, workers=workers, engine=engine)
+            entries |= _run(todo, plan, workers=workers, engine=engine, runner=runner)
     report = Report.of(
         [entries[request] for request in requests], started_at=started_at, seconds=time.monotonic() - start
     )
-    totals = db.BatchTotals(**report.totals.model_dump())
-    # A catalog that is gone by now, or whose disk is full, must not cost the report as well.
-    with suppress(FerryError), catalog_errors(), db.session_scope(catalog(workspace)) as session:
-        db.finish_batch(session, batch_id, totals, finished_at=datetime.now(UTC))
+    if batch_id is None:
+        totals = db.BatchTotals(**report.totals.model_dump())
+        # A catalog that is gone by now, or whose disk is full, must not cost the report as well.
+        with suppress(FerryError), catalog_errors(), db.session_scope(catalog(workspace)) as session:
+            db.finish_batch(session, number, totals, finished_at=datetime.now(UTC))
     return report
+
+
+def _start(workspace: Workspace, engine: Engine, started_at: datetime) -> int:
+    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        return db.start_batch(session, engine=engine.value, started_at=started_at)
 
 
 def _bytes_to_read(lookup: Lookup | FerryError) -> int:
@@ -153,8 +174,13 @@ def _known(
 
 
 def _run(
-    todo: Sequence[ConversionRequest], plan: BatchPlan, *, workers: int, engine: Engine
+    todo: Sequence[ConversionRequest], plan: BatchPlan, *, workers: int, engine: Engine, runner: Runner | None
 ) -> dict[ConversionRequest, ModelEntry]:
+    if runner is not None:
+        done = runner(todo, plan)
+        return done | run_locally([request for request in todo if request not in done], plan, workers=workers)
+    # The server's imports take seconds; they go on beside all that comes before the first step.
+    isolate.warm_up()
     match engine:
         case Engine.LOCAL:
             return run_locally(todo, plan, workers=workers)
@@ -199,6 +225,7 @@ def convert_one(request: ConversionRequest, plan: BatchPlan, *, steps: Steps = P
         listener=plan.listener,
         gate=plan.gate,
         retry_failed=plan.retry_failed,
+        refresh=plan.refresh,
         batch_id=plan.batch_id,
         stopping=plan.stopping,
         steps=steps,
@@ -221,8 +248,12 @@ def _outputs(requests: Sequence[ConversionRequest], output: Path | None) -> dict
 
 @contextmanager
 def _terminated_by_exit() -> Iterator[None]:
-    """End by an exception on SIGTERM, as on Ctrl-C, so that children are killed and nothing is left running."""
-    if threading.current_thread() is not threading.main_thread():
+    """End by an exception on SIGTERM, as on Ctrl-C, so that children are killed and nothing is left running.
+
+    Whoever has a handler already, as a flow of Prefect's has, keeps it: it is their word how the process ends.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
