@@ -17,6 +17,7 @@ from tasks.report import ModelEntry, Status, Step
 from tasks.request import ConversionRequest, Workspace
 from tasks.retry import with_retries
 from tasks.store import ArtifactStore
+from tasks.variants import known_variants
 
 __all__ = ["Lookup", "look_up", "resolve", "unforeseen", "usable"]
 
@@ -117,4 +118,5 @@ def usable(
     whole = ArtifactStore(workspace.store).is_whole(folder, [(f.path, f.size_bytes) for f in artifact.files])
     if not whole or not (folder / FERRY_FILE).is_file():
         return None
-    return to_entry(record, model_id=request.model_id, status=Status.REUSED)
+    entry = to_entry(record, model_id=request.model_id, status=Status.REUSED)
+    return entry.model_copy(update={"variants": known_variants(folder)}) if request.options.variants else entry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +28,7 @@ from tasks.report import (
 )
 from tasks.request import ConversionRequest, Workspace
 from tasks.store import ArtifactStore, disk_errors, folder_bytes
+from tasks.variants import moved
 from tasks.versions import package_versions
 
 __all__ = ["catalog", "catalog_errors", "catalog_id", "known_results", "record_entry", "register", "to_entry"]
@@ -105,6 +105,7 @@ def register(
         update={
             "artifact": str(place),
             "graphs": tuple(g.model_copy(update={"path": str(place / g.path)}) for g in entry.graphs),
+            "variants": moved(entry.variants, place),
         }
     )
     record_entry(
@@ -179,7 +180,7 @@ def record_entry(
         architecture=entry.architecture,
         template=entry.template,
         simplified=entry.simplified,
-        options=asdict(request.options),
+        options=request.options.to_json(),
         attempts=max(1, entry.attempts),
         peak_rss_bytes=entry.peak_rss_bytes,
         notes=entry.notes,
