@@ -351,7 +351,7 @@ def _in_dtype(progress: Progress, job: Job, graphs: Graphs, steps: Steps) -> tup
             f"The graph was asked for in {job.request.options.dtype} and cannot be had so: {'; '.join(entry.notes)}",
             kind=ErrorKind.UNSUPPORTED,
         )
-    progress.notes += entry.notes
+    progress.notes += [f"in {job.request.options.dtype}, after it was verified in float32: {n}" for n in entry.notes]
     clear_artifact(job)
     varied.folders[entry.variant].replace(job.scratch / "artifact")
     return entry.graphs, parity_of(entry, graphs.parity)

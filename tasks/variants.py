@@ -129,7 +129,7 @@ def _of_part(
         answer, cost = run_child(job, Step.PARITY, f"{_STEPS}:variants", request, architecture=part.spec.architecture)
     # The graphs hold without their variants, whatever these need too much of.
     except (ModelError, ResourceError, InputError) as error:
-        refused = {"refusal": _short(error), "notes": [], "graph": None, "result": None, "seconds": 0.0}
+        refused: dict[str, Any] = {"refusal": _short(error), "notes": [], "graph": None, "result": None, "seconds": 0.0}
         return dict.fromkeys(outputs, refused), StepCost(seconds=0.0, peak_rss_bytes=0)
     return answer["variants"], cost
 

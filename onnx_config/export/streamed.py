@@ -70,7 +70,7 @@ def read_without_weights(path: Path) -> onnx.ModelProto:
                 else:
                     weights.append(_pointer(data, first, last, path.name))
             kept += _tag(_GRAPH, len(graph)) + graph
-        model = onnx.ModelProto.FromString(bytes(kept))
+        model: onnx.ModelProto = onnx.ModelProto.FromString(bytes(kept))
         model.graph.initializer.extend(weights)
         return model
 
@@ -84,7 +84,7 @@ def _pointer(data: mmap.mmap, begin: int, end: int, location: str) -> onnx.Tenso
             place = first, last - first
         else:
             head += data[start:last]
-    tensor = onnx.TensorProto.FromString(bytes(head))
+    tensor: onnx.TensorProto = onnx.TensorProto.FromString(bytes(head))
     if place is not None:
         _point(tensor, location, *place)
     return tensor

@@ -189,7 +189,8 @@ def compare_variant(
                 continue
             if not want.size:
                 continue
-            _compare(tally, name, got, want, None if half is None else half.get(key), limits, where)
+            compared_to = _Wanted(values=want, half=None if half is None else half.get(key), where=where)
+            _compare(tally, name, got, compared_to, limits)
             if not texts or reference in texts:
                 _choose(tally, name, got, want, reference.inputs.get("attention_mask"))
     over = "the choices among the scores of " + ("sentences" if texts else "random inputs")
@@ -203,7 +204,18 @@ def compare_variant(
     )
 
 
-def _compare(tally: _Tally, name: str, got: Array, want: Array, half: Array | None, limits: Limits, where: str) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """One output of PyTorch at one shape."""
+
+    values: Array
+    half: Array | None
+    """The same in half precision, where it was run in it."""
+    where: str
+
+
+def _compare(tally: _Tally, name: str, got: Array, wanted: _Wanted, limits: Limits) -> None:
+    want, half, where = wanted.values, wanted.half, wanted.where
     if want.dtype.kind in "iub":
         share = float((got.astype(want.dtype) != want).mean())
         tally.note(

@@ -35,8 +35,10 @@ def variants(request: Json) -> Json:
     """Write the verified float32 ``graph`` in each of ``outputs`` (variant -> file), and compare each with PyTorch.
 
     ``metadata`` are further entries of the birth certificates; with ``optional`` true, a graph without weights to
-    quantize stays as it is under the variant's name, since others of the same model have some. Returns per variant its ``graph`` (the summary),
-    ``notes``, ``seconds`` and ``result``; or why there is none (``refusal``).
+    quantize stays as it is under the variant's name, since others of the same model have some.
+
+    Returns per variant its ``graph`` (the summary), ``notes``, ``seconds`` and ``result``; or why there is none
+    (``refusal``).
     """
     spec = ModelSpec.from_json(request["spec"])
     universal, model = loaded_model(request, spec)
@@ -194,7 +196,7 @@ def _halves(
     request: Json, universal: Any, model: Any, references: Sequence[Reference], wanted: Iterable[Variant]
 ) -> dict[Variant, list[dict[str, Array] | None]]:
     """Return what PyTorch computes in the types of those variants that are halves, at the smaller shapes."""
-    found = {}
+    found: dict[Variant, list[dict[str, Array] | None]] = {}
     texts = {number for number, reference in enumerate(references) if reference.shape.label == TEXTS}
     inputs = [reference.inputs for reference in references]
     for variant in (Variant.FP16, Variant.BF16):
