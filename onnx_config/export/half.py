@@ -18,6 +18,10 @@ A node computes in float32 for one of these reasons, each of an operator or of a
 ONNX Runtime's CPU provider has no kernels for arithmetic in bfloat16 (nor ONNX a convolution of it before opset 22), so
 there the weights are bfloat16 in the file and float32 once loaded. Of a checkpoint in bfloat16 nothing is lost so.
 
+What such a graph computes on a GPU cannot be seen on the CPU as it is: where the CPU provider has no kernel in float16
+it casts, and takes out the casts between two such nodes, so that a number that overflows on a GPU never does there. For
+that `rounded` gives a graph in which every number is rounded as the types say.
+
 Weights go from one file to the other block by block; the memory used does not grow with them.
 """
 
@@ -39,7 +43,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedN
 
 from onnx_config.export.streamed import StreamedTensor, read_without_weights, write_streamed
 
-__all__ = ["LARGEST", "Halved", "magnitudes", "write_bfloat16", "write_float16"]
+__all__ = ["LARGEST", "Halved", "magnitudes", "rounded", "write_bfloat16", "write_float16"]
 
 Array = npt.NDArray[Any]
 
@@ -196,6 +200,41 @@ def write_bfloat16(path: Path, output: Path) -> Halved:
         weights[stored] = array
     written = _write(model, output, weights)
     return Halved(files=written, kept={"every operator (weights are bfloat16)": len(list(graph))} if weights else {})
+
+
+def rounded(path: Path) -> bytes:
+    """Return a float16 graph that computes in float32 and rounds each number to float16, as a GPU does.
+
+    Products add up in float32 and are rounded once, as they are on GPUs too. Its weights are those in ``path``.
+    """
+    model = _typed(path)
+    graph = model.graph
+    single: dict[onnx_ir.Value, onnx_ir.Value] = {}
+    for node in list(graph):
+        if node.op_type in ("Cast", "CastLike") or node.domain not in ("", "ai.onnx"):
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype == _HALF:
+                if value not in single:
+                    single[value] = _cast_before(graph, node, value, _SINGLE)
+                node.replace_input_with(index, single[value])
+        for value in node.outputs:
+            if value.dtype == _HALF:
+                cast = onnx_ir.node("Cast", [value], attributes={"to": _HALF})
+                cast.outputs[0].type = onnx_ir.TensorType(_HALF)
+                value.replace_all_uses_with(cast.outputs[0])
+                cast.replace_input_with(0, value)
+                value.type = onnx_ir.TensorType(_SINGLE)
+                graph.insert_after(node, cast)
+    _forget_shapes(graph)
+    return bytes(onnx_ir.to_proto(_nameless(model)).SerializeToString())
+
+
+def _cast_before(graph: onnx_ir.Graph, node: onnx_ir.Node, value: onnx_ir.Value, to: onnx_ir.DataType) -> onnx_ir.Value:
+    cast = onnx_ir.node("Cast", [value], attributes={"to": to})
+    cast.outputs[0].type = onnx_ir.TensorType(to)
+    graph.insert_before(node, cast)
+    return cast.outputs[0]
 
 
 class _Halving:

@@ -33,6 +33,8 @@ BLOCK_SIZE = 32
 
 _TURNED = "_turned"
 """End of the name of a weight that a node read transposed."""
+_HALF = "_fp16"
+"""End of the name of a weight in float16."""
 
 _LEAST_SHARE = 0.02
 """Error of a channel, as a share of its length, that is never too much: at 8 bits a channel of small numbers beside
@@ -163,7 +165,11 @@ def _quiet() -> Iterator[None]:
 
 
 def weight_faults(original: Path, quantized: Path) -> list[WeightFault]:
-    """Return the worst fault of each weight of ``quantized`` that is not what rounding makes of it in ``original``."""
+    """Return the worst fault of each weight of ``quantized`` that is not what rounding makes of it in ``original``.
+
+    Raises:
+        ModelError: If a quantized weight cannot be told to be one of the original's (``unsupported``).
+    """
     faults = []
     for name, want, got, step in _quantized(onnx.load(str(quantized)), onnx.load(str(original))):
         # One channel a column; a step for each number.
@@ -190,12 +196,16 @@ def _quantized(model: onnx.ModelProto, original: onnx.ModelProto) -> Iterator[tu
     before = {tensor.name: tensor for tensor in original.graph.initializer}
     after = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, node in _names(model).items():
+        turned = name.endswith(_TURNED)
         plain = name.removesuffix(_TURNED)
+        plain = plain if plain in before else plain.removesuffix(_HALF)
         if plain not in before:
-            continue
+            raise ModelError(
+                f"The quantized weight {name} is none of the float32 graph's, so it cannot be compared with it.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
         want = onnx.numpy_helper.to_array(before[plain]).astype(np.float32)
-        if name != plain:
-            want = want.T
+        want = want.T if turned else want
         if node is None:
             yield plain, *_of_integers(want, after, name)
         else:

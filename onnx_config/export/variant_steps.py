@@ -16,11 +16,11 @@ import numpy as np
 from onnx_config.config_sizes import config_for
 from onnx_config.errors import ErrorKind, FerryError, ModelError
 from onnx_config.export.limits import AxisLimit, within
-from onnx_config.export.parity import Reference, choose_device, compute_references, open_session
+from onnx_config.export.parity import Outcome, Reference, choose_device, compute_references, open_session
 from onnx_config.export.shapes import CheckShape, Float64, check_shapes
 from onnx_config.export.steps import Json, as_in_graph, loaded_model, row_elements
 from onnx_config.export.texts import tokenized
-from onnx_config.export.variant_parity import TEXTS, compare_variant, run_in_half
+from onnx_config.export.variant_parity import TEXTS, VariantResult, compare_variant, run_in_half
 from onnx_config.input_generator import Array, generate_inputs, with_room
 from onnx_config.spec import ModelSpec, TensorSpec, is_past
 from onnx_config.variants import Variant
@@ -52,21 +52,19 @@ def variants(request: Json) -> Json:
     halves = _halves(request, universal, model, references, wanted)
     # ONNX Runtime needs the memory that the model holds.
     del model
-    graph, answers = Path(request["graph"]), {}
-    measured = [reference.inputs for reference in references[:_MEASURED]] + _texts_of(references)
-    made = _Maker(graph, optional=request["optional"], feeds=measured)
+    made = _Maker(request, references, halves.get(Variant.FP16, ()))
+    answers: Json = {}
     for variant, output in wanted.items():
         start = time.monotonic()
         try:
             notes = made.make(variant, output)
-            answer: Json = {"refusal": None, "graph": _finish(output, variant, request["metadata"]), "notes": notes}
-            faults = made.faults(variant, output)
+            summary = _finish(output, variant, request["metadata"])
             session = open_session(output, device=device, threads=request["threads"])
-            result = compare_variant(session, references, variant=variant, own=halves.get(variant, ()))
-            value = {**asdict(result), "outcome": result.outcome.value, "device": device}
-            if faults:
-                value |= {"outcome": "mismatch", "detail": faults[0]}
-            answers[variant.value] = {**answer, "result": value}
+            result = made.judged(
+                variant, output, compare_variant(session, references, variant=variant, own=halves.get(variant, ()))
+            )
+            found = {**asdict(result), "outcome": result.outcome.value, "device": device}
+            answers[variant.value] = {"refusal": None, "graph": summary, "notes": notes, "result": found}
         except FerryError as error:
             if error.kind not in (ErrorKind.UNSUPPORTED, ErrorKind.RUNTIME_FAILED):
                 raise
@@ -78,9 +76,14 @@ def variants(request: Json) -> Json:
 class _Maker:
     """Writes variants of one graph; what several of them need is computed once."""
 
-    def __init__(self, graph: Path, *, optional: bool, feeds: Sequence[Mapping[str, Array]]) -> None:
-        self._graph, self._optional, self._feeds = graph, optional, feeds
+    def __init__(
+        self, request: Json, references: Sequence[Reference], own: Sequence[Mapping[str, Array] | None]
+    ) -> None:
+        self._graph, self._optional = Path(request["graph"]), request["optional"]
+        self._threads = request["threads"]
+        self._references, self._own = references, own
         self._largest: dict[str, float] | None = None
+        self._rounded: dict[Variant, VariantResult] = {}
 
     def make(self, variant: Variant, output: Path) -> list[str]:
         """Write one; return notes."""
@@ -88,7 +91,7 @@ class _Maker:
 
         match variant:
             case Variant.FP16:
-                return [self._float16(output)]
+                return [self._float16(output, variant)]
             case Variant.BF16:
                 write_bfloat16(self._graph, output)
                 return ["weights are bfloat16; every operator computes in float32"]
@@ -96,20 +99,29 @@ class _Maker:
                 return [self._quantize(self._graph, output, variant)]
             case Variant.Q4F16:
                 half = output.with_name(f"half_{output.name}")
-                note = self._float16(half)
+                note = self._float16(half, variant)
                 try:
                     return [note, self._quantize(half, output, variant)]
                 finally:
                     for left in (half, half.with_name(f"{half.name}_data")):
                         left.unlink(missing_ok=True)
 
-    def faults(self, variant: Variant, output: Path) -> list[str]:
-        """Return which quantized weights are not what they were made of."""
+    def judged(self, variant: Variant, output: Path, result: VariantResult) -> VariantResult:
+        """Return the verdict on a variant: what came out of it, and what its weights and its roundings say."""
         from onnx_config.export.quantized import weight_faults
 
-        if variant in (Variant.FP16, Variant.BF16):
-            return []
-        return [str(fault) for fault in weight_faults(self._graph, output)]
+        if result.outcome is not Outcome.VERIFIED:
+            return result
+        if (exact := self._rounded.get(variant)) is not None:
+            if exact.outcome is not Outcome.VERIFIED:
+                detail = f"with every number rounded to float16, as on a GPU, {exact.detail}"
+                return replace(result, outcome=exact.outcome, detail=detail)
+            if variant is Variant.FP16:
+                # What a GPU gives is further off than what the CPU does.
+                result = exact
+        if variant not in (Variant.FP16, Variant.BF16) and (faults := weight_faults(self._graph, output)):
+            return replace(result, outcome=Outcome.MISMATCH, detail=str(faults[0]))
+        return result
 
     def _quantize(self, graph: Path, output: Path, variant: Variant) -> str:
         from onnx_config.export.quantized import quantize
@@ -119,12 +131,17 @@ class _Maker:
             raise ModelError("The graph has no weight of a matrix product to quantize.", kind=ErrorKind.UNSUPPORTED)
         return f"{count} weights are quantized"
 
-    def _float16(self, output: Path) -> str:
-        from onnx_config.export.half import magnitudes, write_float16
+    def _float16(self, output: Path, variant: Variant) -> str:
+        """Write the graph in float16, and see what it computes with every number rounded to that."""
+        from onnx_config.export import half
 
         if self._largest is None:
-            self._largest = magnitudes(self._graph, self._feeds)
-        return write_float16(self._graph, output, largest=self._largest).note()
+            measured = [r.inputs for r in self._references[:_MEASURED]] + _texts_of(self._references)
+            self._largest = half.magnitudes(self._graph, measured)
+        made = half.write_float16(self._graph, output, largest=self._largest)
+        session = open_session(output, device="cpu", threads=self._threads, graph=half.rounded(output))
+        self._rounded[variant] = compare_variant(session, self._references, variant=Variant.FP16, own=self._own)
+        return made.note()
 
 
 def _texts_of(references: Iterable[Reference]) -> list[Mapping[str, Array]]:

@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=30, metavar="N", help="runs of each graph (default: 30)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each session (default: 2)")
     options = parser.parse_args(arguments)
-    print(f"{'':18}{'MB':>8}{'seconds':>9}{'max diff':>11}{'share':>8}{'cosine':>9}{'alike':>8}{'ms':>9}{'x float32':>10}")
+    print(
+        f"{'':18}{'MB':>8}{'seconds':>9}{'max diff':>11}{'share':>8}{'cosine':>9}{'alike':>8}{'ms':>9}{'x float32':>10}"
+    )
     with tempfile.TemporaryDirectory(prefix="onnx-ferry-bench-") as name:
         for model in options.only or SHAPES:
             place = Path(name) / model
