@@ -28,13 +28,12 @@ Weights go from one file to the other block by block; the memory used does not g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -407,31 +406,46 @@ def _blocks(array: Array) -> Iterator[Array]:
     return (flat[first : first + _BLOCK] for first in range(0, flat.size, _BLOCK))
 
 
-def _as_bytes(array: Array, dtype: npt.DTypeLike) -> Iterator[bytes]:
-    return (block.astype(dtype).tobytes() for block in _blocks(array))
+def _as_stored(array: Array) -> Iterator[bytes]:
+    return (block.tobytes() for block in _blocks(array))
+
+
+def _as_float16(array: Array) -> Iterator[bytes]:
+    return (block.astype("<f2").tobytes() for block in _blocks(array))
+
+
+def _as_bfloat16(array: Array) -> Iterator[bytes]:
+    """Yield the upper halves of float32 numbers, rounded to the nearest, of two to the even one."""
+    for block in _blocks(array):
+        bits = block.astype("<f4").view("<u4")
+        half = ((bits + (0x7FFF + ((bits >> 16) & 1)).astype("<u4")) >> 16).astype("<u2")
+        # A NaN would be rounded to infinity.
+        yield np.where(np.isnan(block), np.uint16(0x7FC0), half).astype("<u2").tobytes()
 
 
 def _write(model: onnx_ir.Model, output: Path, made: Mapping[onnx_ir.Value, Array]) -> tuple[Path, ...]:
     """Write a graph, its weights one by one."""
     streamed: list[StreamedTensor] = []
     for value, array in made.items():
-        dtype = np.dtype("<f2") if value.dtype == _HALF else np.dtype(ml_dtypes.bfloat16)
-        streamed.append(_tensor(value, array, dtype, value.dtype))
+        write = _as_float16 if value.dtype == _HALF else _as_bfloat16
+        streamed.append(_tensor(value, array, array.size * 2, write))
     for name, value in list(model.graph.initializers.items()):
         if isinstance(value.const_value, onnx_ir.ExternalTensor):
-            streamed.append(_tensor(value, _array(value), _array(value).dtype, value.dtype))
+            streamed.append(_tensor(value, array := _array(value), array.nbytes, _as_stored))
             del model.graph.initializers[name]
     _forget_shapes(model.graph)
     return write_streamed(onnx_ir.to_proto(_nameless(model)), streamed, output)
 
 
-def _tensor(value: onnx_ir.Value, array: Array, dtype: np.dtype[Any], kind: onnx_ir.DataType | None) -> StreamedTensor:
+def _tensor(
+    value: onnx_ir.Value, array: Array, nbytes: int, write: Callable[[Array], Iterator[bytes]]
+) -> StreamedTensor:
     return StreamedTensor(
         name=value.name or "",
-        data_type=int(kind or onnx_ir.DataType.UNDEFINED),
+        data_type=int(value.dtype or onnx_ir.DataType.UNDEFINED),
         shape=array.shape,
-        nbytes=array.size * dtype.itemsize,
-        blocks=partial(_as_bytes, array, dtype),
+        nbytes=nbytes,
+        blocks=partial(write, array),
     )
 
 

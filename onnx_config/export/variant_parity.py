@@ -66,8 +66,8 @@ class Limits:
 _LIMITS: Mapping[Variant, Limits] = {
     Variant.FP16: Limits(least=2.0**-9, most=0.02, least_cosine=0.999),
     Variant.BF16: Limits(least=2.0**-6, most=0.08, least_cosine=0.99),
-    Variant.INT8: Limits(least=0.15, most=0.15, least_cosine=0.98),
-    Variant.QUANTIZED: Limits(least=0.15, most=0.15, least_cosine=0.98),
+    Variant.INT8: Limits(least=0.25, most=0.25, least_cosine=0.96),
+    Variant.QUANTIZED: Limits(least=0.25, most=0.25, least_cosine=0.96),
     Variant.Q4: Limits(least=0.4, most=0.4, least_cosine=0.9),
     Variant.Q4F16: Limits(least=0.4, most=0.4, least_cosine=0.9),
 }

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 
 from onnx_config.export import half
@@ -181,6 +182,16 @@ def test_bfloat16_weights_are_half_the_bytes_and_run_on_the_cpu(tmp_path: Path) 
     exact = (WEIGHT.view(np.uint32) & 0xFFFF0000).view(np.float32)
     write_bfloat16(write_graph(path, [make_node("MatMul", ["x", "w"], ["y"])], {"w": exact}), output)
     assert np.array_equal(run(output), run(path))
+
+
+def test_bfloat16_is_rounded_as_torch_does(tmp_path: Path) -> None:
+    weight = np.concatenate([WEIGHT, WEIGHT * 1e30, WEIGHT * 1e-30]).astype(np.float32)
+    weight[0, :4] = [np.inf, -np.inf, 1 + 2**-8, 1 + 3 * 2**-8]
+    path = write_graph(tmp_path / "model.onnx", [make_node("MatMul", ["x", "w"], ["y"])], {"w": weight})
+    write_bfloat16(path, tmp_path / "half.onnx")
+    (stored,) = onnx.load(str(tmp_path / "half.onnx")).graph.initializer
+    want = torch.from_numpy(weight).bfloat16().view(torch.int16).numpy()
+    assert np.array_equal(np.frombuffer(stored.raw_data, np.int16).reshape(want.shape), want)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
