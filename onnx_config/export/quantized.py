@@ -33,6 +33,8 @@ BLOCK_SIZE = 32
 
 _TURNED = "_turned"
 """End of the name of a weight that a node read transposed."""
+_TURNED_BY_OTHERS = "_Transposed"
+"""The same, as ONNX Runtime writes it."""
 _HALF = "_fp16"
 """End of the name of a weight in float16."""
 
@@ -196,8 +198,8 @@ def _quantized(model: onnx.ModelProto, original: onnx.ModelProto) -> Iterator[tu
     before = {tensor.name: tensor for tensor in original.graph.initializer}
     after = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, node in _names(model).items():
-        turned = name.endswith(_TURNED)
-        plain = name.removesuffix(_TURNED)
+        turned = name.endswith((_TURNED, _TURNED_BY_OTHERS))
+        plain = name.removesuffix(_TURNED).removesuffix(_TURNED_BY_OTHERS)
         plain = plain if plain in before else plain.removesuffix(_HALF)
         if plain not in before:
             raise ModelError(

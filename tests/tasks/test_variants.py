@@ -15,7 +15,7 @@ from onnx_config import AutoModelForONNX
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.variants import Variant
 from tasks import variants
-from tasks.job import StepCost
+from tasks.job import StepCost, reproduce_command
 from tasks.key import action_key
 from tasks.pipeline import convert_model
 from tasks.report import ModelEntry, Report, Status, Verdict
@@ -222,3 +222,8 @@ def test_options_without_variants_are_what_they_were() -> None:
     assert ConversionOptions(variants=ASKED).to_json()["variants"] == ["fp16", "int8", "q4"]
     keys = [action_key("a", "b", ConversionOptions(variants=v), versions={}) for v in ((), ASKED, ASKED[:1])]
     assert len(set(keys)) == 3
+
+
+def test_a_failure_is_seen_again_with_the_same_variants() -> None:
+    told = reproduce_command(request("org/a", variants=(Variant.FP16, Variant.Q4)))
+    assert told == "ferry convert org/a --variant fp16 --variant q4"
