@@ -96,12 +96,17 @@ def _quantize_dynamically(path: Path, output: Path, variant: Variant) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     unsigned = variant is Variant.QUANTIZED
+    graph = onnx.load(str(path), load_external_data=False).graph
+    held = {tensor.name for tensor in graph.initializer}
+    # The quantizer stops at a convolution with weights that are computed.
+    computed = [node.name for node in _nodes(graph) if node.op_type == "Conv" and node.input[1] not in held]
     quantize_dynamic(
         str(path),
         str(output),
         # The CPU's integer convolution takes unsigned weights only.
         op_types_to_quantize=["MatMul", "Gemm", "Attention", "LSTM", *(["Conv"] if unsigned else [])],
         weight_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+        nodes_to_exclude=computed,
         per_channel=True,
         # Two products of 8 bits overflow the 16 in which processors without VNNI add them; 7 bits do not.
         reduce_range=True,

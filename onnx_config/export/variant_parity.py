@@ -268,7 +268,7 @@ def _errors(got: Array, want: Array, *, by_row: bool) -> tuple[float, float]:
         return float(np.abs(a - b).max(initial=0.0)) / max(_SMALLEST, float(np.abs(b).max(initial=0.0))), cosine
     lengths = np.sqrt((b**2).sum(axis=1))
     typical = float(np.sqrt((lengths**2).mean())) if lengths.size else 0.0
-    floor = max(typical / 4, _SMALLEST * np.sqrt(max(1, b.shape[1])))
+    floor = max(typical, _SMALLEST * np.sqrt(max(1, b.shape[1])))
     error = float((np.sqrt(((a - b) ** 2).sum(axis=1)) / np.maximum(lengths, floor)).max(initial=0.0))
     return error, cosine
 
