@@ -7,7 +7,7 @@ depends on the precision:
   factor; at least a few times the type's own rounding, at most a share beyond which nothing is called equal. Where
   PyTorch cannot run the type, or what comes out is not finite, the share alone decides.
 - 8 and 4 bits: the error as a share of what a row of the output amounts to (root of the mean square), and the cosine
-  between the two. Rounding a model's weights so coarsely is meant to change its numbers; whether the quantizer did
+  between the two, over what a mask does not hide. Rounding a model's weights so coarsely is meant to change its numbers; whether the quantizer did
   what it should is seen from the weights (`onnx_config.export.quantized.weight_faults`).
 
 NaN and infinity where PyTorch has numbers are a mismatch at any precision. Where an output holds scores of classes or
@@ -189,7 +189,12 @@ def compare_variant(
                 continue
             if not want.size:
                 continue
-            compared_to = _Wanted(values=want, half=None if half is None else half.get(key), where=where)
+            compared_to = _Wanted(
+                values=want,
+                half=None if half is None else half.get(key),
+                mask=reference.inputs.get("attention_mask"),
+                where=where,
+            )
             _compare(tally, name, got, compared_to, limits)
             if not texts or reference in texts:
                 _choose(tally, name, got, want, reference.inputs.get("attention_mask"))
@@ -211,6 +216,8 @@ class _Wanted:
     values: Array
     half: Array | None
     """The same in half precision, where it was run in it."""
+    mask: Array | None
+    """What of the input counts."""
     where: str
 
 
@@ -230,6 +237,10 @@ def _compare(tally: _Tally, name: str, got: Array, wanted: _Wanted, limits: Limi
     if problem is not None:
         tally.problem = tally.problem or f"{name} {problem} at {where}"
         return
+    if tally.by_row and wanted.mask is not None and wanted.mask.shape == want.shape[:2] and want.ndim > 2:
+        # Nobody reads what a model says of padding, and rounding moves it the most.
+        seen = wanted.mask.astype(bool).reshape(*wanted.mask.shape, *[1] * (want.ndim - 2))
+        got, want = np.where(seen, got, 0), np.where(seen, want, 0)
     error, cosine = _errors(got, want, by_row=tally.by_row)
     allowed = limits.most
     if half is not None and half.shape == want.shape and max_difference(half, want)[1] is None:
