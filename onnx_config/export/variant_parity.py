@@ -7,8 +7,9 @@ depends on the precision:
   factor; at least a few times the type's own rounding, at most a share beyond which nothing is called equal. Where
   PyTorch cannot run the type, or what comes out is not finite, the share alone decides.
 - 8 and 4 bits: the error as a share of what a row of the output amounts to (root of the mean square), and the cosine
-  between the two, over what a mask does not hide. Rounding a model's weights so coarsely is meant to change its numbers; whether the quantizer did
-  what it should is seen from the weights (`onnx_config.export.quantized.weight_faults`).
+  between the two, over what a mask does not hide. Rounding a model's weights so coarsely is meant to change its
+  numbers; whether the quantizer did what it should is seen from the weights
+  (`onnx_config.export.quantized.weight_faults`).
 
 NaN and infinity where PyTorch has numbers are a mismatch at any precision. Where an output holds scores of classes or
 of tokens, the share of equal choices is counted, which is what users of such files ask for.
