@@ -41,7 +41,8 @@ from flows.terminal import (
 )
 from flows.verify_command import verify
 from onnx_config.errors import ErrorKind, FerryError, InputError
-from tasks.report import Engine, ModelEntry, Report, Status, TensorEntry
+from onnx_config.variants import Variant
+from tasks.report import Engine, ModelEntry, Report, Status, TensorEntry, VariantEntry
 from tasks.request import Device, Refresh
 
 if TYPE_CHECKING:
@@ -222,6 +223,10 @@ def convert(
     weights: Annotated[
         Weights, typer.Option("--weights", help="link: the graph points into the checkpoint's files, hard-linked.")
     ] = Weights.COPY,
+    variant: Annotated[
+        list[Variant] | None,
+        typer.Option("--variant", help="Also in fewer bits, beside the float32 graph; may be given several times."),
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code from the model's own folder run.")
     ] = False,
@@ -247,6 +252,7 @@ def convert(
         simplify=not no_simplify,
         weights=weights.value,
         trust_remote_code=trust_remote_code,
+        variants=tuple(kind for kind in Variant if kind in (variant or ())),
     )
     request = read_model(model, revision=revision, options=options)
     workspace = settings.workspace(threads=cores())
@@ -448,6 +454,21 @@ def _tensor_table(title: str, tensors: Sequence[TensorSpec] | Sequence[TensorEnt
     return table
 
 
+def _variant_text(made: VariantEntry) -> str:
+    """Return a variant's verdict in a few words."""
+    parity = made.parity
+    if parity is None:
+        return "not made"
+    said = [parity.verdict.value]
+    if made.size_bytes:
+        said.append(size_text(made.size_bytes))
+    if parity.relative_error is not None and parity.tolerance is not None:
+        said.append(f"off by {parity.relative_error:.2%} of {parity.tolerance:.2%} allowed")
+    if parity.agreement is not None:
+        said.append(f"{parity.agreement.rate:.1%} of {parity.agreement.choices} choices alike")
+    return ", ".join(said)
+
+
 def _print_entry(console: Console, entry: ModelEntry) -> None:
     facts = Table.grid(padding=(0, 2))
     parity = entry.parity
@@ -470,6 +491,7 @@ def _print_entry(console: Console, entry: ModelEntry) -> None:
         )
         rows.append(("axes proven", ", ".join(parity.axes_proven) or None))
         rows.append(("differs", parity.detail))
+    rows += [(f"variant {made.variant}", _variant_text(made)) for made in entry.variants]
     rows.append(("seconds", ", ".join(f"{step.value} {duration(spent)}" for step, spent in entry.seconds.items())))
     rows += [("note", note) for note in entry.notes]
     if entry.error:

@@ -30,6 +30,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from onnx_config.errors import FerryError, InputError, error_of_kind
+from onnx_config.variants import Variant
 from tasks.request import ConversionOptions, ConversionRequest, Device
 
 __all__ = [
@@ -83,6 +84,13 @@ def _readable_revision(revision: str) -> str:
     return revision
 
 
+def _once(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+    if twice := [variant for variant in Variant if variants.count(variant) > 1]:
+        raise ValueError(f"names {twice[0].value!r} twice")
+    # However they were written, they are the same wish.
+    return tuple(variant for variant in Variant if variant in variants)
+
+
 _Keys = TypeVar("_Keys", bound=BaseModel)
 _Task = Annotated[str, BeforeValidator(_plain_text)]
 _Revision = Annotated[str, AfterValidator(_readable_revision)]
@@ -107,6 +115,7 @@ class ModelOptions(BaseModel):
     simplify: StrictBool = True
     weights: Weights = Weights.COPY
     trust_remote_code: StrictBool = False
+    variants: Annotated[tuple[Variant, ...], AfterValidator(_once)] = ()
 
 
 class ManifestModel(ModelOptions):
@@ -429,6 +438,7 @@ def _request(model: ManifestModel) -> ConversionRequest:
         simplify=model.simplify,
         weights=model.weights.value,
         trust_remote_code=model.trust_remote_code,
+        variants=model.variants,
     )
     return read_model(model.id, revision=model.revision, options=options)
 
@@ -460,6 +470,8 @@ def _value(node: Node, problems: _Problems, key: str) -> Any:
 
     A commit may consist of digits, or look like ``12e34``; it is a name all the same.
     """
+    if key == "variants" and isinstance(node, SequenceNode):
+        return [item.value if isinstance(item, ScalarNode) else item for item in node.value]
     if not isinstance(node, ScalarNode):
         return node
     written: str = node.value
@@ -493,6 +505,9 @@ def _validate(
         for item in error.errors(include_url=False):
             key = str(item["loc"][0])
             given = values.get(key)
+            place = item["loc"][1] if len(item["loc"]) > 1 else None
+            if isinstance(given, list) and isinstance(place, int):
+                given = given[place]
             shown = _kind(given) if isinstance(given, Node) else repr(given)
             problems.add(_line(nodes[key]), f"{key!r} is {shown}: {_expected(key, given, item)}")
         return None
@@ -514,6 +529,10 @@ def _expected(key: str, given: object, error: Any) -> str:
             return "it takes a whole number from 1 to 10000"
         case "author" | "search" | "tag" | "library" if error["type"] == "string_type":
             return "it takes a word as the Hub has it"
+        case "variants" if error["type"] != "value_error":
+            allowed = [variant.value for variant in Variant]
+            close = get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
+            return f"it takes a list of {', '.join(allowed)}" + (f"; did you mean {close[0]!r}?" if close else "")
         case "opset":
             return f"it takes a whole number from {OLDEST_OPSET}, or null for the newest"
         case "simplify" | "trust_remote_code":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from onnx_config import hub
 from onnx_config.errors import FerryError
@@ -33,7 +32,7 @@ def _structure(request: ConversionRequest) -> str:
         config = structural_part(hub.read_config_dict(folder))
     except (FerryError, OSError, ValueError):
         config = {"model": request.model_id, "revision": request.revision}
-    return content_sha256({"config": config, "options": asdict(request.options)})
+    return content_sha256({"config": config, "options": request.options.to_json()})
 
 
 def partition(structure_of: Mapping[ConversionRequest, str], shards: int) -> list[list[ConversionRequest]]:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,7 +202,7 @@ def _model(request: ConversionRequest) -> dict[str, Any]:
     """Return a request as the keys of a manifest's model."""
     # A worker's current folder is not this one.
     place = str(Path(request.model_id).expanduser().absolute()) if is_folder(request.model_id) else request.model_id
-    return {"id": place, "revision": request.revision, **asdict(request.options)}
+    return {"id": place, "revision": request.revision, **request.options.to_json()}
 
 
 def _places(settings: Settings) -> dict[str, str | None]:

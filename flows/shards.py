@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -79,7 +79,7 @@ class _Follower:
         self._last = 0
         self._asked: dict[tuple[str, str | None, str], list[ConversionRequest]] = {}
         for request in todo:
-            identity = _identity(catalog_id(request.model_id), request.revision, asdict(request.options))
+            identity = _identity(catalog_id(request.model_id), request.revision, request.options.to_json())
             self._asked.setdefault(identity, []).append(request)
         self.done: dict[ConversionRequest, ModelEntry] = {}
 

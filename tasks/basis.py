@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnx_config.errors import InputError
 from onnx_config.export.artifact import FERRY_FILE, read_ferry_file
 from onnx_config.spec import ModelSpec
+from onnx_config.variants import Variant
 from tasks.graphs import Graphs
 from tasks.report import ModelEntry
 from tasks.request import ConversionOptions, ConversionRequest, Device
@@ -50,7 +51,7 @@ def basis_of(request: ConversionRequest, graphs: Graphs) -> dict[str, Any]:
     """Return the basis of a verdict on these graphs, as JSON."""
     return {
         "revision": request.revision,
-        "options": asdict(request.options),
+        "options": request.options.to_json(),
         "spec": graphs.spec.to_json(),
         "graphs": [
             {"role": part.spec.part, "spec": part.spec.to_json(), "limits": list(part.stored.limits)}
@@ -79,7 +80,11 @@ def read_basis(folder: Path) -> Basis:
         )
     try:
         entry = ModelEntry.model_validate(value["model"])
-        options = {**basis["options"], "device": Device(basis["options"]["device"])}
+        options = {
+            **basis["options"],
+            "device": Device(basis["options"]["device"]),
+            "variants": tuple(map(Variant, basis["options"].get("variants", ()))),
+        }
         return Basis(
             entry=entry,
             request=ConversionRequest(

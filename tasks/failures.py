@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ class FailureFolders:
 
 
 def _asked(request: ConversionRequest) -> dict[str, Any]:
-    return {"revision": request.revision, "options": asdict(request.options)}
+    return {"revision": request.revision, "options": request.options.to_json()}
 
 
 def _write(path: Path, value: Any) -> None:

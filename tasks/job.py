@@ -148,6 +148,8 @@ def reproduce_command(request: ConversionRequest, *, output: Path | None = None)
         words.append("--no-simplify")
     if options.weights != "copy":
         words += ["--weights", options.weights]
+    for variant in options.variants:
+        words += ["--variant", variant.value]
     if options.trust_remote_code:
         words.append("--trust-remote-code")
     if output is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from tasks.request import ConversionOptions
@@ -41,7 +40,7 @@ def action_key(model: str, revision: str, options: ConversionOptions, *, version
             "epoch": CODE_EPOCH,
             "model": model,
             "revision": revision,
-            "options": asdict(options),
+            "options": options.to_json(),
             "versions": package_versions() if versions is None else versions,
         }
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import db
@@ -17,6 +17,7 @@ from tasks.report import ModelEntry, Status, Step
 from tasks.request import ConversionRequest, Refresh, Workspace
 from tasks.retry import with_retries
 from tasks.store import ArtifactStore
+from tasks.variants import known_variants
 from tasks.versions import CODE_EPOCH, package_versions
 
 __all__ = ["Lookup", "find_known", "look_up", "resolve", "unforeseen"]
@@ -137,7 +138,7 @@ def _made_by_other_versions(lookups: Iterable[Lookup], workspace: Workspace) -> 
         if record.environment.get(EPOCH_NAME) != str(CODE_EPOCH) or record.revision is None:
             continue
         for request in asked.get((record.model_id, record.revision), ()):
-            if request in known or asdict(request.options) != dict(record.options):
+            if request in known or request.options.to_json() != dict(record.options):
                 continue
             entry = _usable(record, request, workspace, frozenset())
             if entry is not None and entry.status is Status.REUSED:
@@ -176,4 +177,5 @@ def _usable(
     whole = ArtifactStore(workspace.store).is_whole(folder, [(f.path, f.size_bytes) for f in artifact.files])
     if not whole or not (folder / FERRY_FILE).is_file():
         return None
-    return to_entry(record, model_id=request.model_id, status=Status.REUSED)
+    entry = to_entry(record, model_id=request.model_id, status=Status.REUSED)
+    return entry.model_copy(update={"variants": known_variants(folder)}) if request.options.variants else entry

@@ -15,21 +15,24 @@ from onnx_config.errors import ErrorKind, FerryError, ModelError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
+from onnx_config.variants import Variant
 from tasks.basis import basis_of
 from tasks.failures import FailureFolders
 from tasks.file_lock import file_lock
-from tasks.graphs import best_graphs, narrow_axes
+from tasks.graphs import Graphs, best_graphs, narrow_axes
 from tasks.job import Job, raise_if_stopping, reproduce_command
 from tasks.lookup import find_known, resolve, unforeseen
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import case_folder
 from tasks.progress import Progress
 from tasks.register import catalog, record_entry
-from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, Verdict
+from tasks.report import ErrorEntry, GraphEntry, ModelEntry, ParityEntry, Status, Step, VariantEntry, Verdict
 from tasks.request import ConversionRequest, Listener, Refresh, SilentListener, Workspace
 from tasks.retry import with_retries
+from tasks.simplify import clear_artifact
 from tasks.steps import PLAIN_STEPS, Steps
 from tasks.store import disk_errors, place
+from tasks.variants import moved, parity_of
 
 __all__ = [
     "convert_model",
@@ -37,6 +40,9 @@ __all__ = [
     "refused",
     "rehearse_model",
 ]
+
+
+_DTYPES = {"float32": None, "float16": Variant.FP16, "bfloat16": Variant.BF16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +253,9 @@ def _placed(entry: ModelEntry, output: Path) -> ModelEntry:
     graphs = tuple(
         graph.model_copy(update={"path": str(output / Path(graph.path).relative_to(source))}) for graph in entry.graphs
     )
-    return entry.model_copy(update={"artifact": str(output), "graphs": graphs})
+    return entry.model_copy(
+        update={"artifact": str(output), "graphs": graphs, "variants": moved(entry.variants, output)}
+    )
 
 
 def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes: int, memory_bytes: int) -> ModelEntry:
@@ -284,11 +292,17 @@ def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes:
                 f"{' '.join(progress.notes[-1:])}".strip(),
                 kind=ErrorKind.EXPORT_FAILED,
             )
-        error = None if verified else _mismatch(graphs.parity)
+        entries, parity = graphs.entries, graphs.parity
+        if verified:
+            _add_variants(progress, job, graphs, steps)
+            entries, parity = _in_dtype(progress, job, graphs, steps)
+            verified = parity.verdict is Verdict.VERIFIED
+        progress.parity = parity
+        error = None if verified else _mismatch(parity)
         progress.step = Step.PARITY
         status = Status.CONVERTED if verified else Status.MISMATCH
         failures, kept = FailureFolders(workspace.home), None
-        draft = progress.entry(status, error=error, graphs=graphs.entries)
+        draft = progress.entry(status, error=error, graphs=entries)
         if draft.error is not None:
             kept = failures.keep(progress.request, draft.error, revision=progress.revision, cases=case_folder(job))
             note = [] if kept is None else [f"{kept / 'reproduce.sh'} shows the difference again"]
@@ -308,6 +322,58 @@ def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes:
                 failures.point_to(kept, [(graph.role, graph.path) for graph in registered.graphs])
             registered = place_known(registered, progress.request, means.output)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
+
+
+def _add_variants(progress: Progress, job: Job, graphs: Graphs, steps: Steps) -> None:
+    """Put those variants that hold beside the graphs; of the others only the entry tells."""
+    wanted = job.request.options.variants
+    if not wanted:
+        return
+    with progress.during(Step.PARITY):
+        varied = steps.vary(job, graphs.parts, graphs.merged, wanted)
+    progress.saw(varied.cost)
+    progress.variants = varied.entries
+    progress.notes += [_told(entry) for entry in varied.entries]
+    for folder in varied.folders.values():
+        for path in sorted(folder.iterdir()):
+            path.replace(job.scratch / "artifact" / path.name)
+
+
+def _told(entry: VariantEntry) -> str:
+    """Return a variant's verdict for a reader."""
+    parity = entry.parity
+    if parity is None:
+        return f"there is no variant {entry.variant}: {'; '.join(entry.notes)}"
+    if parity.verdict is not Verdict.VERIFIED:
+        return f"the variant {entry.variant} does not hold and is left out: {parity.detail}"
+    agreement = parity.agreement
+    said = "" if agreement is None else f", {agreement.rate:.1%} of {agreement.choices} choices are the same"
+    off = "" if parity.relative_error is None else f", off by {parity.relative_error:.2%} at most"
+    return f"the variant {entry.variant} is verified{off}{said}; {'; '.join(entry.notes)}"
+
+
+def _in_dtype(progress: Progress, job: Job, graphs: Graphs, steps: Steps) -> tuple[tuple[GraphEntry, ...], ParityEntry]:
+    """Put the graphs in the element type asked for in the place of the verified ones; return them and their verdict.
+
+    Raises:
+        ModelError: If they cannot be had in it (``unsupported``).
+    """
+    variant = _DTYPES[job.request.options.dtype]
+    if variant is None:
+        return graphs.entries, graphs.parity
+    with progress.during(Step.PARITY):
+        varied = steps.vary(job, graphs.parts, graphs.merged, (variant,), suffixed=False)
+    progress.saw(varied.cost)
+    entry = varied.entries[0]
+    if entry.variant not in varied.folders:
+        raise ModelError(
+            f"The graph was asked for in {job.request.options.dtype} and cannot be had so: {'; '.join(entry.notes)}",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+    progress.notes += [f"in {job.request.options.dtype}, after it was verified in float32: {n}" for n in entry.notes]
+    clear_artifact(job)
+    varied.folders[entry.variant].replace(job.scratch / "artifact")
+    return entry.graphs, parity_of(entry, graphs.parity)
 
 
 def _mismatch(parity: ParityEntry) -> FerryError:

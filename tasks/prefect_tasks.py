@@ -25,6 +25,7 @@ from tasks.register import register
 from tasks.retry import RETRIES, RETRY_WAIT_SECONDS, is_transient
 from tasks.simplify import simplify
 from tasks.steps import Steps
+from tasks.variants import vary
 
 __all__ = [
     "PREFECT_STEPS",
@@ -74,6 +75,7 @@ simplify_task = _step(simplify, "simplify")
 parity_task = _step(check, "parity")
 join_task = _step(join, "join")
 register_task = _step(register, "register")
+vary_task = _step(vary, "vary")
 
 
 def _called(step: Task[..., Any]) -> Callable[..., Any]:
@@ -95,5 +97,6 @@ PREFECT_STEPS = Steps(
     parity=_called(parity_task),
     join=_called(join_task),
     register=_called(register_task),
+    vary=_called(vary_task),
 )
 """The steps as Prefect task runs."""

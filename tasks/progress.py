@@ -12,7 +12,7 @@ from typing import Any
 from onnx_config.errors import FerryError
 from onnx_config.spec import ModelSpec
 from tasks.job import StepCost, reproduce_command
-from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step
+from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, VariantEntry
 from tasks.request import ConversionRequest, Listener
 
 __all__ = ["Progress"]
@@ -36,6 +36,7 @@ class Progress:
     simplified: bool = False
     attempts: int = 1
     notes: list[str] = field(default_factory=list)
+    variants: tuple[VariantEntry, ...] = ()
 
     @contextmanager
     def during(self, step: Step) -> Iterator[None]:
@@ -63,6 +64,7 @@ class Progress:
             template=self.template,
             simplified=self.simplified,
             parity=self.parity,
+            variants=self.variants,
             seconds=dict(self.seconds),
             peak_rss_bytes=self.peak_rss_bytes,
             attempts=self.attempts,

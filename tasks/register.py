@@ -31,6 +31,7 @@ from tasks.report import (
 )
 from tasks.request import ConversionRequest, Workspace
 from tasks.store import ArtifactStore, disk_errors, folder_bytes
+from tasks.variants import moved
 from tasks.versions import CODE_EPOCH, package_versions
 
 __all__ = [
@@ -124,6 +125,7 @@ def register(
         update={
             "artifact": str(place),
             "graphs": tuple(g.model_copy(update={"path": str(place / g.path)}) for g in entry.graphs),
+            "variants": moved(entry.variants, place),
         }
     )
     record_entry(
@@ -198,7 +200,7 @@ def record_entry(
         architecture=entry.architecture,
         template=entry.template,
         simplified=entry.simplified,
-        options=asdict(request.options),
+        options=request.options.to_json(),
         attempts=max(1, entry.attempts),
         peak_rss_bytes=entry.peak_rss_bytes,
         notes=entry.notes,

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from onnx_config.errors import ErrorKind
 
 __all__ = [
+    "AgreementEntry",
     "Engine",
     "ErrorEntry",
     "GraphEntry",
@@ -28,6 +29,9 @@ __all__ = [
     "Step",
     "TensorEntry",
     "Totals",
+    "VariantEntry",
+    "VariantOutputEntry",
+    "VariantParityEntry",
     "Verdict",
 ]
 
@@ -156,6 +160,70 @@ class ParityEntry(_Value):
     """Memory of the GPU that the session took; ``None`` on the CPU."""
 
 
+class AgreementEntry(_Value):
+    """How often a variant chooses as the float32 model does: the class, the next token, the place in a text."""
+
+    rate: float
+    """Share of equal choices, 0 to 1."""
+    choices: int
+    """How many were counted."""
+    over: str
+    """Of what they were."""
+
+
+class VariantOutputEntry(_Value):
+    """One output of a variant over all shapes."""
+
+    name: str
+    max_abs_diff: float
+    relative_error: float
+    """The difference as a share of the output: of its largest number for halves, of the worst row's root of the mean
+    square for 8 and 4 bits."""
+    tolerance: float
+    """What was allowed of it, as a share."""
+    largest: float
+    """Largest magnitude of the output there."""
+    cosine: float
+
+
+class VariantParityEntry(_Value):
+    """The verdict on a variant, against the float32 model in PyTorch."""
+
+    verdict: Verdict
+    device: str
+    provider: str
+    shapes: int
+    max_abs_diff: float | None
+    relative_error: float | None
+    """Where it came closest to failing."""
+    tolerance: float | None
+    """What was allowed there."""
+    cosine: float | None
+    """The smallest."""
+    agreement: AgreementEntry | None
+    """``None``: the model neither classifies nor generates."""
+    outputs: tuple[VariantOutputEntry, ...] = ()
+    detail: str | None = None
+    """What was off and where; ``None`` where nothing was."""
+
+
+class VariantEntry(_Value):
+    """One variant that was asked for."""
+
+    variant: str
+    """What its files' names end in: ``fp16``, ``q4``."""
+    graphs: tuple[GraphEntry, ...] = ()
+    """Its files; none where it does not hold, since then it is not in the artifact."""
+    size_bytes: int = 0
+    """Of the files, weights beside them included."""
+    parity: VariantParityEntry | None = None
+    """``None``: it could not be made."""
+    seconds: float = 0.0
+    """What making and comparing it took, without what all variants share."""
+    notes: tuple[str, ...] = ()
+    """Operators that stayed float32, and what was quantized; or why there is none."""
+
+
 class ErrorEntry(_Value):
     """Why a model is not converted."""
 
@@ -184,6 +252,8 @@ class ModelEntry(_Value):
     """``traced``, ``reused`` or ``direct``."""
     simplified: bool
     parity: ParityEntry | None
+    variants: tuple[VariantEntry, ...] = ()
+    """Those that were asked for; the graphs above are none of them."""
     seconds: dict[Step, float] = Field(default_factory=dict)
     peak_rss_bytes: int | None
     attempts: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from onnx_config.variants import Variant
 from tasks.report import ModelEntry, Step
 
 __all__ = ["ConversionOptions", "ConversionRequest", "Device", "Listener", "Refresh", "SilentListener", "Workspace"]
@@ -51,6 +52,15 @@ class ConversionOptions:
 
     trust_remote_code: bool = False
     """Whether code from the model's own folder may run."""
+
+    variants: tuple[Variant, ...] = ()
+    """Further files beside the float32 graphs, in fewer bits."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON values; variants only where there are some, as before there were any."""
+        values = asdict(self)
+        variants = values.pop("variants")
+        return {**values, "variants": [variant.value for variant in variants]} if variants else values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

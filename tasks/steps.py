@@ -15,8 +15,12 @@ from tasks.register import register
 from tasks.report import ModelEntry
 from tasks.retry import with_retries
 from tasks.simplify import Simplified, simplify
+from tasks.variants import Varied, vary
 
 __all__ = ["PLAIN_STEPS", "Steps"]
+
+
+_VARY = with_retries(vary)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,7 @@ class Steps:
     parity: Callable[..., Checked]
     join: Callable[..., Joined]
     register: Callable[..., ModelEntry]
+    vary: Callable[..., Varied] = _VARY
 
 
 PLAIN_STEPS = Steps(

@@ -63,7 +63,8 @@ def template_key(job: Job, spec: ModelSpec, *, fixed: Sequence[str] = ()) -> str
             "config": _structural(parts["config"]),
             "modules": parts["modules"],
             "image_size": image_size_in(job.source),
-            "dtype": options.dtype,
+            # Every graph is float32 first, whatever is made of it.
+            "dtype": "float32",
             "opset": options.opset,
             "fixed": sorted(fixed),
             "tensors": _tensors(job.source),

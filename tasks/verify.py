@@ -20,7 +20,7 @@ from typing import Any
 
 import db
 from onnx_config import hub
-from onnx_config.errors import ErrorKind, FerryError, InputError
+from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
 from onnx_config.export.artifact import (
     FERRY_FILE,
     ArtifactFile,
@@ -204,6 +204,12 @@ class _Means:
 
 def _verify(target: Target, basis: Basis, means: _Means) -> VerifyEntry:
     value = read_ferry_file(target.folder) or {}
+    if (dtype := basis.request.options.dtype) != "float32":
+        raise ModelError(
+            f"The artifact of {basis.entry.id} is in {dtype}; only float32 graphs are compared once more. Convert the "
+            "model again to have it judged.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
     check_files(target.folder, value, [graph.path for graph in basis.entry.graphs])
     source = _source(basis)
     workspace = means.workspace

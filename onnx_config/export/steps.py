@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Branch",
+    "as_in_graph",
     "branches_of",
     "check_options",
     "detect",
     "export",
     "loaded_model",
     "parity",
+    "row_elements",
     "simplify",
     "stamp",
     "without_branches",
@@ -256,10 +258,9 @@ def branches_of(
 
 
 def _check_dtype(dtype: str) -> None:
-    if dtype != "float32":
+    if dtype not in ("float32", "float16", "bfloat16"):
         raise ModelError(
-            f"The dtype {dtype!r} was asked for; this version converts float32 only. Leave dtype unset.",
-            kind=ErrorKind.UNSUPPORTED,
+            f"The dtype {dtype!r} was asked for; there are float32, float16 and bfloat16.", kind=ErrorKind.UNSUPPORTED
         )
 
 
@@ -347,7 +348,7 @@ def parity(request: Json) -> Json:
     spec = ModelSpec.from_json(request["spec"])
     spec = replace(spec, axis_ranges=within(spec.axis_ranges, limits))
     path = Path(request["graph"])
-    inputs = _as_in_graph(spec, request["inputs"])
+    inputs = as_in_graph(spec, request["inputs"])
     axes = {axis for tensor in inputs for axis in tensor.axis_names}
     sizes = {axis: size for axis, size in spec.sizes.items() if axis in axes}
     masked = any(tensor.name.endswith("mask") for tensor in inputs)
@@ -382,7 +383,7 @@ def parity(request: Json) -> Json:
     rows: dict[str, Any] = {
         "steps": spec.axis_steps,
         "masked": masked,
-        "row_elements": _row_elements(inputs, spec.sizes),
+        "row_elements": row_elements(inputs, spec.sizes),
         "states": bool(spec.states),
         "count": request.get("count", 0),
     }
@@ -451,7 +452,7 @@ def parity(request: Json) -> Json:
     }
 
 
-def _row_elements(inputs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:
+def row_elements(inputs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:
     """Return how many numbers one row of the largest input has."""
     return max((prod(tensor.resolve(sizes)[1:]) for tensor in inputs), default=0)
 
@@ -473,7 +474,7 @@ def _generated(
     ]
 
 
-def _as_in_graph(spec: ModelSpec, graph: Sequence[Json]) -> tuple[TensorSpec, ...]:
+def as_in_graph(spec: ModelSpec, graph: Sequence[Json]) -> tuple[TensorSpec, ...]:
     """Return the spec's inputs with those axes fixed, or tied to one another, that are so in the graph."""
     shapes = {tensor["name"]: tensor["shape"] for tensor in graph}
     narrowed = []

@@ -13,6 +13,7 @@ from typing import Any
 
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.parts import GRAPH_FILES, Role
+from onnx_config.variants import variant_file
 
 __all__ = ["Choice", "companions", "find_graphs", "graphs_to_load"]
 
@@ -71,11 +72,30 @@ def find_graphs(
         found = {
             role: path
             for role, file in GRAPH_FILES.items()
-            if (path := _inside(place, _variant(file, choice.variant))) in names
+            if (path := _inside(place, variant_file(file, choice.variant))) in names
         }
         if found:
             return _complete(found, origin, place, choice)
+    if choice.variant is not None and (there := _variants_in(names, choice)):
+        raise InputError(
+            f"{origin} has no graph of the variant {choice.variant!r}; it has {', '.join(there)}. Convert the model "
+            f"with --variant {choice.variant}, or load another.",
+            kind=ErrorKind.NOT_FOUND,
+        )
     return {}
+
+
+def _variants_in(names: Collection[str], choice: Choice) -> list[str]:
+    """Return the variants that are there, and ``float32`` for files without one."""
+    places = _PLACES if choice.subfolder is None else (choice.subfolder,)
+    found = set()
+    for place in places:
+        for file in GRAPH_FILES.values():
+            stem = re.escape(_inside(place, file.removesuffix(".onnx")))
+            of_file = re.compile(rf"{stem}(?:_([a-z0-9]+))?\.onnx")
+            found |= {match[1] or "" for name in names if (match := of_file.fullmatch(name))}
+    # A merged decoder is one of the graphs, and no variant of the decoder.
+    return [variant or "float32, which is loaded without one" for variant in sorted(found - {"merged"})]
 
 
 def _listed(listed: Mapping[str, Any], origin: str) -> dict[Role, str]:
@@ -113,7 +133,7 @@ def _complete(found: dict[Role, str], origin: str, place: str, choice: Choice) -
     """Return those that belong together of what lies in one place."""
 
     def path_of(role: Role) -> str:
-        return _inside(place, _variant(GRAPH_FILES[role], choice.variant))
+        return _inside(place, variant_file(GRAPH_FILES[role], choice.variant))
 
     decoders = found.keys() & set(_DECODERS)
     if Role.MODEL in found and Role.ENCODER not in found:
@@ -152,10 +172,6 @@ def companions(names: Collection[str], graph: str) -> Iterator[str]:
     """Yield the files with a graph's weights beside it, by their names: ``model.onnx_data``, ``model.onnx.data``."""
     beside = re.compile(re.escape(graph) + r"[._]data([._-]?\d+)?")
     return (name for name in sorted(names) if beside.fullmatch(name))
-
-
-def _variant(file: str, variant: str | None) -> str:
-    return file if variant is None else f"{file.removesuffix('.onnx')}_{variant}.onnx"
 
 
 def _inside(place: str, file: str) -> str:

@@ -444,7 +444,7 @@ def test_the_documented_options_are_there() -> None:
     places = {"--home", "--catalog-url", "--store-url", "--memory-limit", "--timeout"}
     assert options["detect"] == places | {"--task", "--json"}
     assert options["convert"] == places | {"--task", "--output", "--device", "--json"} | {
-        "--opset", "--dtype", "--no-simplify", "--weights", "--trust-remote-code", "--revision",
+        "--opset", "--dtype", "--variant", "--no-simplify", "--weights", "--trust-remote-code", "--revision",
         "--refresh",
     }  # fmt: skip
     assert options["batch"] == places | {"--output", "--workers", "--report", "--retry-failed", "--engine"} | {

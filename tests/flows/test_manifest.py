@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flows.manifest import read_manifest, read_model, select_options
 from onnx_config.errors import ErrorKind, InputError
+from onnx_config.variants import Variant
 from tasks.request import ConversionOptions, ConversionRequest, Device
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -100,6 +101,23 @@ models:
     assert second == ConversionOptions(device=Device.CUDA, dtype="bfloat16")
 
 
+def test_variants_stand_on_all_models_or_on_one_in_one_order() -> None:
+    text = """
+defaults:
+  variants: [q4, fp16]
+models:
+  - org/a
+  - {id: org/b, variants: []}
+  - id: org/c
+    variants:
+      - quantized
+"""
+    first, second, third = (found.options.variants for found in read(text))
+    assert first == (Variant.FP16, Variant.Q4)
+    assert second == ()
+    assert third == (Variant.QUANTIZED,)
+
+
 def test_a_folder_that_is_there_is_a_folder(folder: Path) -> None:
     (folder / "org" / "a@v1").mkdir(parents=True)
     assert read("models: [org/a@v1, org/b@v1]") == (request("org/a@v1"), request("org/b", "v1"))
@@ -152,6 +170,12 @@ def test_a_folder_that_is_there_is_a_folder(folder: Path) -> None:
         pytest.param("models:\n- id: a\n  opset: 3", "line 3: 'opset' is 3: .* from 7", id="opset-old"),
         pytest.param("models:\n- id: a\n  simplify: yes", "line 3: 'simplify' is 'yes'", id="yaml-1.1-bool"),
         pytest.param("models:\n- id: a\n  trust_remote_code: 1", "line 3: .*takes true or false", id="number-for-bool"),
+        pytest.param("models:\n- id: a\n  variants: [fp61]", "line 3: 'variants' is 'fp61': it takes a list of fp16, "
+            "bf16, int8, quantized, q4, q4f16; did you mean 'fp16'", id="variant"),
+        pytest.param("models:\n- id: a\n  variants: q4", "line 3: 'variants' is 'q4': it takes a list", id="no-list"),
+        pytest.param("models:\n- id: a\n  variants: [q4, [q4]]", "line 3: 'variants' is a list: it takes a list of",
+            id="list-in-variants"),
+        pytest.param("models:\n- id: a\n  variants: [q4, q4]", "line 3: .* names 'q4' twice", id="variant-twice"),
         pytest.param("models:\n- id: a\n  task: 5", "line 3: 'task' is 5: it takes a task's name", id="task"),
         pytest.param("models:\n- id: a\n  task: ''", "line 3: 'task' is '': is empty", id="task-empty"),
         pytest.param("models:\n- id: a\n  revision: [x]", "line 3: 'revision' is a list", id="revision-list"),

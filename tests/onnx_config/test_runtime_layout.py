@@ -88,6 +88,18 @@ def test_graphs_are_found_by_name(names: list[str], choice: dict[str, Any], foun
         pytest.param(
             ["model.onnx"], {"file_name": "other.onnx"}, "has no file 'other.onnx' in its top or onnx/", id="name"
         ),
+        pytest.param(
+            inside("model.onnx", "model_q4.onnx", "model_fp16.onnx_data", "model_fp16.onnx"),
+            {"variant": "int8"},
+            "no graph of the variant 'int8'; it has float32, which is loaded without one, fp16, q4",
+            id="variant",
+        ),
+        pytest.param(
+            [ENCODER, MERGED, PAIR[0]],
+            {"variant": "q4"},
+            "'q4'; it has float32, which is loaded without one. Convert",
+            id="no-variant-at-all",
+        ),
         pytest.param([ENCODER, *PAIR], {"merged": True}, "merged=True, and has no decoder_model_merged", id="unmerged"),
         pytest.param(
             [ENCODER, MERGED], {"merged": False}, r"merged=False, and has no decoder_model\.onnx", id="merged"

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnx_config.variants import Variant
 from tasks import key as key_module
 from tasks import lookup as lookups
 from tasks.key import action_key
@@ -30,6 +31,7 @@ OTHERS = {
     "simplify": False,
     "weights": "link",
     "trust_remote_code": True,
+    "variants": (Variant.Q4,),
 }
 
 

@@ -1,0 +1,282 @@
+"""Variants: the verified graphs in fewer bits, each with a verdict of its own; one that does not hold is left out.
+
+A variant is a set of further files in the artifact's folder, one for each graph of the model, since that is where the
+ecosystem's loaders look. Its verdict is its own too: the float32 graphs stay converted whatever becomes of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from onnx_config.errors import FerryError, InputError, ModelError, ResourceError
+from onnx_config.export.artifact import read_ferry_file
+from onnx_config.parts import GRAPH_FILES, Role
+from onnx_config.variants import Variant, variant_file
+from tasks.job import Job, StepCost, run_child
+from tasks.report import (
+    AgreementEntry,
+    GraphEntry,
+    OutputDifference,
+    ParityEntry,
+    Step,
+    VariantEntry,
+    VariantOutputEntry,
+    VariantParityEntry,
+    Verdict,
+)
+from tasks.simplify import graph_entry
+
+if TYPE_CHECKING:
+    from tasks.graphs import Part
+
+__all__ = ["Varied", "known_variants", "moved", "parity_of", "vary"]
+
+_STEPS = "onnx_config.export.variant_steps"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Varied:
+    """What became of the variants."""
+
+    entries: tuple[VariantEntry, ...]
+    """In the order in which they were asked for."""
+
+    folders: dict[str, Path]
+    """Variant -> where the files are, of those whose entry lists graphs."""
+
+    cost: StepCost
+    """What the children used."""
+
+
+def vary(
+    job: Job, parts: Sequence[Part], merged: GraphEntry | None, variants: Sequence[Variant], *, suffixed: bool = True
+) -> Varied:
+    """Write the variants of verified graphs, and judge each; nothing in the job's ``artifact`` folder changes.
+
+    The files of one that does not hold are removed, unless they are to stand in for the float32 ones: those go to the
+    quarantine.
+
+    Args:
+        job: The model.
+        parts: Its graphs.
+        merged: The decoder made of two of them, if there is one.
+        variants: Which to make.
+        suffixed: Whether the files' names tell the variant; else they are those of the float32 graphs, whose place
+            they take.
+
+    Raises:
+        FerryError: If a child was interrupted, or failed in a way that another try may mend.
+    """
+    scratch = job.scratch / ("variants" if suffixed else "halves")
+    shutil.rmtree(scratch, ignore_errors=True)
+    folders = {variant: scratch / variant for variant in variants}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    files = {
+        variant: {role: folder / variant_file(GRAPH_FILES[role], variant if suffixed else None) for role in Role}
+        for variant, folder in folders.items()
+    }
+    cost = StepCost(seconds=0.0, peak_rss_bytes=0)
+    found: dict[Variant, list[tuple[Part, dict[str, Any]]]] = {variant: [] for variant in variants}
+    for part in parts:
+        wanted = [v for v in variants if all(answer["refusal"] is None for _, answer in found[v])]
+        if not wanted:
+            break
+        outputs = {variant.value: str(files[variant][Role(part.spec.part)]) for variant in wanted}
+        answers, more = _of_part(job, part, outputs, optional=len(parts) > 1)
+        cost = _sum(cost, more)
+        for variant in wanted:
+            found[variant].append((part, answers[variant.value]))
+    entries = []
+    for variant in variants:
+        entry = _judged(variant, found[variant], parts, suffixed=suffixed)
+        if merged is not None and _holds(entry):
+            entry, more = _with_merged(job, entry, files[variant], parts)
+            cost = _sum(cost, more)
+        if suffixed and not _holds(entry):
+            shutil.rmtree(folders[variant])
+            entry = entry.model_copy(update={"graphs": ()})
+        else:
+            size = sum(path.stat().st_size for path in folders[variant].iterdir())
+            entry = entry.model_copy(update={"size_bytes": size})
+        entries.append(entry)
+    there = {entry.variant: folders[Variant(entry.variant)] for entry in entries if entry.graphs}
+    return Varied(entries=tuple(entries), folders=there, cost=cost)
+
+
+def _of_part(
+    job: Job, part: Part, outputs: dict[str, str], *, optional: bool
+) -> tuple[dict[str, dict[str, Any]], StepCost]:
+    request = {
+        "folder": str(job.source),
+        "spec": part.spec.to_json(),
+        "graph": str(part.stored.path),
+        "inputs": [tensor.model_dump() for tensor in part.stored.graph.inputs],
+        "limits": list(part.stored.limits),
+        "device": job.request.options.device.value,
+        "threads": job.workspace.threads,
+        "outputs": outputs,
+        "metadata": {},
+        "optional": optional,
+    }
+    try:
+        answer, cost = run_child(job, Step.PARITY, f"{_STEPS}:variants", request, architecture=part.spec.architecture)
+    # The graphs hold without their variants, whatever these need too much of.
+    except (ModelError, ResourceError, InputError) as error:
+        refused: dict[str, Any] = {"refusal": _short(error), "notes": [], "graph": None, "result": None, "seconds": 0.0}
+        return dict.fromkeys(outputs, refused), StepCost(seconds=0.0, peak_rss_bytes=0)
+    return answer["variants"], cost
+
+
+def _judged(
+    variant: Variant, found: Sequence[tuple[Part, dict[str, Any]]], parts: Sequence[Part], *, suffixed: bool
+) -> VariantEntry:
+    """Return what the answers for all parts say of a variant."""
+    alone = len(parts) == 1
+    seconds = round(sum(answer["seconds"] for _, answer in found), 3)
+    refused = next((answer["refusal"] for _, answer in found if answer["refusal"] is not None), None)
+    if refused is not None:
+        return VariantEntry(variant=variant.value, seconds=seconds, notes=(refused,))
+    notes = [f"{part.spec.part}: {n}" if not alone else n for part, answer in found for n in answer["notes"]]
+    results = [(part, answer["result"]) for part, answer in found]
+    outputs = tuple(
+        VariantOutputEntry(**{**output, "name": output["name"] if alone else f"{part.spec.part}.{output['name']}"})
+        for part, result in results
+        for output in result["outputs"]
+    )
+    worst = next(((p, r) for p, r in results if r["outcome"] != Verdict.VERIFIED.value), results[0])
+    detail = worst[1]["detail"]
+    closest = max(
+        outputs, key=lambda o: o.relative_error / o.tolerance if o.tolerance else o.relative_error, default=None
+    )
+    return VariantEntry(
+        variant=variant.value,
+        graphs=tuple(
+            graph_entry(
+                Path(variant_file(part.stored.graph.path, variant if suffixed else None)),
+                answer["graph"],
+                part.stored.graph.nodes,
+                role=part.spec.part,
+            )
+            for part, answer in found
+        ),
+        parity=VariantParityEntry(
+            verdict=Verdict(worst[1]["outcome"]),
+            device=worst[1]["device"],
+            provider=worst[1]["provider"],
+            shapes=min(result["shapes"] for _, result in results),
+            max_abs_diff=max((output.max_abs_diff for output in outputs), default=None),
+            relative_error=None if closest is None else closest.relative_error,
+            tolerance=None if closest is None else closest.tolerance,
+            cosine=min((output.cosine for output in outputs), default=None),
+            agreement=_agreement([result["agreement"] for _, result in results if result["agreement"] is not None]),
+            outputs=outputs,
+            detail=detail if alone or detail is None else f"{worst[0].spec.part}: {detail}",
+        ),
+        seconds=seconds,
+        notes=tuple(notes),
+    )
+
+
+def _agreement(found: Sequence[dict[str, Any]]) -> AgreementEntry | None:
+    if not found:
+        return None
+    choices = sum(one["choices"] for one in found)
+    rate = sum(one["rate"] * one["choices"] for one in found) / choices
+    return AgreementEntry(rate=rate, choices=choices, over=found[0]["over"])
+
+
+def _holds(entry: VariantEntry) -> bool:
+    return entry.parity is not None and entry.parity.verdict is Verdict.VERIFIED
+
+
+def _with_merged(
+    job: Job, entry: VariantEntry, files: dict[Role, Path], parts: Sequence[Part]
+) -> tuple[VariantEntry, StepCost]:
+    """Return a variant with the decoder merged of its two; without it where that cannot be had."""
+    two = {part.spec.part: part for part in parts if part.spec.part in (Role.DECODER, Role.DECODER_WITH_PAST)}
+    output = files[Role.DECODER_MERGED]
+    request = {
+        **{role: str(files[Role(role)]) for role in two},
+        "output": str(output),
+        "inputs": {role: [t.model_dump() for t in part.stored.graph.inputs] for role, part in two.items()},
+        "sizes": {axis: size for part in two.values() for axis, size in part.spec.sizes.items()},
+        "device": job.request.options.device.value,
+        "threads": job.workspace.threads,
+    }
+    try:
+        answer, cost = run_child(job, Step.PARITY, f"{_STEPS}:merge", request)
+        difference = answer["difference"]
+    except (ModelError, ResourceError, InputError) as error:
+        difference, cost = _short(error), StepCost(seconds=0.0, peak_rss_bytes=0)
+    if difference is not None:
+        for left in (output, output.with_name(f"{output.name}_data")):
+            left.unlink(missing_ok=True)
+        note = f"there is no merged decoder: {difference}"
+        return entry.model_copy(update={"notes": (*entry.notes, note)}), cost
+    nodes = answer["graph"]["nodes"]
+    graph = graph_entry(output, answer["graph"], nodes, role=Role.DECODER_MERGED)
+    return entry.model_copy(update={"graphs": (*entry.graphs, graph)}), cost
+
+
+def _sum(one: StepCost, other: StepCost) -> StepCost:
+    return StepCost(seconds=one.seconds + other.seconds, peak_rss_bytes=max(one.peak_rss_bytes, other.peak_rss_bytes))
+
+
+def _short(error: FerryError) -> str:
+    return error.message[:300]
+
+
+def parity_of(entry: VariantEntry, before: ParityEntry) -> ParityEntry:
+    """Return the verdict on graphs whose element type is a variant's, as that of a model; ``before`` is float32's."""
+    found = entry.parity
+    if found is None:
+        detail = "; ".join(entry.notes) or "it could not be made"
+        return before.model_copy(update={"verdict": Verdict.NOT_RUN, "detail": detail})
+    outputs = tuple(
+        OutputDifference(name=o.name, max_abs_diff=o.relative_error * o.largest, tolerance=o.tolerance * o.largest)
+        for o in found.outputs
+    )
+    closest = max(outputs, key=lambda o: o.max_abs_diff / o.tolerance if o.tolerance else 0.0, default=None)
+    return ParityEntry(
+        verdict=found.verdict,
+        device=found.device,
+        provider=found.provider,
+        shapes=found.shapes,
+        max_abs_diff=max((output.max_abs_diff for output in outputs), default=None),
+        tolerance=None if closest is None else closest.tolerance,
+        # The same axes at the same sizes.
+        axes_proven=before.axes_proven,
+        outputs=outputs,
+        detail=found.detail,
+    )
+
+
+def moved(entries: Iterable[VariantEntry], folder: Path) -> tuple[VariantEntry, ...]:
+    """Return the entries with their files in ``folder``."""
+    return tuple(
+        entry.model_copy(
+            update={
+                "graphs": tuple(
+                    graph.model_copy(update={"path": str(folder / Path(graph.path).name)}) for graph in entry.graphs
+                )
+            }
+        )
+        for entry in entries
+    )
+
+
+def known_variants(folder: Path) -> tuple[VariantEntry, ...]:
+    """Return the variants of an artifact, by its ``ferry.json``; none where that says nothing of them."""
+    try:
+        known = read_ferry_file(folder) or {}
+        entries = [VariantEntry(**entry) for entry in known.get("model", {}).get("variants") or ()]
+    except (InputError, ValidationError, TypeError):
+        return ()
+    return moved(entries, folder)
