@@ -224,6 +224,7 @@ def test_a_catalog_that_is_away_for_a_while_is_waited_for(plan: BatchPlan, monke
 def test_what_a_part_is_given_are_the_models_with_all_of_their_options(tmp_path: Path) -> None:
     from flows.manifest import ManifestModel, read_models
     from flows.shard_runs import _model
+    from onnx_config.variants import Variant
 
     options = ConversionOptions(
         task="fill-mask",
@@ -233,6 +234,7 @@ def test_what_a_part_is_given_are_the_models_with_all_of_their_options(tmp_path:
         simplify=False,
         weights="link",
         trust_remote_code=True,
+        variants=(Variant.FP16, Variant.Q4),
     )
     usual = asdict(ConversionOptions())
     assert [name for name, value in asdict(options).items() if value == usual[name]] == [], "another one is new"
