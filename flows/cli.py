@@ -23,6 +23,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from flows.catalog_commands import catalog_app
+from flows.dashboard_command import dashboard
 from flows.manifest import OLDEST_OPSET, Dtype, Weights, read_manifest, read_model, select_options
 from flows.plan_command import plan
 from flows.progress import clean, duration, progress_for, summary
@@ -183,6 +184,7 @@ def detect(
 
 
 app.command()(plan)
+app.command()(dashboard)
 
 
 @app.command()
