@@ -24,6 +24,7 @@ from db.vocabulary import (
     Direction,
     FailureKind,
     ParityVerdict,
+    Span,
     StepName,
     TemplateUse,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Base",
     "Batch",
     "Conversion",
+    "ConversionTotal",
     "Environment",
     "Graph",
     "GraphTensor",
@@ -151,7 +153,8 @@ class Artifact(Base):
     """A folder of files, known by its content."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (_digest("sha256"),)
+    # The bytes of all are summed inside the index.
+    __table_args__ = (_digest("sha256"), Index(None, "quarantined", "size_bytes"))
 
     id: Mapped[PrimaryKey]
     sha256: Mapped[Digest] = mapped_column(unique=True)
@@ -240,10 +243,16 @@ class Conversion(Base):
         Index(None, "task", "finished_at"),
         Index(None, "source_model_id", "finished_at"),
         # Totals of a listing are counted inside this index, without reading the rows.
-        Index(None, "latest", "status", "task"),
+        Index(None, "latest", "status", "task", "finished_at"),
+        # Pages of a listing of what holds now, under one filter.
+        Index(None, "latest", "status", "finished_at"),
+        Index(None, "latest", "task", "finished_at"),
+        Index(None, "latest", "model_type", "finished_at"),
+        Index(None, "latest", "error_kind", "finished_at"),
         # The one row that a new attempt supersedes.
         Index(None, "subject", "latest"),
-        Index(None, "batch_id"),
+        # Also the totals of a batch that runs, without reading the rows.
+        Index(None, "batch_id", "status"),
         Index(None, "artifact_id"),
     )
 
@@ -280,6 +289,35 @@ class Conversion(Base):
 
     timings: Mapped[list[StepDuration]] = relationship(lazy="raise")
     parity: Mapped[list[ParityCheck]] = relationship(lazy="raise")
+
+
+class ConversionTotal(Base):
+    """How many attempts ended in one hour or day, by what a chart tells apart.
+
+    A trigger counts each attempt that is added. A dashboard that counted the attempts themselves would read a
+    million rows for one picture.
+    """
+
+    __tablename__ = "conversion_totals"
+    __table_args__ = (
+        # PostgreSQL cuts names of more than 63 letters, which the conventional one has.
+        UniqueConstraint(
+            *("span", "start", "task", "model_type", "status", "error_kind", "template"),
+            name="uq_conversion_totals_counted",
+        ),
+        _one_of("span", Span),
+    )
+
+    id: Mapped[PrimaryKey]
+    span: Mapped[Word]
+    start: Mapped[Moment]
+    task: Mapped[Words]
+    """Empty where the attempt has none, as the four below: NULLs would count as different."""
+    model_type: Mapped[Words]
+    status: Mapped[Word]
+    error_kind: Mapped[Word]
+    template: Mapped[Word]
+    conversions: Mapped[Count]
 
 
 class StepDuration(Base):

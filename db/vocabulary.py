@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["BatchEngine", "ConversionStatus", "Direction", "FailureKind", "ParityVerdict", "StepName", "TemplateUse"]
+__all__ = [
+    "BatchEngine",
+    "ConversionStatus",
+    "Direction",
+    "FailureKind",
+    "ParityVerdict",
+    "Span",
+    "StepName",
+    "TemplateUse",
+]
 
 
 class ConversionStatus(StrEnum):
@@ -77,3 +86,10 @@ class Direction(StrEnum):
 
     INPUT = "input"
     OUTPUT = "output"
+
+
+class Span(StrEnum):
+    """How long the time is that one row of the totals counts."""
+
+    HOUR = "hour"
+    DAY = "day"

@@ -23,6 +23,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from flows.catalog_commands import catalog_app
+from flows.dashboard_command import dashboard
 from flows.deploy_command import deploy
 from flows.manifest import OLDEST_OPSET, Dtype, Weights, read_manifest, read_model, select_options
 from flows.plan_command import plan
@@ -202,6 +203,7 @@ app.command()(plan)
 app.command()(verify)
 app.command()(deploy)
 app.command()(publish)
+app.command()(dashboard)
 
 
 @app.command()

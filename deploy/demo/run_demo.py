@@ -66,6 +66,7 @@ def main() -> int:
 
     title("Look further")
     print(f"  FERRY_HOME={HOME} {os.path.relpath(FERRY)} catalog show {HOME / 'models' / REAL}")
+    print(f"  FERRY_HOME={HOME} {os.path.relpath(FERRY)} dashboard    # shows it all at http://127.0.0.1:4300/")
     print(f"  The converted models are in {HOME / 'out'}, the reports in {HOME / 'first.json'} and second.json.")
     for problem in problems:
         print(f"\n  NOT AS EXPECTED: {problem}", file=sys.stderr)

@@ -1,0 +1,336 @@
+"""Pages of conversions as a table shows them: light rows, filters, and a place to go on from.
+
+A page starts after the last row of the one before, never at a number of rows to skip, so that the hundredth page
+costs what the first does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy.orm import Session
+
+from db.models import Artifact, Conversion, ParityCheck, SourceModel, StepDuration
+from db.records import StepTiming
+from db.types import storable
+
+__all__ = [
+    "ConversionFilter",
+    "ListedConversion",
+    "Page",
+    "PlaceInListing",
+    "TimedConversion",
+    "count_up_to",
+    "list_page",
+    "model_history",
+    "timed_conversions",
+]
+
+# Models whose id has the searched words in it, looked up first. More than so many are common enough to be met soon
+# on the way through the newest conversions.
+_FEW_MODELS = 500
+_ROWS_PER_LOOKUP = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionFilter:
+    """Which conversions are asked for; what is ``None`` or empty leaves a filter out."""
+
+    text: str | None = None
+    """A part of the model's id; upper and lower case of ASCII letters are the same."""
+
+    status: str | None = None
+    """A `db.vocabulary.ConversionStatus`."""
+
+    task: str | None = None
+    """The task's name, whole."""
+
+    model_type: str | None = None
+    """``model_type`` of the config, whole."""
+
+    error_kind: str | None = None
+    """A `db.vocabulary.FailureKind`."""
+
+    batch_id: int | None = None
+    """Only attempts of this batch, those that were replaced since included."""
+
+    since: datetime | None = None
+    """Only what ended at this moment or later."""
+
+    every: bool = False
+    """Also attempts that a later one of the same request replaced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceInListing:
+    """The row after which a page begins.
+
+    >>> place = PlaceInListing(finished_at=datetime(2026, 1, 1, tzinfo=UTC), id=7)
+    >>> PlaceInListing.read(str(place)) == place
+    True
+    """
+
+    finished_at: datetime
+    """When that row's attempt ended."""
+
+    id: int
+    """Its number."""
+
+    def __str__(self) -> str:
+        return f"{self.finished_at.astimezone(UTC):%Y%m%dT%H%M%S.%f}-{self.id}"
+
+    @classmethod
+    def read(cls, text: str) -> PlaceInListing:
+        """Return the place that ``str`` wrote.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        moment, separator, number = text.rpartition("-")
+        if not separator or not number.isascii() or not number.isdigit() or len(number) > 18:
+            raise ValueError(f"{text[:80]!r} is no place in a listing; take it from the link to the next page")
+        return cls(finished_at=datetime.strptime(moment, "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC), id=int(number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedConversion:
+    """One row of a listing."""
+
+    id: int
+    """Number of the attempt."""
+
+    model_id: str
+    """Hub id or folder."""
+
+    status: str
+    """How it ended."""
+
+    task: str | None
+    """``None`` where detection failed."""
+
+    model_type: str | None
+    """``model_type`` of the config."""
+
+    error_kind: str | None
+    """Why there is no verified artifact."""
+
+    verdict: str | None
+    """What the newest parity check found; ``None`` where there was none."""
+
+    max_abs_diff: float | None
+    """Largest difference that it found."""
+
+    tolerance: float | None
+    """Largest difference that was allowed."""
+
+    size_bytes: int | None
+    """Of the artifact; ``None`` where there is none."""
+
+    quarantined: bool
+    """Whether the artifact is one that is not served."""
+
+    seconds: float
+    """From the first step's begin to the last one's end."""
+
+    finished_at: datetime
+    """When it ended."""
+
+    batch_id: int | None
+    """The batch that it belongs to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some rows of a listing."""
+
+    rows: tuple[ListedConversion, ...]
+    """Those that ended last come first."""
+
+    next: PlaceInListing | None
+    """Where the next page begins; ``None`` on the last one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedConversion:
+    """When the steps of one attempt ran."""
+
+    id: int
+    """Number of the attempt."""
+
+    model_id: str
+    """Hub id or folder."""
+
+    status: str
+    """How it ended."""
+
+    started_at: datetime
+    """When the first step began."""
+
+    finished_at: datetime
+    """When the last one ended."""
+
+    timings: tuple[StepTiming, ...]
+    """In the order in which they ran."""
+
+
+def list_page(
+    session: Session, wanted: ConversionFilter, *, limit: int = 50, after: PlaceInListing | None = None
+) -> Page:
+    """Return the rows that fit, those that ended last first, from the one after ``after`` on."""
+    few = _few_models(session, wanted)
+    query = _rows().where(*_conditions(session, wanted, few))
+    if after is not None:
+        query = query.where(
+            Conversion.finished_at <= after.finished_at,
+            or_(Conversion.finished_at < after.finished_at, Conversion.id < after.id),
+        )
+    query = query.order_by(Conversion.finished_at.desc(), Conversion.id.desc()).limit(limit + 1)
+    rows = _listed(session, query)
+    last = rows[limit - 1] if len(rows) > limit else None
+    place = None if last is None else PlaceInListing(finished_at=last.finished_at, id=last.id)
+    return Page(rows=tuple(rows[:limit]), next=place)
+
+
+def count_up_to(session: Session, wanted: ConversionFilter, *, most: int) -> int:
+    """Return how many rows fit, or ``most`` where there are so many or more."""
+    few = _few_models(session, wanted)
+    if wanted.text and few is None:
+        # That many models have the words in their id; counting on would look at every one.
+        return most
+    inner = select(Conversion.id).where(*_conditions(session, wanted, few)).limit(most).subquery()
+    return session.execute(select(func.count()).select_from(inner)).scalar_one()
+
+
+def model_history(session: Session, model_id: str, *, limit: int = 50) -> list[ListedConversion]:
+    """Return the newest attempts at one model, whatever was asked of it; those that ended last first."""
+    models = select(SourceModel.id).where(SourceModel.model_id == storable(model_id))
+    query = _rows().where(Conversion.source_model_id == models.scalar_subquery())
+    return _listed(session, query.order_by(Conversion.finished_at.desc(), Conversion.id.desc()).limit(limit))
+
+
+def timed_conversions(session: Session, batch_id: int, *, limit: int) -> list[TimedConversion]:
+    """Return when the steps of a batch's attempts ran: the ``limit`` recorded last, in the order recorded."""
+    query = (
+        select(Conversion.id, SourceModel.model_id, Conversion.status, Conversion.started_at, Conversion.finished_at)
+        .join(SourceModel, SourceModel.id == Conversion.source_model_id)
+        .where(Conversion.batch_id == batch_id)
+        .order_by(Conversion.id.desc())
+        .limit(limit)
+    )
+    rows = session.execute(query).all()[::-1]
+    timings: dict[int, list[StepTiming]] = {row.id: [] for row in rows}
+    steps = select(StepDuration.conversion_id, StepDuration.step, StepDuration.seconds)
+    for chunk in _chunks(list(timings)):
+        found = steps.where(StepDuration.conversion_id.in_(chunk)).order_by(StepDuration.position)
+        for conversion_id, step, seconds in session.execute(found):
+            timings[conversion_id].append(StepTiming(step=step, seconds=seconds))
+    return [
+        TimedConversion(
+            id=row.id,
+            model_id=row.model_id,
+            status=row.status,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+            timings=tuple(timings[row.id]),
+        )
+        for row in rows
+    ]
+
+
+def _rows() -> Select[Any]:
+    return (
+        select(
+            Conversion.id,
+            SourceModel.model_id,
+            Conversion.status,
+            Conversion.task,
+            Conversion.model_type,
+            Conversion.error_kind,
+            Conversion.started_at,
+            Conversion.finished_at,
+            Conversion.batch_id,
+            Artifact.size_bytes,
+            Artifact.quarantined,
+        )
+        .join(SourceModel, SourceModel.id == Conversion.source_model_id)
+        .outerjoin(Artifact, Artifact.id == Conversion.artifact_id)
+    )
+
+
+def _listed(session: Session, query: Select[Any]) -> list[ListedConversion]:
+    rows = session.execute(query).all()
+    checks: dict[int, Any] = {}
+    columns = select(
+        ParityCheck.conversion_id, ParityCheck.verdict, ParityCheck.max_abs_diff, ParityCheck.tolerance
+    ).order_by(ParityCheck.id)
+    for chunk in _chunks([row.id for row in rows]):
+        for check in session.execute(columns.where(ParityCheck.conversion_id.in_(chunk))):
+            checks[check.conversion_id] = check
+    return [
+        ListedConversion(
+            id=row.id,
+            model_id=row.model_id,
+            status=row.status,
+            task=row.task,
+            model_type=row.model_type,
+            error_kind=row.error_kind,
+            verdict=None if (check := checks.get(row.id)) is None else check.verdict,
+            max_abs_diff=None if check is None else check.max_abs_diff,
+            tolerance=None if check is None else check.tolerance,
+            size_bytes=row.size_bytes,
+            quarantined=bool(row.quarantined),
+            seconds=(row.finished_at - row.started_at).total_seconds(),
+            finished_at=row.finished_at,
+            batch_id=row.batch_id,
+        )
+        for row in rows
+    ]
+
+
+def _few_models(session: Session, wanted: ConversionFilter) -> list[int] | None:
+    """Return the models that have the words in their id; ``None`` where there are many, or no words."""
+    if not wanted.text:
+        return None
+    found = session.scalars(select(SourceModel.id).where(_has_words(session, wanted.text)).limit(_FEW_MODELS))
+    numbers = list(found)
+    return None if len(numbers) == _FEW_MODELS else numbers
+
+
+def _has_words(session: Session, text: str) -> ColumnElement[bool]:
+    # SQLite's LIKE looks past the case by itself; lower() on every row would take three times as long.
+    escaped = storable(text).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    like = SourceModel.model_id.ilike if session.get_bind().dialect.name == "postgresql" else SourceModel.model_id.like
+    return like(f"%{escaped}%", escape="\\")
+
+
+def _conditions(
+    session: Session, wanted: ConversionFilter, few_models: Sequence[int] | None
+) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if wanted.batch_id is not None:
+        found.append(Conversion.batch_id == wanted.batch_id)
+    elif not wanted.every:
+        found.append(Conversion.latest.is_(True))
+    for column, value in (
+        (Conversion.status, wanted.status),
+        (Conversion.task, wanted.task),
+        (Conversion.model_type, wanted.model_type),
+        (Conversion.error_kind, wanted.error_kind),
+    ):
+        if value:
+            found.append(column == storable(value))
+    if wanted.since is not None:
+        found.append(Conversion.finished_at >= wanted.since)
+    if wanted.text:
+        found.append(
+            _has_words(session, wanted.text) if few_models is None else Conversion.source_model_id.in_(few_models)
+        )
+    return found
+
+
+def _chunks(numbers: Sequence[int]) -> list[Sequence[int]]:
+    return [numbers[start : start + _ROWS_PER_LOOKUP] for start in range(0, len(numbers), _ROWS_PER_LOOKUP)]

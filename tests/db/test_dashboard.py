@@ -1,0 +1,67 @@
+"""The dashboard: every page answers, text from models is text, and nothing is read that the catalog does not name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fastapi.testclient import TestClient
+
+from db import ErrorRecord, make_engine, record_conversion, session_scope, start_batch
+from db.dashboard import create_app
+
+HOSTILE = "<script>alert(1)</script>\u202eevil\x1b[2J" + "y" * 3000
+
+
+@pytest.fixture
+def client(engine, make_record, tmp_path):
+    first = make_record(1)
+    assert first.artifact is not None
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    with session_scope(engine) as session:
+        batch = start_batch(session, engine="local", started_at=first.started_at)
+        served = replace(first, artifact=replace(first.artifact, path=str(tmp_path)))
+        record_conversion(session, served, batch_id=batch)
+        record_conversion(session, make_record(2, failure="timeout", model_id=HOSTILE), batch_id=batch)
+        third = make_record(3)
+        error = ErrorRecord(kind="mismatch", message=HOSTILE, step="parity", reproduce=HOSTILE)
+        kept = replace(third.artifact, quarantined=True, path=str(tmp_path))
+        record_conversion(session, replace(third, status="mismatch", error=error, artifact=kept))
+    return TestClient(create_app(engine), base_url="http://127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/?period=all", "/models", "/models?q=evil", "/models/1", "/models/2", "/models/3", "/runs", "/runs/1",
+     "/compare", "/compare?a=1&b=3", "/api/v1/overview", "/api/v1/models", "/api/v1/models/1", "/api/v1/runs/1",
+     "/openapi.json", "/metrics", "/healthz"],
+)  # fmt: skip
+def test_a_page_answers_and_shows_text_as_text(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert "script-src 'self'" in answer.headers["content-security-policy"]
+    if answer.headers["content-type"].startswith("text/html"):
+        assert "<script>alert" not in answer.text
+        assert "\u202e" not in answer.text
+        assert "\x1b" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "code"),
+    [(1, "model.onnx", 200), (1, "../catalog.db", 404), (1, "config.json", 404), (3, "model.onnx", 409),
+     (3, "model.onnx?quarantined=true", 200)],
+)  # fmt: skip
+def test_only_files_that_the_catalog_names_are_given(client, number, path, code):
+    assert client.get(f"/artifacts/{number:064x}/{path}").status_code == code
+
+
+def test_another_name_for_this_machine_is_refused(client):
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 421
+
+
+def test_an_absent_catalog_says_what_to_type_and_stays_absent(tmp_path):
+    engine = make_engine(f"sqlite:///{tmp_path}/none/catalog.db")
+    answer = TestClient(create_app(engine), base_url="http://127.0.0.1").get("/")
+    assert answer.status_code == 503
+    assert "ferry batch" in answer.text
+    assert not (tmp_path / "none").exists()
