@@ -53,7 +53,7 @@ def new_catalog(kind: str, folder: Path, request: pytest.FixtureRequest, *, empt
     if kind == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres")
         return server.create() if empty else server.create(like=request.getfixturevalue("migrated"))
-    url = f"sqlite:///{folder}/own/catalog.db"
+    url = f"sqlite:///{folder}/{'empty' if empty else 'own'}/catalog.db"
     if not empty:
         engine = make_engine(url)
         upgrade(engine)
@@ -102,6 +102,14 @@ def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
     upgrade(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def empty_engine(engine: Engine, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A database with nothing in it, beside ``engine`` and of its kind."""
+    other = make_engine(new_catalog(engine.dialect.name, tmp_path, request, empty=True))
+    yield other
+    other.dispose()
 
 
 @pytest.fixture(params=DATABASES)
