@@ -6,6 +6,7 @@ transaction, and the functions of `db.repository` work in it on the values of `d
 
 from __future__ import annotations
 
+from db.copying import Copied, copy_catalog
 from db.engine import make_engine, session_scope, sqlite_file
 from db.errors import CatalogError, CatalogVersionError
 from db.migrate import is_current, schema_version, upgrade
@@ -57,6 +58,7 @@ __all__ = [
     "CatalogVersionError",
     "ConversionRecord",
     "ConversionStatus",
+    "Copied",
     "ErrorRecord",
     "FailureKind",
     "FileRecord",
@@ -72,6 +74,7 @@ __all__ = [
     "TensorRecord",
     "batch_conversions",
     "converted_revisions",
+    "copy_catalog",
     "count_conversions",
     "find_artifacts",
     "find_conversion",

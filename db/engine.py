@@ -2,7 +2,8 @@
 
 SQLite serves one machine: WAL, so that readers never wait for a writer; every writing transaction takes
 its lock at the start, since one that upgrades from reading fails at once with "database is locked"
-however long it would be willing to wait. PostgreSQL serves many.
+however long it would be willing to wait. PostgreSQL serves many, through psycopg 3 whether the URL names the driver
+or not; a connection that the server has dropped meanwhile is replaced before it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -35,6 +36,15 @@ __all__ = ["make_engine", "session_scope", "sqlite_file", "translated"]
 
 _BUSY_TIMEOUT_SECONDS = 30.0
 _READ_ONLY = "catalog_read_only"
+_CONNECT_TIMEOUT_SECONDS = 10
+# A server that is gone without a word is noticed within a minute, and not after the kernel's two hours.
+_POSTGRES_OPTIONS: dict[str, Any] = {
+    "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
+    "application_name": "onnx-ferry",
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -62,7 +72,10 @@ def make_engine(url: str) -> Engine:
     """
     try:
         file = sqlite_file(url)
-        if make_url(url).get_backend_name() != "sqlite":
+        parsed = make_url(url)
+        if parsed.get_backend_name() in ("postgresql", "postgres"):
+            return _postgres_engine(parsed)
+        if parsed.get_backend_name() != "sqlite":
             return create_engine(url, pool_pre_ping=True)
         engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS})
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
@@ -72,7 +85,7 @@ def make_engine(url: str) -> Engine:
         raise CatalogError(
             f"{shown} cannot be used ({type(error).__name__}: it is not a "
             "SQLAlchemy URL, or its driver is not installed). Give one such as sqlite:////srv/ferry/catalog.db or "
-            "postgresql+psycopg://user@host/ferry."
+            "postgresql://user@host/ferry, which needs: pip install 'onnx-ferry[postgres]'."
         ) from error
 
     @event.listens_for(engine, "do_connect")
@@ -103,6 +116,15 @@ def make_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _postgres_engine(url: URL) -> Engine:
+    if url.drivername in ("postgresql", "postgres"):
+        # SQLAlchemy would take psycopg2, and does not know the short name that many services hand out.
+        url = url.set(drivername="postgresql+psycopg")
+    # What the URL says itself goes first.
+    options = {name: value for name, value in _POSTGRES_OPTIONS.items() if name not in url.query}
+    return create_engine(url, pool_pre_ping=True, connect_args=options if "psycopg" in url.drivername else {})
 
 
 @contextmanager

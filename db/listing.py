@@ -268,8 +268,8 @@ def _listed(session: Session, query: Select[Any]) -> list[ListedConversion]:
         ParityCheck.conversion_id, ParityCheck.verdict, ParityCheck.max_abs_diff, ParityCheck.tolerance
     ).order_by(ParityCheck.id)
     for chunk in _chunks([row.id for row in rows]):
-        for check in session.execute(columns.where(ParityCheck.conversion_id.in_(chunk))):
-            checks[check.conversion_id] = check
+        for row in session.execute(columns.where(ParityCheck.conversion_id.in_(chunk))):
+            checks[row.conversion_id] = row
     return [
         ListedConversion(
             id=row.id,

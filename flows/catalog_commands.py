@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.migrate_command import migrate
 from flows.progress import clean, duration
 
 if TYPE_CHECKING:
@@ -264,6 +265,9 @@ def gc(
     for item in found:
         typer.echo(f"{item.what:10} {_size(item.size_bytes):>10}  {clean(item.path)}")
     typer.echo(f"{len(found)} {'would be removed' if dry_run else 'removed'}, {_size(total)}")
+
+
+catalog_app.command()(migrate)
 
 
 @contextmanager

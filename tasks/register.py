@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import atexit
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 
@@ -30,6 +31,7 @@ from tasks.report import (
     Verdict,
 )
 from tasks.request import ConversionRequest, Workspace
+from tasks.retry import patience_with
 from tasks.store import ArtifactStore, disk_errors, folder_bytes
 from tasks.variants import moved
 from tasks.versions import CODE_EPOCH, package_versions
@@ -52,12 +54,30 @@ __all__ = [
 EPOCH_NAME = "onnx-ferry epoch"
 """Name of `CODE_EPOCH` among the versions that the catalog keeps of a conversion."""
 
+Result = TypeVar("Result")
+
 
 @lru_cache(maxsize=8)
 def _engine(url: str) -> Engine:
     engine = db.make_engine(url)
+    # A server is told that nobody is there any more.
+    atexit.register(engine.dispose)
     db.upgrade(engine)
     return engine
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, db.CatalogError) and error.transient
+
+
+def _patiently(workspace: Workspace, function: Callable[[], Result]) -> Result:
+    """Call ``function``, which is one transaction, until the database answers, for about a minute.
+
+    Raises:
+        TransientError: If it does not (``catalog``).
+    """
+    with catalog_errors():
+        return patience_with(workspace.catalog_url).call(function, passes=_may_pass)
 
 
 def catalog(workspace: Workspace) -> Engine:
@@ -66,8 +86,7 @@ def catalog(workspace: Workspace) -> Engine:
     Raises:
         TransientError: If it cannot be reached (``catalog``).
     """
-    with catalog_errors():
-        return _engine(workspace.catalog_url)
+    return _patiently(workspace, lambda: _engine(workspace.catalog_url))
 
 
 @contextmanager
@@ -220,17 +239,23 @@ def record_entry(
         finished_at=now,
     )
     engine = catalog(workspace)
-    with catalog_errors(), db.session_scope(engine) as session:
-        for template, use in templates:
-            db.note_template(
-                session,
-                template.name,
-                architecture=entry.architecture,
-                size_bytes=folder_bytes(template),
-                reused=use == db.TemplateUse.REUSED,
-                at=now,
-            )
-        return db.record_conversion(session, record, batch_id=batch_id)
+    # Measured here, so that a disk that fails is no trouble of the catalog's.
+    sizes = {template: folder_bytes(template) for template, _ in templates}
+
+    def write() -> int:
+        with db.session_scope(engine) as session:
+            for template, use in templates:
+                db.note_template(
+                    session,
+                    template.name,
+                    architecture=entry.architecture,
+                    size_bytes=sizes[template],
+                    reused=use == db.TemplateUse.REUSED,
+                    at=now,
+                )
+            return db.record_conversion(session, record, batch_id=batch_id)
+
+    return _patiently(workspace, write)
 
 
 def parity_record(
@@ -293,8 +318,12 @@ def known_results(workspace: Workspace, keys: Iterable[str]) -> dict[str, db.Con
     if not wanted:
         return {}
     engine = catalog(workspace)
-    with catalog_errors(), db.session_scope(engine, read_only=True) as session:
-        return db.latest_by_key(session, wanted)
+
+    def read() -> dict[str, db.ConversionRecord]:
+        with db.session_scope(engine, read_only=True) as session:
+            return db.latest_by_key(session, wanted)
+
+    return _patiently(workspace, read)
 
 
 def results_of_revisions(workspace: Workspace, revisions: Iterable[tuple[str, str]]) -> list[db.ConversionRecord]:

@@ -10,9 +10,14 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
 
 _HOME = Path(tempfile.mkdtemp(prefix="onnx-ferry-tests-"))
 
@@ -65,6 +70,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     interop = sum("interop: " in reason for reason in reasons)
     other = len(reasons) - gpu - slow - interop
     terminalreporter.write_line(f"not run: {gpu} gpu, {slow} slow, {interop} interop, {other} for other reasons")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for all tests that ask for it; each has databases of its own there."""
+    from tests.postgres import PostgresServer
+
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 def pytest_unconfigure() -> None:

@@ -297,7 +297,8 @@ async def _events(request: Request, number: Number) -> Response:
         raise HTTPException(404, f"No batch has number {number}.")
 
     async def events() -> AsyncIterator[str]:
-        said, state = None, first
+        said: dict[str, Any] | None = None
+        state: dict[str, Any] | None = first
         for _ in range(int(_LISTEN_AT_MOST_SECONDS / _LISTEN_SECONDS)):
             # A comment keeps proxies and the client's own patience from closing a quiet stream.
             yield ": here\n\n" if state == said else f"data: {json.dumps(state)}\n\n"

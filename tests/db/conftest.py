@@ -1,14 +1,15 @@
-"""One migrated catalog for all tests; each works in a transaction that is rolled back.
+"""One migrated catalog on each database for all tests; each works in a transaction that is rolled back.
 
-``CATALOG_TEST_URL`` names an empty database, such as one on PostgreSQL, to run them against instead.
+A test that asks for ``session``, ``shared_engine`` or ``engine`` runs on SQLite and on PostgreSQL.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Engine
@@ -29,14 +30,41 @@ from db import (
     upgrade,
 )
 
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
+
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
+DATABASES = ("sqlite", "postgresql")
+
+
 @pytest.fixture(scope="session")
-def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    default = f"sqlite:///{tmp_path_factory.mktemp('catalog')}/catalog.db"
-    engine = make_engine(os.environ.get("CATALOG_TEST_URL", default))
+def migrated(postgres: PostgresServer) -> str:
+    """A database at the newest schema that others are copied from; a copy takes a tenth of a migration."""
+    url = postgres.create()
+    engine = make_engine(url)
     upgrade(engine)
+    engine.dispose()
+    return url.rpartition("/")[2]
+
+
+def new_catalog(kind: str, folder: Path, request: pytest.FixtureRequest, *, empty: bool = False) -> str:
+    """Return the URL of a new catalog, migrated or ``empty``."""
+    if kind == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return server.create() if empty else server.create(like=request.getfixturevalue("migrated"))
+    url = f"sqlite:///{folder}/{'empty' if empty else 'own'}/catalog.db"
+    if not empty:
+        engine = make_engine(url)
+        upgrade(engine)
+        engine.dispose()
+    return url
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def shared_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    engine = make_engine(new_catalog(request.param, tmp_path_factory.mktemp("catalog"), request))
     yield engine
     engine.dispose()
 
@@ -60,13 +88,35 @@ def session(rolled_back: Callable[[], AbstractContextManager[Session]]) -> Itera
         yield opened
 
 
+@pytest.fixture(params=DATABASES)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A migrated catalog of the test's own, for what a rolled-back transaction cannot show."""
+    engine = make_engine(new_catalog(request.param, tmp_path, request))
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
-def engine(tmp_path) -> Iterator[Engine]:
-    """A migrated SQLite catalog of the test's own, for what a rolled-back transaction cannot show."""
+def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
+    """A migrated SQLite catalog, for what only SQLite does."""
     engine = make_engine(f"sqlite:///{tmp_path}/own/catalog.db")
     upgrade(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def empty_engine(engine: Engine, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A database with nothing in it, beside ``engine`` and of its kind."""
+    other = make_engine(new_catalog(engine.dialect.name, tmp_path, request, empty=True))
+    yield other
+    other.dispose()
+
+
+@pytest.fixture(params=DATABASES)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with nothing in it."""
+    return new_catalog(request.param, tmp_path, request, empty=True)
 
 
 @pytest.fixture(scope="session")

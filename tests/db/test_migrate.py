@@ -13,11 +13,23 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, event, inspect, text
+from sqlalchemy import Engine, MetaData, Table, event, insert, inspect, select, text
 
-from db import CatalogVersionError, is_current, make_engine, schema_version, upgrade
+from db import (
+    CatalogVersionError,
+    copying,
+    count_conversions,
+    find_conversion,
+    is_current,
+    make_engine,
+    record_conversion,
+    schema_version,
+    session_scope,
+    upgrade,
+)
 from db.migrate import HEAD, alembic_config
 from db.models import Base
+from tests.db.contents import fill
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,15 +44,16 @@ def test_models_and_migrations_agree(shared_engine):
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_models_and_migrations_agree_on_checks(engine):
-    """Alembic does not compare them."""
-    found = inspect(engine)
+def test_models_and_migrations_agree_on_checks(engine, empty_engine):
+    """Alembic does not compare them, and PostgreSQL gives them back in words of its own."""
+    Base.metadata.create_all(empty_engine)
+    declared, built = inspect(empty_engine), inspect(engine)
     for table in Base.metadata.sorted_tables:
-        built = {check["name"]: check["sqltext"] for check in found.get_check_constraints(table.name)}
-        declared = {
-            str(check.name): str(check.sqltext) for check in table.constraints if isinstance(check, CheckConstraint)
-        }
-        assert built == declared, table.name
+        one, other = (
+            sorted((check["name"], check["sqltext"]) for check in found.get_check_constraints(table.name))
+            for found in (declared, built)
+        )
+        assert one == other, table.name
 
 
 def test_every_constraint_and_index_has_a_name(engine):
@@ -75,10 +88,10 @@ def test_upgrading_again_changes_nothing_and_is_one_look(engine):
     assert not [sql for sql in statements if sql.startswith(("CREATE", "INSERT", "UPDATE", "BEGIN IMMEDIATE"))]
 
 
-def test_a_current_catalog_needs_no_alembic(engine):
+def test_a_current_catalog_needs_no_alembic(sqlite_engine):
     code = "import sys, db; db.upgrade(db.make_engine(sys.argv[1])); print('alembic' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(engine.url)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(sqlite_engine.url)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
 
@@ -107,15 +120,15 @@ def test_a_newer_catalog_is_refused(engine):
     assert schema_version(engine) == "9999"
 
 
-def test_two_processes_upgrade_at_once(tmp_path):
-    url = f"sqlite:///{tmp_path}/new/catalog.db"
+def test_two_processes_upgrade_at_once(empty_url):
     code = (
         "import sys, db, alembic.command; print('ready', flush=True); sys.stdin.readline(); "
-        "engine = db.make_engine(sys.argv[1]); db.upgrade(engine); print(db.schema_version(engine))"
+        "engine = db.make_engine(sys.argv[1]); db.upgrade(engine); print(db.schema_version(engine)); "
+        "engine.dispose()"
     )
     children = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code, url],
+            [sys.executable, "-W", "error", "-c", code, empty_url],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -135,8 +148,8 @@ def test_two_processes_upgrade_at_once(tmp_path):
     assert answers == [(f"{HEAD}\n", "")] * 2
 
 
-def test_a_migration_killed_in_the_middle_leaves_nothing(tmp_path):
-    url = f"sqlite:///{tmp_path}/catalog.db"
+def test_a_migration_killed_in_the_middle_leaves_nothing(empty_url):
+    url = empty_url
     code = (
         "import sys, time, db\nfrom db import migrate\n"
         "with db.make_engine(sys.argv[1]).begin() as connection:\n"
@@ -152,3 +165,45 @@ def test_a_migration_killed_in_the_middle_leaves_nothing(tmp_path):
     upgrade(engine)
     assert is_current(engine)
     engine.dispose()
+
+
+def rows_of(engine: Engine, table: Table) -> list[str]:
+    with engine.connect() as connection:
+        # As text, since NaN is not equal to itself.
+        return [repr(tuple(row)) for row in connection.execute(select(table).order_by(table.c.id))]
+
+
+EARLIER = [script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()][:0:-1]
+
+
+@pytest.mark.parametrize("revision", EARLIER)
+def test_a_catalog_of_every_earlier_revision_keeps_what_is_in_it(engine, empty_engine, make_record, revision):
+    fill(engine, make_record)
+    old = empty_engine
+    with old.begin() as connection:
+        command.upgrade(alembic_config(connection), revision)
+    then = MetaData()
+    then.reflect(old)
+    tables = [table for table in then.sorted_tables if "id" in table.c]
+    before = {}
+    for table in tables:
+        # What that revision could hold of a catalog of today.
+        columns = [column.name for column in table.columns]
+        names = [name for name in columns if name in Base.metadata.tables[table.name].c]
+        assert names == columns
+        with old.begin() as connection, engine.connect() as today:
+            listed = today.execute(select(*(Base.metadata.tables[table.name].c[name] for name in names)))
+            values = [dict(row._mapping) for row in listed]
+            assert values
+            connection.execute(insert(Base.metadata.tables[table.name]), values)
+            copying._count_on_from(connection, table)
+        before[table.name] = rows_of(old, table)
+    upgrade(old)
+    assert is_current(old)
+    for table in tables:
+        assert rows_of(old, table) == before[table.name], table.name
+    with session_scope(old) as session:
+        assert count_conversions(session, latest_only=False) == len(before["conversions"])
+        record_conversion(session, make_record(50))
+        assert find_conversion(session, "org/model-50") is not None
+        assert find_conversion(session, "org/model-2") is not None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import math
 import pickle
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event, func, insert, select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -49,6 +49,7 @@ from db import (
 )
 from db import models as tables
 from db.vocabulary import FailureKind, ParityVerdict, StepName, TemplateUse
+from tests.db.plans import plan_of, statements_of
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -306,19 +307,6 @@ def test_latest_by_key(session, make_record):
     assert latest_by_key(session, []) == {}
 
 
-def statements_of(session: Session, call: Callable[[], object]) -> int:
-    seen: list[str] = []
-
-    def listen(*args: object) -> None:
-        seen.append(str(args[2]))
-
-    bind = session.connection()
-    event.listen(bind, "before_cursor_execute", listen)
-    call()
-    event.remove(bind, "before_cursor_execute", listen)
-    return len(seen)
-
-
 def test_lookups_take_as_many_statements_for_a_thousand_as_for_one(session, make_record):
     first = record_conversion(session, make_record(0))
     columns = select(tables.Conversion.__table__).where(tables.Conversion.id == first)
@@ -327,9 +315,9 @@ def test_lookups_take_as_many_statements_for_a_thousand_as_for_one(session, make
     keys = [f"{number:064x}" for number in range(1000)]
     session.execute(insert(tables.Conversion), [row | {"key": key, "subject": key} for key in keys[1:]])
     assert len(latest_by_key(session, keys)) == 1000
-    one = statements_of(session, lambda: latest_by_key(session, keys[:1]))
-    assert statements_of(session, lambda: latest_by_key(session, keys)) <= one <= 11
-    assert statements_of(session, lambda: list_conversions(session, limit=1000)) <= one
+    one = len(statements_of(session, lambda session: latest_by_key(session, keys[:1])))
+    assert len(statements_of(session, lambda session: latest_by_key(session, keys))) <= one <= 11
+    assert len(statements_of(session, lambda session: list_conversions(session, limit=1000))) <= one
     assert [record.key for record in iter_conversions(session)] == keys
 
 
@@ -453,24 +441,27 @@ def test_find_conversion_by_number(session, make_record):
             lambda session: list_conversions(session, status="failed"), "status_finished_at", id="a-page-by-status"
         ),
         pytest.param(lambda session: list_conversions(session, task="x"), "task_finished_at", id="a-page-by-task"),
-        pytest.param(count_conversions, "latest_finished_at", id="a-total"),
+        pytest.param(count_conversions, "latest_(finished_at|status_task)", id="a-total"),
         pytest.param(
-            lambda session: count_conversions(session, status="failed"), "latest_status_task", id="a-total-by-status"
+            lambda session: count_conversions(session, status="failed"),
+            "(latest_status_task|status_finished_at)",
+            id="a-total-by-status",
         ),
     ],
 )
 def test_listings_walk_an_index(engine, ask, index):
     """Sorting, or reading every row, would take a second where there are a million."""
-    seen: list[tuple[str, tuple[object, ...]]] = []
     with session_scope(engine, read_only=True) as session:
-        bind = session.connection()
-        event.listen(bind, "before_cursor_execute", lambda *args: seen.append((args[2], args[3])))
-        ask(session)
-        statement, parameters = seen[0]
-        plan = bind.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-        steps = [row.detail for row in plan]
-    assert any(f"INDEX ix_conversions_{index} " in f"{step} " for step in steps), steps
-    assert not [step for step in steps if "TEMP B-TREE FOR ORDER BY" in step], steps
+        connection = session.connection()
+        statement = statements_of(session, ask)[0]
+        if engine.dialect.name == "postgresql":
+            # Empty tables are read whole whatever indexes there are; this asks what could be done without.
+            for way in ("seqscan", "sort", "bitmapscan"):
+                connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
+        steps = plan_of(connection, statement)
+    assert any(re.fullmatch(f"index ix_conversions_{index}", step) for step in steps), steps
+    assert "sort" not in steps
+    assert "scan conversions" not in steps
 
 
 # Batches
@@ -532,7 +523,7 @@ def test_processes_record_the_same_artifact_at_once(engine, make_record):
         "    with session_scope(engine) as session:\n"
         "        latest_by_key(session, [record.key])\n"
         "        record_conversion(session, record)\n"
-        "print('done', flush=True)\n"
+        "engine.dispose(); print('done', flush=True)\n"
     )
     children = [child(code, str(engine.url), make_record()) for _ in range(2)]
     for process in children:
