@@ -359,8 +359,8 @@ class ParityCheck(Base):
     session: Mapped[Json | None]
     """How ONNX Runtime was asked to run; NULL where nobody wrote it down."""
     device_memory_bytes: Mapped[Bytes | None]
-    environment_id: Mapped[int | None] = mapped_column(ForeignKey("environments.id"))
-    """The versions that it ran with; NULL: those of the conversion."""
+    environment_id: Mapped[int | None] = mapped_column(_Number)
+    """The environment whose versions it ran with; NULL: that of the conversion."""
     checked_at: Mapped[Moment]
 
     outputs: Mapped[list[ParityOutput]] = relationship(lazy="raise")

@@ -438,13 +438,17 @@ def test_find_conversion_by_number(session, make_record):
         pytest.param(list_conversions, "latest_finished_at", id="a-page"),
         pytest.param(lambda session: list_conversions(session, latest_only=False), "finished_at", id="a-page-of-all"),
         pytest.param(
-            lambda session: list_conversions(session, status="failed"), "status_finished_at", id="a-page-by-status"
+            lambda session: list_conversions(session, status="failed"),
+            "(latest_)?status_finished_at",
+            id="a-page-by-status",
         ),
-        pytest.param(lambda session: list_conversions(session, task="x"), "task_finished_at", id="a-page-by-task"),
-        pytest.param(count_conversions, "latest_(finished_at|status_task)", id="a-total"),
+        pytest.param(
+            lambda session: list_conversions(session, task="x"), "(latest_)?task_finished_at", id="a-page-by-task"
+        ),
+        pytest.param(count_conversions, r"latest_\w+", id="a-total"),
         pytest.param(
             lambda session: count_conversions(session, status="failed"),
-            "(latest_status_task|status_finished_at)",
+            r"(latest_)?status_\w+",
             id="a-total-by-status",
         ),
     ],

@@ -15,7 +15,6 @@ branch_labels = None
 depends_on = None
 
 _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_ENVIRONMENT = "fk_parity_checks_environment_id_environments"
 
 
 def upgrade() -> None:
@@ -45,11 +44,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_parity_cells")),
         sa.UniqueConstraint("parity_check_id", "position", name=op.f("uq_parity_cells_parity_check_id_position")),
     )
-    with op.batch_alter_table("parity_checks") as checks:
-        checks.add_column(sa.Column("session", sa.JSON(), nullable=True))
-        checks.add_column(sa.Column("device_memory_bytes", sa.BigInteger(), nullable=True))
-        checks.add_column(sa.Column("environment_id", _NUMBER, nullable=True))
-        checks.create_foreign_key(op.f(_ENVIRONMENT), "environments", ["environment_id"], ["id"])
+    # No constraint on the last one: SQLite could only add it to a copy, and cannot drop what others refer to.
+    for column in (
+        sa.Column("session", sa.JSON(), nullable=True),
+        sa.Column("device_memory_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("environment_id", _NUMBER, nullable=True),
+    ):
+        op.add_column("parity_checks", column)
     op.create_index(op.f("ix_parity_checks_environment_id"), "parity_checks", ["environment_id"], unique=False)
     op.add_column("parity_outputs", sa.Column("spread", sa.Float(53), nullable=True))
 
@@ -57,11 +58,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Remove them."""
     op.drop_index(op.f("ix_parity_checks_environment_id"), table_name="parity_checks")
-    with op.batch_alter_table("parity_outputs") as outputs:
-        outputs.drop_column("spread")
-    with op.batch_alter_table("parity_checks") as checks:
-        checks.drop_constraint(op.f(_ENVIRONMENT), type_="foreignkey")
-        checks.drop_column("environment_id")
-        checks.drop_column("device_memory_bytes")
-        checks.drop_column("session")
+    op.drop_column("parity_outputs", "spread")
+    for name in ("environment_id", "device_memory_bytes", "session"):
+        op.drop_column("parity_checks", name)
     op.drop_table("parity_cells")
