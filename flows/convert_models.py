@@ -25,11 +25,12 @@ from tasks.job import raise_if_stopping
 from tasks.lookup import Lookup, look_up
 from tasks.memory import MemoryGate, weight_bytes_in
 from tasks.pipeline import convert_model, place_known, refused
+from tasks.place import safe_name
 from tasks.register import catalog, catalog_errors
 from tasks.report import Engine, ModelEntry, Report
 from tasks.request import ConversionRequest, Listener, Workspace
 from tasks.steps import PLAIN_STEPS, Steps
-from tasks.store import safe_name
+from tasks.store import store_of
 
 __all__ = ["BatchPlan", "convert_one", "run_batch", "run_locally"]
 
@@ -87,7 +88,8 @@ def run_batch(
         listener: Is told how the batch advances.
 
     Raises:
-        TransientError: If the catalog cannot be opened (``catalog``); nothing was started then.
+        InputError: If the store is not there (``bad_input``); nothing was started then.
+        TransientError: If the catalog or the store does not answer (``catalog``, ``store``); the same.
         KeyboardInterrupt: If the batch is interrupted; what was converted stays converted, and of what was in
             work nothing is left or recorded.
         SystemExit: The same after SIGTERM, with the exit status 143.
@@ -95,6 +97,7 @@ def run_batch(
     started_at, start = datetime.now(UTC), time.monotonic()
     retried = retry_failed or frozenset()
     outputs = _outputs(requests, output)
+    store_of(workspace).check()
     found = look_up(requests, workspace, retry_failed=retried)
     remove_orphans(workspace.home)
     with catalog_errors(), db.session_scope(catalog(workspace)) as session:
@@ -149,7 +152,7 @@ def _known(
     """Return the entry of a model that needs no work: done before, or not to be found."""
     if isinstance(lookup, FerryError):
         return refused(request, lookup, workspace, batch_id=batch_id)
-    return None if lookup.known is None else place_known(lookup.known, request, output)
+    return None if lookup.known is None else place_known(lookup.known, request, output, workspace)
 
 
 def _run(

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import db
 from onnx_config import hub
 from onnx_config.errors import ErrorKind, FerryError, InputError, InternalError
-from onnx_config.export.artifact import FERRY_FILE
 from tasks.crew import Crew
 from tasks.key import action_key
 from tasks.register import known_results, to_entry
 from tasks.report import ModelEntry, Status, Step
 from tasks.request import ConversionRequest, Workspace
 from tasks.retry import with_retries
-from tasks.store import ArtifactStore
+from tasks.store import store_of
 
 __all__ = ["Lookup", "look_up", "resolve", "unforeseen", "usable"]
 
@@ -60,11 +58,19 @@ def look_up(
         found[request] = answers[request]
     keys = {lookup.key for lookup in found.values() if isinstance(lookup, Lookup)}
     records = known_results(workspace, keys)
-    for request, lookup in found.items():
-        if isinstance(lookup, Lookup) and (record := records.get(lookup.key)) is not None:
-            known = usable(record, request, workspace, retry_failed or frozenset())
-            found[request] = replace(lookup, known=known)
-    return found
+
+    def judge(request: ConversionRequest) -> Lookup | FerryError:
+        lookup = found[request]
+        if not isinstance(lookup, Lookup) or (record := records.get(lookup.key)) is None:
+            return lookup
+        try:
+            return replace(lookup, known=usable(record, request, workspace, retry_failed or frozenset()))
+        except FerryError as error:
+            return error
+
+    # A store elsewhere takes its time to answer, too.
+    judged = dict(Crew(judge, wanted, workers=_LOOKUPS).results())
+    return {request: judged[request] for request in wanted}
 
 
 def _resolve_or_error(request: ConversionRequest) -> Lookup | FerryError:
@@ -100,7 +106,12 @@ def resolve(request: ConversionRequest) -> Lookup:
 def usable(
     record: db.ConversionRecord, request: ConversionRequest, workspace: Workspace, retry_failed: frozenset[ErrorKind]
 ) -> ModelEntry | None:
-    """Return the entry that an earlier result is worth; ``None`` if the model is to be converted."""
+    """Return the entry that an earlier result is worth; ``None`` if the model is to be converted.
+
+    Raises:
+        InputError: If the artifact's store may not be read (``bad_input``).
+        TransientError: If it does not answer (``store``).
+    """
     if record.error is not None:
         kind = ErrorKind(record.error.kind)
         if not kind.remembered or kind in retry_failed:
@@ -113,8 +124,7 @@ def usable(
     artifact = record.artifact
     if artifact is None or artifact.quarantined:
         return None
-    folder = Path(artifact.path)
-    whole = ArtifactStore(workspace.store).is_whole(folder, [(f.path, f.size_bytes) for f in artifact.files])
-    if not whole or not (folder / FERRY_FILE).is_file():
+    store = store_of(workspace, artifact.path)
+    if not store.is_whole(artifact.path, [(f.path, f.size_bytes) for f in artifact.files]):
         return None
     return to_entry(record, model_id=request.model_id, status=Status.REUSED)

@@ -10,7 +10,7 @@ from tasks import retry
 from tasks.retry import Patience, patience_with
 
 
-class Silent(Exception):
+class SilentError(Exception):
     pass
 
 
@@ -24,7 +24,7 @@ class Server:
     def __call__(self) -> str:
         self.calls += 1
         if self.failures is None or self.calls <= self.failures:
-            raise Silent
+            raise SilentError
         return "answer"
 
 
@@ -36,7 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def is_silent(error: Exception) -> bool:
-    return isinstance(error, Silent)
+    return isinstance(error, SilentError)
 
 
 def test_a_server_that_comes_back_answers() -> None:
@@ -47,14 +47,14 @@ def test_a_server_that_comes_back_answers() -> None:
 
 def test_another_error_is_not_waited_for() -> None:
     server = Server(None)
-    with pytest.raises(Silent):
+    with pytest.raises(SilentError):
         Patience().call(server, passes=lambda _: False)
     assert server.calls == 1
 
 
 def seconds_of(patience: Patience) -> float:
     started = time.monotonic()
-    with pytest.raises(Silent):
+    with pytest.raises(SilentError):
         patience.call(Server(None), passes=is_silent)
     return time.monotonic() - started
 
