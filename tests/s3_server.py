@@ -115,7 +115,7 @@ class S3Server:
         kind = f"{method} part" if "partNumber=" in path else method
         what = self.before(method, path)
         body = self._body(caller, what)
-        if what == "cut" or what == "half":
+        if what in ("cut", "half"):
             caller.close_connection = True
             return
         if what == "refuse":

@@ -264,12 +264,12 @@ def test_a_damaged_artifact_is_never_given_out_and_withdrawn(store, server, tmp_
     place = published(store, tmp_path / "new")
     forget_copies(store)
     damage(server, place)
-    with pytest.raises(TransientError, match=f"is damaged: .*{words}.* withdrawn from the store. Convert") as caught:
+    with pytest.raises(TransientError, match=rf"is damaged: .*{words}.* withdrawn from the store\. Convert") as caught:
         store.folder(place)
     assert caught.value.kind is ErrorKind.STORE
     assert not store.has(place)
     assert not store.is_whole(place, [])
-    with pytest.raises(TransientError, match="is not in the store any more. Convert"):
+    with pytest.raises(TransientError, match=r"is not in the store any more\. Convert"):
         store.folder(place)
     assert list(store.cache.copies()) == []
 
