@@ -26,11 +26,12 @@ from tasks.job import raise_if_stopping
 from tasks.lookup import Lookup, look_up
 from tasks.memory import MemoryGate, weight_bytes_in
 from tasks.pipeline import convert_model, place_known, refused
+from tasks.place import safe_name
 from tasks.register import catalog, catalog_errors
 from tasks.report import Engine, ModelEntry, Report
 from tasks.request import ConversionRequest, Listener, Refresh, Workspace
 from tasks.steps import PLAIN_STEPS, Steps
-from tasks.store import safe_name
+from tasks.store import store_of
 
 __all__ = ["BatchPlan", "Runner", "convert_one", "run_batch", "run_locally"]
 
@@ -103,7 +104,8 @@ def run_batch(
         batch_id: The batch of the catalog that this one is a part of; ``None``: it is one of its own.
 
     Raises:
-        TransientError: If the catalog cannot be opened (``catalog``); nothing was started then.
+        InputError: If the store is not there (``bad_input``); nothing was started then.
+        TransientError: If the catalog or the store does not answer (``catalog``, ``store``); the same.
         KeyboardInterrupt: If the batch is interrupted; what was converted stays converted, and of what was in
             work nothing is left or recorded.
         SystemExit: The same after SIGTERM, with the exit status 143.
@@ -111,6 +113,7 @@ def run_batch(
     started_at, start = datetime.now(UTC), time.monotonic()
     retried = retry_failed or frozenset()
     outputs = _outputs(requests, output)
+    store_of(workspace).check()
     found = look_up(requests, workspace, retry_failed=retried, refresh=refresh)
     remove_orphans(workspace.home)
     number = _start(workspace, engine, started_at) if batch_id is None else batch_id
@@ -170,7 +173,7 @@ def _known(
     """Return the entry of a model that needs no work: done before, or not to be found."""
     if isinstance(lookup, FerryError):
         return refused(request, lookup, workspace, batch_id=batch_id)
-    return None if lookup.known is None else place_known(lookup.known, request, output)
+    return None if lookup.known is None else place_known(lookup.known, request, output, workspace)
 
 
 def _run(

@@ -244,7 +244,7 @@ def gc(
     home: _HomeOption = None,
     catalog_url: _CatalogOption = None,
 ) -> None:
-    """Remove templates and detections that nothing has used for a while, and what killed processes have left.
+    """Remove templates, detections and copies that nothing has used for a while, and what killed processes have left.
 
     All of it can be made again; artifacts and what the catalog knows of conversions stay.
     """

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from flows.progress import clean
 from flows.settings import Settings, machine_memory_bytes, masked_url, why_not_writable
-from onnx_config.errors import InputError
+from onnx_config.errors import FerryError
 
 __all__ = [
     "Check",
@@ -143,7 +143,7 @@ _RANGES = {
 def examine(settings: Settings) -> Findings:
     """Return what was found; a check that cannot be made is a problem of its own, never an exception.
 
-    Reaches out to ``PREFECT_API_URL`` and to a catalog on a server, no further.
+    Reaches out to ``PREFECT_API_URL``, to a catalog on a server and to a store elsewhere, no further.
     """
     versions = installed_versions()
     checks = [*check_versions(versions)]
@@ -229,9 +229,16 @@ def check_home(settings: Settings) -> Check:
 
 def check_store(settings: Settings) -> Check:
     """Return whether the artifact store can be written."""
+    from tasks.store import store_of
+
     try:
-        store = settings.workspace().store
-    except InputError as error:
+        workspace = settings.workspace()
+        store = workspace.store
+        if isinstance(store, str):
+            store_of(workspace).check()
+            size = f"{workspace.store_cache_bytes / _GIB:.0f} GiB of copies at most are kept here"
+            return Check(name="store", health=Health.OK, found=f"{store}: answers; {size}")
+    except FerryError as error:
         return Check(name="store", health=Health.PROBLEM, found=error.message, fix="set FERRY_STORE_URL")
     return _check_folder("store", store, "set FERRY_STORE_URL to a folder that can be written")
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnx_config.export.artifact import FERRY_FILE
-
 __all__ = ["find_in_catalog"]
 
 
 def find_in_catalog(name: str) -> Path | None:
     """Return the folder of the newest verified artifact of a model; ``None`` where the catalog knows none.
+
+    Of one in a store elsewhere, the folder is a copy on this machine, which is fetched where there is none.
 
     One in quarantine is returned only where there is no verified one, so that the loader says so. Where there is no
     catalog yet, none is made.
@@ -24,14 +24,16 @@ def find_in_catalog(name: str) -> Path | None:
 
     Raises:
         InputError: If the settings cannot be read.
-        TransientError: If the catalog cannot be (``catalog``).
+        TransientError: If the catalog cannot be (``catalog``), or the store does not answer (``store``).
     """
     import db
     from flows.settings import load_settings
     from tasks.register import catalog_errors
+    from tasks.store import store_of
 
+    settings = load_settings()
     with catalog_errors():
-        engine = db.make_engine(load_settings().catalog_url)
+        engine = db.make_engine(settings.catalog_url)
         try:
             if db.schema_version(engine) is None:
                 return None
@@ -40,5 +42,10 @@ def find_in_catalog(name: str) -> Path | None:
                 found = db.find_artifacts(session, name)
         finally:
             engine.dispose()
-    # What was cleared away, or lies on another machine, is none.
-    return next((folder for artifact in found if ((folder := Path(artifact.path)) / FERRY_FILE).is_file()), None)
+    workspace = settings.workspace()
+    for artifact in found:
+        store = store_of(workspace, artifact.path)
+        # What was cleared away, or lies on another machine, is none.
+        if store.has(artifact.path):
+            return store.folder(artifact.path)
+    return None

@@ -139,7 +139,11 @@ class Settings(BaseSettings):
     store_url: Annotated[str, BeforeValidator(_text)] = Field(
         default_factory=lambda data: f"file://{data['home'] / 'artifacts'}"
     )
-    """Artifact store: ``file:///absolute/folder``, read as fsspec does, without ``%`` escapes; or a plain path."""
+    """Artifact store: ``file:///absolute/folder``, read as fsspec does, without ``%`` escapes; a plain path; or the URL
+    of a place elsewhere that fsspec reaches, such as ``s3://bucket/prefix``."""
+
+    store_cache: Annotated[ByteSize, AfterValidator(_positive_bytes)] = ByteSize(20 * 1024**3)
+    """Bytes that this machine's copies of artifacts in a store elsewhere may take."""
 
     memory_limit: Annotated[ByteSize, AfterValidator(_positive_bytes)] = Field(
         default_factory=_three_quarters_of_the_machine
@@ -168,12 +172,13 @@ class Settings(BaseSettings):
         """Return where conversions keep their things; ``threads`` is what one conversion may use.
 
         Raises:
-            InputError: If the store is not a folder of this machine.
+            InputError: If the store's URL cannot be understood, or holds a password.
         """
         return Workspace(
             home=self.home,
             catalog_url=self.catalog_url,
-            store=_store_folder(self.store_url),
+            store=_store_place(self.store_url),
+            store_cache_bytes=int(self.store_cache),
             memory_limit_bytes=int(self.memory_limit),
             timeout_seconds=self.timeout,
             threads=threads,
@@ -231,15 +236,22 @@ def why_not_writable(folder: Path) -> str | None:
     return None
 
 
-def _store_folder(url: str) -> Path:
+def _store_place(url: str) -> Path | str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         return _absolute(Path(url))
     if scheme.lower() != "file":
-        raise InputError(
-            f"The store URL {masked_url(url)!r} has the scheme {scheme!r}: object stores are not supported by this "
-            "version yet. Use a file:// URL, such as file:///srv/ferry/artifacts."
-        )
+        # The catalog notes where artifacts are, and everybody may read that.
+        if "@" in rest.partition("/")[0] or _SECRET_IN_QUERY.search(url):
+            raise InputError(
+                f"The store URL {masked_url(url)!r} names a user or a secret, which the catalog would keep. Give them "
+                "in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the URL without."
+            )
+        if not rest.strip("/"):
+            raise InputError(
+                f"The store URL {masked_url(url)!r} names no bucket. Write one such as s3://bucket/prefix."
+            )
+        return f"{scheme.lower()}://{rest.rstrip('/')}"
     rest = rest.removeprefix("localhost")
     if not rest.startswith("/"):
         raise InputError(

@@ -110,7 +110,7 @@ class _Follower:
     def _take(self, request: ConversionRequest, entry: ModelEntry) -> None:
         if request not in self.done:
             self._plan.listener.model_finished(entry)
-        self.done[request] = place_known(entry, request, self._plan.outputs[request])
+        self.done[request] = place_known(entry, request, self._plan.outputs[request], self._plan.workspace)
 
     def left(self, requests: Collection[ConversionRequest]) -> tuple[ConversionRequest, ...]:
         return tuple(request for request in requests if request not in self.done)

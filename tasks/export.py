@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_config.spec import ModelSpec
+from tasks.disk import disk_errors
 from tasks.job import Job, StepCost, run_child
 from tasks.report import Step
-from tasks.store import disk_errors
 from tasks.template_key import template_key
 from tasks.template_store import Template, TemplateStore
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tasks.disk import disk_errors
 from tasks.job import raise_if_stopping
-from tasks.store import disk_errors
 
 __all__ = ["file_lock"]
 

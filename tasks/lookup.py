@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import db
 from onnx_config import hub
 from onnx_config.errors import ErrorKind, FerryError, InputError, InternalError
-from onnx_config.export.artifact import FERRY_FILE
 from tasks.crew import Crew
 from tasks.key import action_key
 from tasks.register import EPOCH_NAME, catalog_id, known_results, results_of_revisions, to_entry
 from tasks.report import ModelEntry, Status, Step
 from tasks.request import ConversionRequest, Refresh, Workspace
 from tasks.retry import with_retries
-from tasks.store import ArtifactStore
+from tasks.store import store_of
 from tasks.variants import known_variants
 from tasks.versions import CODE_EPOCH, package_versions
 
@@ -160,7 +158,12 @@ def _versions_note(made_with: Mapping[str, str]) -> str:
 def _usable(
     record: db.ConversionRecord, request: ConversionRequest, workspace: Workspace, retry_failed: frozenset[ErrorKind]
 ) -> ModelEntry | None:
-    """Return the entry that an earlier result is worth; ``None`` if the model is to be converted."""
+    """Return the entry that an earlier result is worth; ``None`` if the model is to be converted.
+
+    Raises:
+        InputError: If the artifact's store may not be read (``bad_input``).
+        TransientError: If it does not answer (``store``).
+    """
     if record.error is not None:
         kind = ErrorKind(record.error.kind)
         if not kind.remembered or kind in retry_failed:
@@ -173,9 +176,10 @@ def _usable(
     artifact = record.artifact
     if artifact is None or artifact.quarantined:
         return None
-    folder = Path(artifact.path)
-    whole = ArtifactStore(workspace.store).is_whole(folder, [(f.path, f.size_bytes) for f in artifact.files])
-    if not whole or not (folder / FERRY_FILE).is_file():
+    store = store_of(workspace, artifact.path)
+    if not store.is_whole(artifact.path, [(f.path, f.size_bytes) for f in artifact.files]):
         return None
     entry = to_entry(record, model_id=request.model_id, status=Status.REUSED)
-    return entry.model_copy(update={"variants": known_variants(folder)}) if request.options.variants else entry
+    if not request.options.variants:
+        return entry
+    return entry.model_copy(update={"variants": known_variants(store.folder(artifact.path), artifact.path)})

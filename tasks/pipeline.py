@@ -17,6 +17,7 @@ from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.variants import Variant
 from tasks.basis import basis_of
+from tasks.disk import disk_errors
 from tasks.failures import FailureFolders
 from tasks.file_lock import file_lock
 from tasks.graphs import Graphs, best_graphs, narrow_axes
@@ -24,6 +25,7 @@ from tasks.job import Job, raise_if_stopping, reproduce_command
 from tasks.lookup import find_known, resolve, unforeseen
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import case_folder
+from tasks.place import place
 from tasks.progress import Progress
 from tasks.register import catalog, record_entry
 from tasks.report import ErrorEntry, GraphEntry, ModelEntry, ParityEntry, Status, Step, VariantEntry, Verdict
@@ -31,7 +33,7 @@ from tasks.request import ConversionRequest, Listener, Refresh, SilentListener, 
 from tasks.retry import with_retries
 from tasks.simplify import clear_artifact
 from tasks.steps import PLAIN_STEPS, Steps
-from tasks.store import disk_errors, place
+from tasks.store import file_in, store_of
 from tasks.variants import moved, parity_of
 
 __all__ = [
@@ -153,7 +155,9 @@ def _convert(progress: Progress, means: _Means) -> ModelEntry:
         with progress.during(Step.FETCH):
             known = find_known([lookup], workspace, means.retried, means.refresh).get(request)
             if known is not None:
-                return place_known(known, request, means.output)
+                return place_known(known, request, means.output, workspace)
+            # Before hours of work whose result nobody would take.
+            store_of(workspace).check()
             # The server's imports take seconds; they go on beside the download.
             isolate.warm_up()
             source = with_retries(hub.download)(lookup.source)
@@ -223,7 +227,7 @@ def rehearse_model(
         return progress.entry(Status.FAILED, error=unforeseen(error))
 
 
-def place_known(entry: ModelEntry, request: ConversionRequest, output: Path | None) -> ModelEntry:
+def place_known(entry: ModelEntry, request: ConversionRequest, output: Path | None, workspace: Workspace) -> ModelEntry:
     """Return the entry of a verified model with its files placed in ``output``; of any other as it is.
 
     Where they cannot be placed, the entry is a failed one that says where they are. The catalog does not hear of
@@ -232,7 +236,7 @@ def place_known(entry: ModelEntry, request: ConversionRequest, output: Path | No
     if output is None or entry.artifact is None or entry.status not in (Status.CONVERTED, Status.REUSED):
         return entry
     try:
-        placed: ModelEntry = _placed(entry, output)
+        placed: ModelEntry = _placed(entry, entry.artifact, output, workspace)
     except FerryError as error:
         failure = ErrorEntry(
             kind=error.kind,
@@ -246,15 +250,16 @@ def place_known(entry: ModelEntry, request: ConversionRequest, output: Path | No
 
 
 @with_retries
-def _placed(entry: ModelEntry, output: Path) -> ModelEntry:
-    source = Path(entry.artifact or "")
+def _placed(entry: ModelEntry, artifact: str, output: Path, workspace: Workspace) -> ModelEntry:
+    source = store_of(workspace, artifact).folder(artifact)
     names = [p.relative_to(source).as_posix() for p in sorted(source.rglob("*")) if p.is_file()]
     place(source, output, [name for name in names if name != FERRY_FILE])
     graphs = tuple(
-        graph.model_copy(update={"path": str(output / Path(graph.path).relative_to(source))}) for graph in entry.graphs
+        graph.model_copy(update={"path": str(output / graph.path.removeprefix(file_in(artifact, "")))})
+        for graph in entry.graphs
     )
     return entry.model_copy(
-        update={"artifact": str(output), "graphs": graphs, "variants": moved(entry.variants, output)}
+        update={"artifact": str(output), "graphs": graphs, "variants": moved(entry.variants, str(output))}
     )
 
 
@@ -320,7 +325,7 @@ def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes:
                 failures.forget(progress.request)
             else:
                 failures.point_to(kept, [(graph.role, graph.path) for graph in registered.graphs])
-            registered = place_known(registered, progress.request, means.output)
+            registered = place_known(registered, progress.request, means.output, workspace)
         return registered.model_copy(update={"seconds": dict(progress.seconds)})
 
 

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from onnx_config import hub
 from onnx_config.errors import InputError
 from onnx_config.export.artifact import FERRY_FILE, content_address, list_files, read_ferry_file
+from tasks.place import place
 from tasks.report import ModelEntry, Status, Verdict
-from tasks.store import place
 
 __all__ = ["Published", "check_publishable", "hub_layout", "publish_to_folder", "publish_to_hub"]
 

@@ -17,6 +17,7 @@ import db
 from onnx_config.errors import ErrorKind, TransientError
 from onnx_config.export.artifact import ArtifactFile, content_address, copy_side_files, list_files, write_ferry_file
 from onnx_config.hub import is_folder
+from tasks.disk import disk_errors, folder_bytes
 from tasks.job import Job, run_child
 from tasks.report import (
     ErrorEntry,
@@ -32,7 +33,7 @@ from tasks.report import (
 )
 from tasks.request import ConversionRequest, Workspace
 from tasks.retry import patience_with
-from tasks.store import ArtifactStore, disk_errors, folder_bytes
+from tasks.store import file_in, store_of
 from tasks.variants import moved
 from tasks.versions import CODE_EPOCH, package_versions
 
@@ -120,7 +121,7 @@ def register(
     """
     folder = job.scratch / "artifact"
     quarantined = entry.status is not Status.CONVERTED
-    store = ArtifactStore(job.workspace.store)
+    store = store_of(job.workspace)
     if folder.is_dir():
         if quarantined and entry.parity is not None:
             verdict = {"onnx_ferry.verdict": entry.parity.verdict.value}
@@ -133,17 +134,17 @@ def register(
             write_ferry_file(folder, entry.model_dump(mode="json"), files, basis=basis)
             # Before the folder is moved: from then on only this says where it went.
             target = store.path_of(address, quarantined=quarantined)
-            _place_file(job).write_text(str(target), encoding="utf-8")
+            _place_file(job).write_text(target, encoding="utf-8")
         place = store.publish(folder, address, quarantined=quarantined)
     else:
         # A retry after the catalog did not answer: the files are in place already.
-        place = Path(_place_file(job).read_text(encoding="utf-8"))
-        files, address = list_files(place), place.name
+        place = _place_file(job).read_text(encoding="utf-8")
+        files, address = list_files(store.folder(place)), place.rpartition("/")[2]
     artifact = _artifact_record(place, address, files, entry.graphs, quarantined)
     stored = entry.model_copy(
         update={
-            "artifact": str(place),
-            "graphs": tuple(g.model_copy(update={"path": str(place / g.path)}) for g in entry.graphs),
+            "artifact": place,
+            "graphs": tuple(g.model_copy(update={"path": file_in(place, g.path)}) for g in entry.graphs),
             "variants": moved(entry.variants, place),
         }
     )
@@ -165,12 +166,12 @@ def _place_file(job: Job) -> Path:
 
 
 def _artifact_record(
-    place: Path, address: str, files: Iterable[ArtifactFile], graphs: Iterable[GraphEntry], quarantined: bool
+    place: str, address: str, files: Iterable[ArtifactFile], graphs: Iterable[GraphEntry], quarantined: bool
 ) -> db.ArtifactRecord:
     records = tuple(db.FileRecord(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files)
     return db.ArtifactRecord(
         sha256=address,
-        path=str(place),
+        path=place,
         quarantined=quarantined,
         size_bytes=sum(f.size_bytes for f in records),
         created_at=datetime.now(UTC),
@@ -353,7 +354,7 @@ def to_entry(record: db.ConversionRecord, *, model_id: str, status: Status) -> M
         else tuple(
             GraphEntry(
                 role=g.role,
-                path=str(Path(artifact.path) / g.path),
+                path=file_in(artifact.path, g.path),
                 opset=g.opset,
                 nodes=g.nodes,
                 nodes_before_simplify=g.nodes_before_simplify,

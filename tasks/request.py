@@ -87,8 +87,8 @@ class Workspace:
     catalog_url: str
     """SQLAlchemy URL of the catalog."""
 
-    store: Path
-    """Folder of the artifact store. Absolute."""
+    store: Path | str
+    """Folder of the artifact store, absolute; or the URL of one elsewhere, without any secret."""
 
     memory_limit_bytes: int
     """Resident bytes that all conversions together may use."""
@@ -98,6 +98,9 @@ class Workspace:
 
     threads: int = 1
     """Threads that torch and ONNX Runtime use in one conversion."""
+
+    store_cache_bytes: int = 20 * 1024**3
+    """What this machine's copies of artifacts in a store elsewhere may take."""
 
     @property
     def detections(self) -> Path:

@@ -1,346 +1,98 @@
-"""The artifact store: a folder of content-addressed folders, each whole or not there.
-
-An artifact is built aside, flushed to the disk and renamed into place. A process killed at any moment
-leaves the store as it was, and a build folder that the next run removes.
-"""
+"""The artifact store: artifacts by their content, each whole or not there; in a folder, or anywhere fsspec reaches."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import filecmp
-import glob
-import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
 
-from onnx_config.errors import ErrorKind, FerryError, InputError, TransientError
-from onnx_config.export.artifact import FERRY_FILE, read_ferry_file
-from onnx_config.export.scratch import scratch_folder
+from tasks.local_store import LocalStore
+from tasks.request import Workspace
 
-__all__ = ["ArtifactStore", "disk_errors", "folder_bytes", "place", "safe_name"]
-
-_LINKED = (".onnx", ".onnx_data", ".safetensors")
-# Lies in an output folder while its files are being replaced; knows which of them are an artifact's.
-_REPLACING = ".ferry.json.replacing"
-_NAME_BYTES = 120
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+__all__ = ["ArtifactStore", "file_in", "is_remote", "store_of"]
 
 
-class ArtifactStore:
-    """Artifacts under ``root``: verified ones in ``<2 hex>/<sha256>``, the others in ``quarantine/<sha256>``."""
+class ArtifactStore(Protocol):
+    """Where artifacts are. A place is what the catalog notes of one: an absolute folder, or a URL."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        """The store's folder; made when something is stored."""
+    def path_of(self, sha256: str, *, quarantined: bool = False) -> str:
+        """Return the place where an artifact is, or would be."""
 
-    def path_of(self, sha256: str, *, quarantined: bool = False) -> Path:
-        """Return where an artifact is, or would be."""
-        if quarantined:
-            return self.root / "quarantine" / sha256
-        return self.root / sha256[:2] / sha256
+    def publish(self, folder: Path, sha256: str, *, quarantined: bool = False) -> str:
+        """Take a finished folder in, which is gone afterwards; return its place. A failure leaves it as it was.
 
-    def publish(self, folder: Path, sha256: str, *, quarantined: bool = False) -> Path:
-        """Move a finished folder into the store; return where it is. After a failure ``folder`` is as it was.
-
-        Where the same content is there already, only what is damaged of it is replaced, file by file, so that
-        a whole artifact is whole at every moment. ``folder`` may be on another disk than the store.
+        What is there already of the same content stays, and what is damaged of it is replaced.
 
         Raises:
-            InputError: If the store is no folder or cannot be written (``bad_input``).
-            TransientError: If the disk is full (``store``).
+            InputError: If the store is not there or may not be written (``bad_input``).
+            TransientError: If it has no room, or does not answer (``store``).
         """
-        target = self.path_of(sha256, quarantined=quarantined)
-        with disk_errors(f"the artifact store {str(self.root)!r}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _flush(folder)
-            try:
-                _move(folder, target)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                # A rename does not cross disks, so a copy is made aside in the store first.
-                with scratch_folder(self.root, sha256[:16]) as near:
-                    copy = _copy(folder, near / folder.name)
-                    _flush(copy)
-                    _move(copy, target)
-            _flush_folder(target.parent)
-            shutil.rmtree(folder, ignore_errors=True)
-        return target
 
-    def quarantine(self, sha256: str) -> Path:
-        """Move a verified artifact to the quarantine; return where it is. One that is not here stays where it is.
+    def folder(self, place: str) -> Path:
+        """Return a folder of this machine with the files of an artifact; nobody may write into it.
 
         Raises:
-            InputError: If the store cannot be written (``bad_input``).
-            TransientError: If moving it failed (``store``).
+            InputError: If the store may not be read (``bad_input``).
+            TransientError: If the artifact is not there, is damaged, or the store does not answer (``store``).
         """
-        folder, target = self.path_of(sha256), self.path_of(sha256, quarantined=True)
-        with disk_errors(f"the artifact store {str(self.root)!r}"):
-            if folder.is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _move(folder, target)
-                shutil.rmtree(folder, ignore_errors=True)
-                _flush_folder(target.parent)
-        return target
 
-    def is_whole(self, folder: Path, files: Iterable[tuple[str, int]]) -> bool:
-        """Return whether a folder has all ``files`` (relative path, size in bytes); contents are not read."""
-        try:
-            return folder.is_dir() and all((folder / path).stat().st_size == size for path, size in files)
-        except OSError:
-            return False
+    def has(self, place: str) -> bool:
+        """Return whether an artifact is there; only that of its files that is written last is looked for."""
 
+    def is_whole(self, place: str, files: Iterable[tuple[str, int]]) -> bool:
+        """Return whether an artifact is there with all ``files`` (relative path, size in bytes), which are not read."""
 
-def _move(folder: Path, target: Path) -> None:
-    try:
-        folder.rename(target)
-    except OSError as error:
-        # A rename over a folder that has files fails: the same content is there already.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        _heal(folder, target)
+    def quarantine(self, place: str, record: dict[str, Any]) -> str:
+        """Put an artifact aside, with another ``ferry.json``, and serve it no more; return its place from now on.
+
+        Raises:
+            InputError: If the store may not be written (``bad_input``).
+            TransientError: If the artifact is not there, or the store does not answer (``store``).
+        """
+
+    def check(self) -> None:
+        """Raise what `publish` would of a store that is not there or does not answer, as far as a look can tell."""
 
 
-def _copy(folder: Path, target: Path) -> Path:
-    # Not shutil.copytree, which goes on where a disk is full and says so in a list of texts.
-    for path in folder.rglob("*"):
-        if path.is_file():
-            there = target / path.relative_to(folder)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, there)
-    return target
+def store_of(workspace: Workspace, place: str | None = None) -> ArtifactStore:
+    """Return the store that new artifacts go to; with ``place``, the one that has that artifact.
 
-
-def _heal(folder: Path, target: Path) -> None:
-    """Make the files of ``target`` those of ``folder``, which keeps them; ``ferry.json`` last."""
-    aside = folder.with_name(f"{folder.name}.healing")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    for path in sorted(files, key=lambda path: path.name == FERRY_FILE):
-        there = target / path.relative_to(folder)
-        if there.is_file() and filecmp.cmp(path, there, shallow=False):
-            continue
-        there.parent.mkdir(parents=True, exist_ok=True)
-        aside.unlink(missing_ok=True)
-        try:
-            aside.hardlink_to(path)
-        except OSError:
-            shutil.copyfile(path, aside)
-        aside.replace(there)
-
-
-def place(source: Path, target: Path, names: Sequence[str]) -> Path:
-    """Make ``target`` hold the files of an artifact, hard-linked where possible, ``ferry.json`` last.
-
-    A new folder appears whole or not at all. In one that holds an earlier artifact, that artifact's files are
-    replaced and ``ferry.json`` is missing meanwhile; files of others stay. What a killed process left half done,
-    the next call for the same folder completes.
+    The two differ where the store's setting was changed after an artifact was made.
 
     Raises:
-        InputError: If the folder holds files that are not an artifact's, or cannot be written (``bad_input``).
-        TransientError: If the disk is full (``store``).
+        InputError: If nothing that is installed reaches the store.
     """
-    if _same(source, target, names):
-        return target
-    with disk_errors(f"the output folder {str(target)!r}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            return _replace(source, target, names)
-        with _aside(target) as aside:
-            for name in (*names, FERRY_FILE):
-                _link(source / name, aside / name)
-            aside.replace(target)
-    return target
+    where = place or workspace.store
+    if isinstance(where, Path) or not is_remote(where):
+        return LocalStore(Path(where).parent.parent if place else Path(where))
+    return _remote(
+        where.rsplit("/", 2)[0] if place else where, workspace.home / "store-cache", workspace.store_cache_bytes
+    )
 
 
-@contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """Make a folder beside ``target``, removed at the end if it is there still; remove those of killed processes.
+@lru_cache(maxsize=32)
+def _remote(url: str, cache: Path, cache_bytes: int) -> ArtifactStore:
+    # Whoever has a folder needs neither fsspec nor the time to import it.
+    from tasks.artifact_cache import ArtifactCache
+    from tasks.remote_store import RemoteStore
 
-    The owner keeps its folder locked, and the kernel drops the lock when the owner dies.
+    return RemoteStore(url, ArtifactCache(cache, limit_bytes=cache_bytes))
+
+
+def is_remote(place: str) -> bool:
+    """Return whether a place is a URL and no folder.
+
+    >>> is_remote("s3://bucket/prefix"), is_remote("/srv/artifacts")
+    (True, False)
     """
-    stem = f".{_cut(target.name, 80)}."
-    for left in target.parent.glob(f"{glob.escape(stem)}*.part"):
-        with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(left, ignore_errors=True)
-    while True:
-        folder = target.with_name(f"{stem}{uuid.uuid4().hex[:8]}.part")
-        folder.mkdir()
-        with _locked(folder, fcntl.LOCK_EX):
-            if not folder.exists():
-                continue  # Somebody took it for a leftover in the moment before it was locked.
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-            return
+    return "://" in place
 
 
-@contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, how)
-        yield
-    finally:
-        os.close(descriptor)
+def file_in(place: str, name: str) -> str:
+    """Return the place of a file of an artifact.
 
-
-def _replace(source: Path, target: Path, names: Sequence[str]) -> Path:
-    earlier = _files_of_artifact(target)
-    if earlier is None:
-        what = "holds files that are" if target.is_dir() else "is a file, and"
-        raise InputError(
-            f"The output folder {str(target)!r} {what} no artifact of onnx-ferry; they would be mixed. "
-            "Choose an empty or new folder."
-        )
-    if foreign := sorted(name for name in set(names) - earlier if (target / name).exists()):
-        raise InputError(
-            f"The output folder {str(target)!r} holds {foreign[0]!r}, which is no file of the artifact in it and "
-            "would be overwritten. Choose an empty or new folder."
-        )
-    known = earlier | set(names)
-    draft = _part_of(target / _REPLACING)
-    draft.write_text(json.dumps(sorted(known)), encoding="utf-8")
-    draft.replace(target / _REPLACING)
-    (target / FERRY_FILE).unlink(missing_ok=True)
-    for name in names:
-        _put(source / name, target / name)
-    for name in known:
-        path = target / name
-        _part_of(path).unlink(missing_ok=True)
-        if name not in names:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # Not empty, or no folder of the artifact's own.
-                if path.parent != target:
-                    path.parent.rmdir()
-    _put(source / FERRY_FILE, target / FERRY_FILE)
-    (target / _REPLACING).unlink()
-    return target
-
-
-def _files_of_artifact(target: Path) -> set[str] | None:
-    """Return which files of a folder are an artifact's; ``None`` where there is no artifact in it.
-
-    Raises:
-        InputError: If its ``ferry.json`` cannot be read.
+    >>> file_in("s3://bucket/ab/abc", "model.onnx")
+    's3://bucket/ab/abc/model.onnx'
     """
-    try:
-        listed = json.loads((target / _REPLACING).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = read_ferry_file(target) if target.is_dir() else None
-        if record is None:
-            return None
-        listed = record.get("files", {})
-    return {name for name in listed if isinstance(name, str) and _is_inside(name)}
-
-
-def _is_inside(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts
-
-
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".{_cut(path.name, 200)}.part")
-
-
-def _put(source: Path, target: Path) -> None:
-    """Link or copy one file over another, which is the old or the new one at any moment."""
-    part = _part_of(target)
-    part.unlink(missing_ok=True)
-    _link(source, part)
-    part.replace(target)
-    # Between two links to one file a rename does nothing.
-    part.unlink(missing_ok=True)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard-link a graph or its weights; copy what a user may want to edit."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not source.name.endswith(_LINKED):
-        shutil.copyfile(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno in (*_FULL, errno.EEXIST):
-            raise
-        shutil.copyfile(source, target)
-
-
-def _same(source: Path, target: Path, names: Sequence[str]) -> bool:
-    """Return whether ``target`` holds this very artifact: the same ``ferry.json``, every file of its size."""
-    try:
-        if (target / _REPLACING).exists():
-            return False
-        if (target / FERRY_FILE).read_bytes() != (source / FERRY_FILE).read_bytes():
-            return False
-        return all((target / name).stat().st_size == (source / name).stat().st_size for name in names)
-    except OSError:
-        return False
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the size of a folder's files; of those that go away meanwhile nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total
-
-
-def safe_name(model_id: str) -> str:
-    """Return a folder name for a model id: no separators, no leading dot, at most 120 bytes.
-
-    >>> safe_name("org/name"), safe_name("./models/mine")
-    ('org__name', 'mine')
-    """
-    is_path = model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
-    text = Path(model_id).absolute().name if is_path else model_id.replace("/", "__")
-    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in text).lstrip(".-")
-    return _cut(kept, _NAME_BYTES) or "model"
-
-
-def _cut(name: str, limit_bytes: int) -> str:
-    """Return the start of ``name`` that a file system takes, which counts bytes and not characters."""
-    return name.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
-
-
-@contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Translate what the file system raises into errors of ours."""
-    try:
-        yield
-    except FerryError:
-        raise
-    except OSError as error:
-        if error.errno in _FULL:
-            raise TransientError(
-                f"The disk is full while writing to {what}. Free some space and run again.", kind=ErrorKind.STORE
-            ) from error
-        if error.errno in _REFUSED:
-            raise InputError(
-                f"{what[0].upper()}{what[1:]} cannot be written: {error}. Choose another folder."
-            ) from error
-        raise TransientError(f"Writing to {what} failed: {error}. Run again.", kind=ErrorKind.STORE) from error
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return f"{place}/{name}"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from onnx_config.errors import ErrorKind, InputError, TransientError
+from tasks.disk import disk_errors
 from tasks.file_lock import file_lock
-from tasks.store import disk_errors
 
 __all__ = ["Template", "TemplateStore"]
 

@@ -258,13 +258,13 @@ def parity_of(entry: VariantEntry, before: ParityEntry) -> ParityEntry:
     )
 
 
-def moved(entries: Iterable[VariantEntry], folder: Path) -> tuple[VariantEntry, ...]:
-    """Return the entries with their files in ``folder``."""
+def moved(entries: Iterable[VariantEntry], place: str) -> tuple[VariantEntry, ...]:
+    """Return the entries with their files in ``place``, a folder or a URL."""
     return tuple(
         entry.model_copy(
             update={
                 "graphs": tuple(
-                    graph.model_copy(update={"path": str(folder / Path(graph.path).name)}) for graph in entry.graphs
+                    graph.model_copy(update={"path": f"{place}/{Path(graph.path).name}"}) for graph in entry.graphs
                 )
             }
         )
@@ -272,11 +272,11 @@ def moved(entries: Iterable[VariantEntry], folder: Path) -> tuple[VariantEntry, 
     )
 
 
-def known_variants(folder: Path) -> tuple[VariantEntry, ...]:
-    """Return the variants of an artifact, by its ``ferry.json``; none where that says nothing of them."""
+def known_variants(folder: Path, place: str) -> tuple[VariantEntry, ...]:
+    """Return the variants of the artifact in ``place``, by the ``ferry.json`` in ``folder``; none where it has none."""
     try:
         known = read_ferry_file(folder) or {}
         entries = [VariantEntry(**entry) for entry in known.get("model", {}).get("variants") or ()]
     except (InputError, ValidationError, TypeError):
         return ()
-    return moved(entries, folder)
+    return moved(entries, place)

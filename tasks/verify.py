@@ -32,6 +32,7 @@ from onnx_config.export.artifact import (
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.runtime.integrity import check_files
 from tasks.basis import Basis, read_basis
+from tasks.disk import disk_errors
 from tasks.failures import FailureFolders
 from tasks.graphs import verdict_on_all
 from tasks.job import Job, StepCost, raise_if_stopping
@@ -44,7 +45,7 @@ from tasks.report import ErrorEntry, GraphEntry, ParityEntry, Step, Verdict
 from tasks.request import Device, Workspace
 from tasks.retry import with_retries
 from tasks.simplify import Simplified
-from tasks.store import ArtifactStore, disk_errors
+from tasks.store import file_in, store_of
 from tasks.verify_report import Change, VerifyEntry
 
 __all__ = ["Target", "find_targets", "sample_of", "verify_target"]
@@ -57,11 +58,14 @@ _NOTHING = StepCost(seconds=0.0, peak_rss_bytes=0)
 class Target:
     """An artifact to compare again."""
 
-    folder: Path
-    """Where it is."""
+    place: str
+    """Where it is: a folder, or the URL that the catalog notes."""
 
     name: str
     """How messages call it."""
+
+    sha256: str | None = None
+    """Its content address, where the catalog knows it to be in ``place``; ``None``: it is a copy, or unknown."""
 
     architecture: str | None = None
     """Class of its model, where the catalog knows it."""
@@ -94,9 +98,10 @@ def _named(session: Any, name: str) -> Target:
     if (folder / FERRY_FILE).is_file():
         record = db.find_conversion(session, _address(folder))
         known = None if record is None else _of_record(record)
-        found = Target(folder=folder.absolute(), name=name) if known is None else known
+        place = str(folder.absolute())
+        found = Target(place=place, name=name) if known is None else known
         # The copy that was named is the one that is looked at.
-        return replace(found, folder=folder.absolute(), name=name)
+        return replace(found, place=place, name=name, sha256=found.sha256 if found.place == place else None)
     meant = str(folder.resolve()) if folder.is_dir() else name
     for record in filter(None, (db.find_conversion(session, meant),)):
         if (target := _of_record(record)) is not None:
@@ -116,7 +121,8 @@ def _of_record(record: db.ConversionRecord) -> Target | None:
     if record.artifact is None:
         return None
     return Target(
-        folder=Path(record.artifact.path),
+        place=record.artifact.path,
+        sha256=record.artifact.sha256,
         name=record.model_id,
         architecture=record.architecture,
         conversion_id=record.id,
@@ -181,8 +187,9 @@ def verify_target(
     means = _Means(workspace, gate or MemoryGate(workspace.memory_limit_bytes), stopping, device, effort)
     basis: Basis | None = None
     try:
-        basis = read_basis(target.folder)
-        entry = _verify(target, basis, means)
+        folder = store_of(workspace, target.place).folder(target.place)
+        basis = read_basis(folder)
+        entry = _verify(target, folder, basis, means)
     except FerryError as error:
         raise_if_stopping(stopping)
         entry = _failed(target, basis, error)
@@ -202,15 +209,15 @@ class _Means:
     effort: Effort
 
 
-def _verify(target: Target, basis: Basis, means: _Means) -> VerifyEntry:
-    value = read_ferry_file(target.folder) or {}
+def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> VerifyEntry:
+    value = read_ferry_file(folder) or {}
     if (dtype := basis.request.options.dtype) != "float32":
         raise ModelError(
             f"The artifact of {basis.entry.id} is in {dtype}; only float32 graphs are compared once more. Convert the "
             "model again to have it judged.",
             kind=ErrorKind.UNSUPPORTED,
         )
-    check_files(target.folder, value, [graph.path for graph in basis.entry.graphs])
+    check_files(folder, value, [graph.path for graph in basis.entry.graphs])
     source = _source(basis)
     workspace = means.workspace
     with (
@@ -229,10 +236,10 @@ def _verify(target: Target, basis: Basis, means: _Means) -> VerifyEntry:
             weight_bytes=weight_bytes_in(source),
             stopping=means.stopping,
         )
-        parity, notes = _compare(job, target.folder, basis, means.effort)
+        parity, notes = _compare(job, folder, basis, means.effort)
         before = next((c for c in reversed(target.checks) if c.device == parity.device), None)
         first = before or _parity_at_conversion(basis, parity.device)
-        folder = target.folder
+        place = target.place
         error = None if parity.verdict is Verdict.VERIFIED else _error(target, basis, parity)
         if error is not None:
             failures = FailureFolders(workspace.home)
@@ -240,15 +247,15 @@ def _verify(target: Target, basis: Basis, means: _Means) -> VerifyEntry:
             kept = failures.keep(request, error, revision=basis.entry.revision, cases=case_folder(job))
             # A device on which it never held says nothing of those on which it does.
             if first is not None or parity.device == "cpu":
-                folder = _quarantine(target, value, parity, error, workspace)
+                place = _quarantine(target, folder, value, parity, error, workspace=workspace)
             if kept is not None:
                 notes += (f"{kept / 'reproduce.sh'} shows the difference again",)
-                failures.point_to(kept, [(graph.role, str(folder / graph.path)) for graph in basis.entry.graphs])
+                failures.point_to(kept, [(graph.role, file_in(place, graph.path)) for graph in basis.entry.graphs])
     _record(target, parity, workspace)
     return VerifyEntry(
         id=basis.entry.id,
         revision=basis.entry.revision,
-        artifact=str(folder),
+        artifact=place,
         conversion=target.conversion_id,
         task=basis.entry.task,
         architecture=basis.entry.architecture,
@@ -312,32 +319,30 @@ def _error(target: Target, basis: Basis, parity: ParityEntry) -> ErrorEntry:
         kind=ErrorKind.MISMATCH,
         message=f"The artifact of {basis.entry.id} {what}, on {parity.device}: {parity.detail}.",
         step=Step.PARITY,
-        reproduce=f"ferry verify {quote(str(target.folder))} --device {parity.device}",
+        reproduce=f"ferry verify {quote(target.place)} --device {parity.device}",
     )
 
 
 def _quarantine(
-    target: Target, value: dict[str, Any], parity: ParityEntry, error: ErrorEntry, workspace: Workspace
-) -> Path:
+    target: Target, folder: Path, value: dict[str, Any], parity: ParityEntry, error: ErrorEntry, *, workspace: Workspace
+) -> str:
     """Have nobody serve an artifact any more; return where it is."""
-    # The store's name of it, which the catalog knows too; its files may have been changed since.
-    sha256 = target.folder.name
-    store = ArtifactStore(workspace.store)
     model = {
         **value["model"],
         "status": "mismatch",
         "parity": parity.model_dump(mode="json"),
         "error": error.model_dump(mode="json"),
     }
-    with disk_errors(f"the folder {str(target.folder)!r}"):
-        write_ferry_value(target.folder, finite({**value, "model": model}))
-    folder = target.folder
-    if folder == store.path_of(sha256):
-        folder = store.quarantine(sha256)
-        record = db.ErrorRecord(**error.model_dump(mode="json"))
-        with catalog_errors(), db.session_scope(catalog(workspace)) as session:
-            db.quarantine_artifact(session, sha256, path=str(folder), error=record)
-    return folder
+    changed = finite({**value, "model": model})
+    if target.sha256 is None:
+        with disk_errors(f"the folder {str(folder)!r}"):
+            write_ferry_value(folder, changed)
+        return target.place
+    place = store_of(workspace, target.place).quarantine(target.place, changed)
+    record = db.ErrorRecord(**error.model_dump(mode="json"))
+    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        db.quarantine_artifact(session, target.sha256, path=place, error=record)
+    return place
 
 
 def _record(target: Target, parity: ParityEntry, workspace: Workspace) -> None:
@@ -365,7 +370,7 @@ def _failed(target: Target, basis: Basis | None, error: FerryError) -> VerifyEnt
     return VerifyEntry(
         id=target.name if entry is None else entry.id,
         revision=None if entry is None else entry.revision,
-        artifact=str(target.folder),
+        artifact=target.place,
         conversion=target.conversion_id,
         task=None if entry is None else entry.task,
         architecture=target.architecture if entry is None else entry.architecture,
@@ -378,6 +383,6 @@ def _failed(target: Target, basis: Basis | None, error: FerryError) -> VerifyEnt
             kind=error.kind,
             message=error.message,
             step=Step.PARITY,
-            reproduce=f"ferry verify {quote(str(target.folder))}",
+            reproduce=f"ferry verify {quote(target.place)}",
         ),
     )

@@ -154,12 +154,16 @@ def test_the_store_is_a_folder(url: str, store: str) -> None:
     assert load_settings(store_url=url).workspace(threads=3).threads == 3
 
 
+def test_a_store_elsewhere_is_a_url() -> None:
+    workspace = load_settings(store_url="S3://bucket/prefix/", store_cache="3GiB").workspace()
+    assert (workspace.store, workspace.store_cache_bytes) == ("s3://bucket/prefix", 3 * 1024**3)
+
+
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        pytest.param(
-            "s3://bucket/x", "object stores are not supported by this version yet.*file://", id="object-store"
-        ),
+        pytest.param("s3://key:hunter2@bucket/x", "names a user or a secret", id="secret"),
+        pytest.param("s3://", "names no bucket", id="no-bucket"),
         pytest.param("file://srv/x", "three slashes", id="host"),
     ],
 )

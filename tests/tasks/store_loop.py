@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from onnx_config.export.artifact import FERRY_FILE, content_address, list_files, write_ferry_file
-from tasks.store import ArtifactStore, place
+from tasks.local_store import LocalStore
+from tasks.place import place
 
 FILES = {"model.onnx": "graph", "config.json": "{}", "1_Pooling/config.json": "[]"}
 
@@ -26,7 +27,7 @@ def artifact(folder: Path, content: str = "", **files: str) -> str:
 
 def publish_for_ever(work: Path, what: str) -> None:
     """Publish the ``same`` content, ``different`` ones, or different ones and ``place`` each in a folder."""
-    store = ArtifactStore(work / "artifacts")
+    store = LocalStore(work / "artifacts")
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     number = 0
@@ -37,10 +38,10 @@ def publish_for_ever(work: Path, what: str) -> None:
         if what == "same":
             address = artifact(new, "always")
             # Damage, so that there is always something to heal.
-            (store.path_of(address) / "config.json").unlink(missing_ok=True)
+            (Path(store.path_of(address)) / "config.json").unlink(missing_ok=True)
         else:
             address = artifact(new, str(number), **({"vocab.txt": "words"} if number % 2 else {}))
-        there = store.publish(new, address)
+        there = Path(store.publish(new, address))
         if what == "place":
             names = [path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()]
             place(there, work / "out" / "abc"[number % 3], [name for name in names if name != FERRY_FILE])

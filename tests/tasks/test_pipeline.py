@@ -515,7 +515,7 @@ def test_a_failure_to_place_is_not_a_failure_to_convert(places, model, tmp_path)
     assert [row.status for row in catalog_rows(places.home)] == ["converted"]
     again = known(model, places)
     assert again is not None
-    placed = place_known(again, model, tmp_path / "out")
+    placed = place_known(again, model, tmp_path / "out", places)
     assert (placed.status, placed.artifact) == (Status.REUSED, str(tmp_path / "out"))
 
 

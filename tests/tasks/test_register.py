@@ -118,9 +118,7 @@ def artifact_record(entry: ModelEntry) -> db.ArtifactRecord | None:
         return None
     # As the store has it: one content, one place.
     address = sha256(entry.model_dump_json().encode()).hexdigest()
-    return register_module._artifact_record(
-        Path(entry.artifact), address, [], entry.graphs, entry.status is Status.MISMATCH
-    )
+    return register_module._artifact_record(entry.artifact, address, [], entry.graphs, entry.status is Status.MISMATCH)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])

@@ -19,18 +19,20 @@ from hypothesis import strategies as st
 
 from onnx_config.errors import ErrorKind, FerryError, InputError, TransientError
 from onnx_config.export.artifact import FERRY_FILE
-from tasks.store import ArtifactStore, disk_errors, place, safe_name
+from tasks.disk import disk_errors
+from tasks.local_store import LocalStore
+from tasks.place import place, safe_name
 from tests.faults.harness import LEFTOVERS, ROOT, artifact_folders, assert_whole, hashes, tmpfs, wait_until
 from tests.tasks.store_loop import FILES, artifact
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(tmp_path / "artifacts")
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "artifacts")
 
 
-def published(store: ArtifactStore, folder: Path, content: str = "", **files: str) -> Path:
-    return store.publish(folder, artifact(folder, content, **files))
+def published(store: LocalStore, folder: Path, content: str = "", **files: str) -> Path:
+    return Path(store.publish(folder, artifact(folder, content, **files)))
 
 
 def assert_clean(root: Path) -> None:
@@ -43,15 +45,15 @@ def assert_clean(root: Path) -> None:
 def test_an_artifact_lies_under_its_content(store, tmp_path):
     address = artifact(tmp_path / "new")
     place_ = store.publish(tmp_path / "new", address)
-    assert place_ == store.path_of(address) == store.root / address[:2] / address
-    assert_whole(place_)
+    assert place_ == store.path_of(address) == str(store.root / address[:2] / address)
+    assert_whole(store.folder(place_))
     assert not (tmp_path / "new").exists()
 
 
 def test_a_mismatch_lies_in_quarantine(store, tmp_path):
     address = artifact(tmp_path / "new")
-    assert store.publish(tmp_path / "new", address, quarantined=True) == store.root / "quarantine" / address
-    assert not store.path_of(address).exists()
+    assert store.publish(tmp_path / "new", address, quarantined=True) == str(store.root / "quarantine" / address)
+    assert not store.has(store.path_of(address))
 
 
 def test_the_same_content_again_leaves_a_whole_artifact_in_its_place(store, tmp_path):
@@ -107,7 +109,7 @@ def test_the_temporary_folder_may_be_on_another_disk(store, tmp_path):
 
 def test_a_full_disk_leaves_the_store_and_the_new_folder_as_they_were(tmp_path):
     with tmpfs(tmp_path / "small", "300k") as small:
-        store = ArtifactStore(small / "artifacts")
+        store = LocalStore(small / "artifacts")
         first = published(store, tmp_path / "fits", content="x" * 10_000)
         address = artifact(tmp_path / "large", content="y" * 200_000)
         before = hashes(tmp_path / "large")
@@ -123,7 +125,7 @@ def test_a_full_disk_leaves_the_store_and_the_new_folder_as_they_were(tmp_path):
 @pytest.mark.parametrize("below", ["", "deeper/still"])
 def test_a_store_below_a_regular_file_is_bad_input(tmp_path, below):
     (tmp_path / "file").write_text("")
-    store = ArtifactStore(tmp_path / "file" / below)
+    store = LocalStore(tmp_path / "file" / below)
     with pytest.raises(InputError, match=r"The artifact store .* cannot be written: .* Choose another folder\."):
         published(store, tmp_path / "new")
     assert_whole(tmp_path / "new")
@@ -140,8 +142,11 @@ def test_a_store_below_a_regular_file_is_bad_input(tmp_path, below):
     ],
 )
 def test_whole_means_every_file_at_its_size(store, tmp_path, files, whole):
-    assert store.is_whole(published(store, tmp_path / "new"), files) is whole
-    assert not store.is_whole(tmp_path / "absent", files)
+    there = published(store, tmp_path / "new")
+    assert store.is_whole(str(there), files) is whole
+    assert not store.is_whole(str(tmp_path / "absent"), files)
+    (there / FERRY_FILE).unlink()
+    assert not store.is_whole(str(there), files)
 
 
 # Killed in the middle
@@ -181,8 +186,8 @@ def test_a_publisher_killed_over_a_damaged_artifact_has_harmed_no_other_file(tmp
         # Only the file that the loop itself takes away may be missing; none is ever another or half a file.
         assert found.items() <= wanted.items()
         assert wanted.keys() - found.keys() <= {"config.json"}
-    store = ArtifactStore(tmp_path / "artifacts")
-    assert_whole(store.publish(tmp_path / "reference", address))
+    store = LocalStore(tmp_path / "artifacts")
+    assert_whole(Path(store.publish(tmp_path / "reference", address)))
     assert_clean(tmp_path / "artifacts")
 
 
@@ -205,7 +210,7 @@ def test_an_output_folder_that_a_killed_process_left_is_completed_by_the_next(tm
 
 
 @pytest.fixture
-def stored(store: ArtifactStore, tmp_path: Path) -> Path:
+def stored(store: LocalStore, tmp_path: Path) -> Path:
     return published(store, tmp_path / "new")
 
 
@@ -321,7 +326,7 @@ def test_a_ferry_json_cannot_lead_out_of_its_folder(stored, tmp_path):
 
 def test_a_leftover_in_use_by_a_living_process_is_left_alone(stored, tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from tasks.store import _aside\n"
+        "import sys, time; from pathlib import Path; from tasks.place import _aside\n"
         "with _aside(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'half').write_text('')\n"
         "    print('ready', flush=True); time.sleep(60)\n"

@@ -175,7 +175,7 @@ def test_an_artifact_mended_is_newly_passing_and_stays_in_quarantine(tmp_path: P
 
 def test_a_sample_takes_every_class_before_it_takes_one_twice() -> None:
     targets = [
-        Target(folder=Path(str(number)), name=str(number), architecture=name)
+        Target(place=str(number), name=str(number), architecture=name)
         for number, name in enumerate(["A"] * 50 + ["B"] * 3 + ["C"])
     ]
     for seed in range(5):
