@@ -211,13 +211,6 @@ BAD = {
         words=("do not fit their config.json", "the config that the weights were saved with"),
         build=lambda folder: edit_config(tiny(folder), ffn_dim=48),
     ),
-    "half-precision": Bad(
-        kind="unsupported",
-        step="export",
-        words=("'float16' was asked for", "float32 only"),
-        build=tiny,
-        options=(("dtype", "float16"),),
-    ),
     "no-gpu": Bad(
         kind="bad_input",
         step="parity",
@@ -256,7 +249,7 @@ class Hub:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                name = self.path.partition("/api/models/org/")[2].partition("/")[0]
+                name = self.path.partition("/api/models/org/")[2].partition("/")[0].partition("?")[0]
                 hub.asked[name] += 1
                 status, code = hub.ANSWERS.get(name, (404, ""))
                 self.send_response(status)
