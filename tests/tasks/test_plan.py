@@ -357,7 +357,6 @@ def test_a_model_that_is_not_there_fails_before_anything_is_read(answers, tmp_pa
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        pytest.param({"dtype": "float16"}, ErrorKind.UNSUPPORTED, "float32 only", id="dtype"),
         pytest.param({"opset": 9}, ErrorKind.BAD_INPUT, "opset 9", id="opset"),
         pytest.param({"device": Device.CUDA}, ErrorKind.BAD_INPUT, "device 'cuda'", id="device"),
     ],
