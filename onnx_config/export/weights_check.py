@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir
 
 from onnx_config.export.graph_file import read_graph
 
@@ -49,12 +50,20 @@ def weight_difference(path: Path, model: PreTrainedModel) -> str | None:
         constant = value.const_value
         if constant is None or not (alike := of_shape.get(tuple(constant.shape.numpy()))):
             continue
-        held = constant.numpy()
-        if held.dtype != np.float32:
+        if constant.dtype != onnx_ir.DataType.FLOAT:
             continue
+        held = _numbers(constant, path.parent)
         if difference := _difference(value.name or "", held.reshape(-1), alike):
             return difference
     return None
+
+
+def _numbers(constant: Any, folder: Path) -> Array:
+    """Return a tensor's numbers; those beside the graph as pages of their file, which may have further links to it."""
+    if not isinstance(constant, onnx_ir.ExternalTensor):
+        found: Array = constant.numpy()
+        return found
+    return np.memmap(folder / constant.location, np.float32, mode="r", offset=constant.offset or 0, shape=constant.size)
 
 
 def _difference(name: str, held: Array, alike: list[tuple[str, torch.Tensor]]) -> str | None:

@@ -252,7 +252,8 @@ def test_show_as_json(catalog, name):
     assert shown["finished_at"] == "2026-01-01T12:01:00Z"
     assert shown["artifact"]["files"] == [{"path": "model.onnx", "size_bytes": 2048, "sha256": "c" * 64}]
     assert shown["artifact"]["graphs"][0]["inputs"][0]["shape"] == ["batch_size", 16]
-    assert shown["parity"][0]["outputs"] == [{"name": "logits", "max_abs_diff": 1.1e-6, "tolerance": 2e-5}]
+    differences = {"name": "logits", "max_abs_diff": 1.1e-6, "tolerance": 2e-5, "spread": None}
+    assert shown["parity"][0]["outputs"] == [differences]
     assert (result.exit_code, result.stderr) == (0, "")
 
 

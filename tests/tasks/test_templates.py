@@ -98,7 +98,6 @@ def test_options_and_versions_are_a_part_of_the_key(tmp_path: Path, monkeypatch:
         key_of(folder),
         key_of(folder, fixed=("height",)),
         key_of(folder, opset=19),
-        key_of(folder, dtype="float16"),
         key_of(folder, ModelSpec.from_json({**SPEC.to_json(), "architecture": "OtherModel"})),
     }
     monkeypatch.setattr(versions, "_version", lambda _: "0")
@@ -107,7 +106,7 @@ def test_options_and_versions_are_a_part_of_the_key(tmp_path: Path, monkeypatch:
         keys.add(key_of(folder))
     finally:
         versions._installed.cache_clear()
-    assert len(keys) == 6
+    assert len(keys) == 5
 
 
 # What a store holds
