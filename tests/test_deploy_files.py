@@ -23,8 +23,6 @@ DEPLOY = ROOT / "deploy"
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 SETTINGS = {f"FERRY_{name.upper()}" for name in Settings.model_fields}
 NOT_SETTINGS = {"FERRY_IMAGE_VARIANT"}
-# Of commands that come with another part of the project.
-LATER = {"dashboard"}
 
 
 def documents(path: Path) -> list[Any]:
@@ -119,8 +117,6 @@ OURS = sorted({tuple(words) for words in commands() if words[0] == "ferry"})
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_a_command_of_ours_is_one(words: tuple[str, ...]) -> None:
     help_text = CliRunner().invoke(app, [words[1], "--help"])
-    if words[1] in LATER and help_text.exit_code == 2:
-        pytest.skip(f"ferry {words[1]} is not there yet")
     assert help_text.exit_code == 0
     said = re.sub(r"\x1b\[[0-9;]*m", "", help_text.stdout)
     assert [word for word in words[2:] if word.startswith("--") and word not in said] == []

@@ -181,13 +181,13 @@ def _model(request: Request, number: Number) -> Response:
             "record": record,
             "history": model_history(session, record.model_id),
             "cells": [] if list_cells is None else list_cells(session, number),
-            "plots": [parity_plot(check.outputs) for check in record.parity],
+            "plots": [_parity_plot(check.outputs) for check in record.parity],
             "snippets": snippets(record),
         }
     return templates.TemplateResponse(request, "model.html", values)
 
 
-def parity_plot(outputs: Sequence[OutputParityRecord]) -> list[dict[str, Any]]:
+def _parity_plot(outputs: Sequence[OutputParityRecord]) -> list[dict[str, Any]]:
     """Return where each output's difference and tolerance stand on a scale of powers of ten, from 0 to 100."""
     values = [v for o in outputs for v in (o.max_abs_diff, o.tolerance) if math.isfinite(v) and v > 0]
     low = math.floor(math.log10(min(values))) - 1 if values else -9
