@@ -110,10 +110,12 @@ class Rows:
 def _joined(original: Any, *, stack: bool) -> Any:
     """Return ``torch.cat`` or ``torch.stack`` that takes `Rows` too, and joins them without taking them apart."""
 
-    def join(tensors: Any, dim: int = 0, **options: Any) -> torch.Tensor:
-        if isinstance(tensors, Rows) and not dim and not options:
+    def join(tensors: Any, *arguments: Any, **options: Any) -> torch.Tensor:
+        # Along the first axis, whether it is named or not; PyTorch takes NumPy's name of it, too.
+        along = [*arguments, *(options[name] for name in ("dim", "axis") if name in options)]
+        if isinstance(tensors, Rows) and len(along) == len(arguments) + len(options) and not any(along):
             return tensors.tensor if stack else tensors.tensor.flatten(0, 1)
-        joined: torch.Tensor = original(tensors, dim, **options)
+        joined: torch.Tensor = original(tensors, *arguments, **options)
         return joined
 
     return join

@@ -64,3 +64,12 @@ def test_the_names_mean_the_same_for_all_else_and_are_gone_afterwards(monkeypatc
         assert torch.tensor([1.5]).tolist() == [1.5]
     assert not {"len", "list", "range"} & vars(module).keys()
     assert torch.tensor is tensor
+
+
+@pytest.mark.parametrize("options", [{}, {"dim": 1}, {"axis": 1}], ids=str)
+def test_tensors_are_joined_along_any_axis_by_either_name(options: dict[str, int]) -> None:
+    one, two = torch.zeros(2, 3), torch.ones(2, 3)
+    want = torch.cat([one, two], **options), torch.stack([one, two], **options)
+    with symbolic_builtins(torch.nn.Identity()):
+        found = torch.cat([one, two], **options), torch.stack([one, two], **options)
+    assert all(map(torch.equal, found, want))
