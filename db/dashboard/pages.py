@@ -17,7 +17,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from db import repository
 from db.dashboard.asked import After, Listing, Number, Overviewed, read_place
 from db.dashboard.gantt import timeline
 from db.dashboard.reading import CatalogReader
@@ -175,12 +174,11 @@ def _model(request: Request, number: Number) -> Response:
     with _reader(request).session() as session:
         record = _conversion(session, number)
         # Cells of provider, optimisation level and shape, where this catalog's schema has them.
-        list_cells = getattr(repository, "list_parity_cells", None)
         values = {
             "page": "models",
             "record": record,
             "history": model_history(session, record.model_id),
-            "cells": [] if list_cells is None else list_cells(session, number),
+            "cells": record.parity[-1].cells if record.parity else (),
             "plots": [_parity_plot(check.outputs) for check in record.parity],
             "snippets": snippets(record),
         }
