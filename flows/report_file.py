@@ -12,13 +12,14 @@ from pathlib import Path
 from onnx_config.errors import InputError
 from tasks.report import ModelEntry, Report, Step
 from tasks.request import Listener
+from tasks.verify_report import VerifyReport
 
 __all__ = ["ReportingListener", "write_report"]
 
 _SECONDS_BETWEEN = 10.0
 
 
-def write_report(path: Path, report: Report) -> None:
+def write_report(path: Path, report: Report | VerifyReport) -> None:
     """Write ``report`` as JSON; the file is the whole report or stays as it was.
 
     Raises:

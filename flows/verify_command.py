@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.progress import clean, duration
-from flows.settings import load_settings
+from flows.report_file import write_report
+from flows.settings import load_settings, why_not_writable
 from flows.terminal import cores, only_a_document, plain_console, write_document
 from onnx_config.errors import InputError
 from tasks.request import Device
@@ -90,6 +91,8 @@ def verify(
     """Compare artifacts with their PyTorch models once more; what no longer holds is not served any more."""
     if _ALL in artifacts and len(artifacts) > 1:
         raise InputError("`all` takes every artifact of the catalog; give it alone, or name the artifacts.")
+    if report is not None:
+        _check_report(report)
     settings = load_settings(
         home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
     )
@@ -108,7 +111,7 @@ def verify(
         entries = _run(targets, workspace, device=device, effort=effort, workers=workers, told=told)
     found = VerifyReport.of(entries, started_at=started_at, seconds=time.monotonic() - start)
     if report is not None:
-        _write(report, found)
+        write_report(report, found)
     if json:
         write_document(found.to_json())
     else:
@@ -164,14 +167,12 @@ def _progress(json: bool, total: int) -> Iterator[Callable[[VerifyEntry], None]]
         yield lambda _: shown.advance(task)
 
 
-def _write(path: Path, found: VerifyReport) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(found.to_json() + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"The report cannot be written to {str(path)!r} ({error.strerror}). Choose another file."
-        ) from error
+def _check_report(path: Path) -> None:
+    """Raise `InputError` if the report could not be written at the end, before hours go into it."""
+    if path.is_dir():
+        raise InputError(f"--report {str(path)!r} is a folder. Name a file in it, such as {path / 'verify.json'}.")
+    if reason := why_not_writable(path.parent):
+        raise InputError(f"--report: nothing can be written to {str(path.parent)!r}: {reason}. Choose another file.")
 
 
 def _print(console: Console, found: VerifyReport) -> None:

@@ -49,7 +49,8 @@ class FailureFolders:
             revision: Commit or content hash; ``None`` where it was not known.
             cases: Folder with a folder for each graph that differs from PyTorch.
         """
-        with suppress(OSError), scratch_folder(self._home, "failure") as scratch:
+        # The second is what a name raises that no text can hold.
+        with suppress(OSError, ValueError), scratch_folder(self._home, "failure") as scratch:
             folder = scratch / "folder"
             folder.mkdir()
             asked = {"model": request.model_id, "revision": request.revision, "found": revision, **_asked(request)}
@@ -61,7 +62,8 @@ class FailureFolders:
                 shutil.copytree(cases, folder, dirs_exist_ok=True)
                 names = sorted(path.parent.name for path in folder.glob(f"*/{CASE_FILE}"))
             script = folder / "reproduce.sh"
-            script.write_text(_script(error.reproduce, names), encoding="utf-8")
+            # A folder's name need not be UTF-8; the shell wants its bytes.
+            script.write_text(_script(error.reproduce, names), encoding="utf-8", errors="surrogateescape")
             script.chmod(0o755)
             target = self.of(request)
             target.parent.mkdir(parents=True, exist_ok=True)

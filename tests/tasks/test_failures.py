@@ -73,3 +73,11 @@ def test_the_newest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_folder_that_cannot_be_written_is_nobodys_failure(tmp_path: Path) -> None:
     (tmp_path / "failures").write_text("a file where the folders go")
     assert FailureFolders(tmp_path).keep(ConversionRequest(model_id="a"), ERROR, revision=None) is None
+
+
+def test_a_name_that_is_no_text_is_kept_by_its_bytes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"./m\xff")
+    error = ERROR.model_copy(update={"reproduce": f"ferry convert {name}"})
+    folder = FailureFolders(tmp_path).keep(ConversionRequest(model_id=name), error, revision=None)
+    assert folder is not None
+    assert b"ferry convert ./m\xff\n" in (folder / "reproduce.sh").read_bytes()

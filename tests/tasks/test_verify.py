@@ -205,6 +205,7 @@ def test_the_command_prints_one_document(bert: Converted, monkeypatch: pytest.Mo
         (["verify", "all", "more"], "`all` takes every artifact"),
         (["verify", "nobody/nothing"], "is no artifact"),
         (["verify"], "Missing argument"),
+        (["verify", "all", "--report", "/"], "is a folder"),
     ],
 )
 def test_a_wrong_call_starts_nothing(
