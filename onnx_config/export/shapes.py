@@ -108,6 +108,11 @@ def _continued(
     """Yield how a text is read, and how it is gone on with."""
     begun = _with(sizes, limits, batch=2, other=_medium)
     yield CheckShape(label="nothing before", sizes={**begun, PAST_AXIS: 0}, padding=masked, seed=7)
+    if masked:
+        # Where nothing is hidden and nothing came before, transformers makes no mask at all, and some models then see
+        # what they would not see otherwise.
+        alone = _with(sizes, limits, batch=1, other=_medium)
+        yield CheckShape(label="nothing before, nothing hidden", sizes={**alone, PAST_AXIS: 0}, seed=9)
     one = {axis: max(1, limits[axis][0]) for axis in sizes if axis.endswith("sequence_length")}
     yield CheckShape(
         label="one token after many", sizes={**begun, **one, PAST_AXIS: _LONG_PAST}, padding=masked, seed=8

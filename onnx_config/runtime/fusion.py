@@ -83,14 +83,27 @@ class _Decoder:
         self,
         *,
         inputs_embeds: torch.Tensor,
+        attention_mask: Any = None,
         past_key_values: Any = None,
         position_ids: torch.Tensor | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the graph on a text's embeddings (batch_size, sequence_length, hidden size)."""
+        """Run the graph on a text's embeddings (batch_size, sequence_length, hidden size).
+
+        ``attention_mask`` is what the class made of its inputs for its decoder, which the graph does for itself.
+
+        Raises:
+            ModelError: If the class lets tokens see later ones, which the graph does not (``unsupported``).
+        """
         rows, length = inputs_embeds.shape[:2]
         layers = {number: held(past_key_values, number) for number, _ in self._past.values()}
         before = next((layer[0].shape[2] for layer in layers.values() if layer is not None), 0)
+        if _sees_ahead(attention_mask, before):
+            raise ModelError(
+                "With these inputs the class lets tokens see later ones, as within an image; the graph of its decoder "
+                "lets each see the ones before it only. Leave out token_type_ids, or use the model in PyTorch.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
         if position_ids is None:
             position_ids = torch.arange(before, before + length)[None]
         if position_ids.dim() != 2 or position_ids.shape[0] not in (1, rows):
@@ -111,6 +124,16 @@ class _Decoder:
         self.cache = refill(past_key_values, {number: (both[True], both[False]) for number, both in present.items()})
         self.logits = answer["logits"]
         return BaseModelOutputWithPast(last_hidden_state=answer["logits"], past_key_values=self.cache)
+
+
+def _sees_ahead(masks: Any, before: int) -> bool:
+    """Return whether one of a class's masks (batch_size, heads, new, all steps) shows a step to an earlier one."""
+    for mask in masks.values() if isinstance(masks, Mapping) else (masks,):
+        if isinstance(mask, torch.Tensor) and mask.dim() == len(("batch_size", "heads", "new", "all")):
+            shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            if torch.triu(shown, diagonal=before + 1).any():
+                return True
+    return False
 
 
 def _forward(decoder: _Decoder, model: Any, given: dict[str, Any]) -> Any:

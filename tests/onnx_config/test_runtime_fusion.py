@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from onnx_config import AutoModelForONNX
-from onnx_config.errors import ErrorKind, InputError
+from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export import part_steps, steps
 from onnx_config.export.artifact import copy_side_files
 from onnx_config.parts import GRAPH_FILES, Role, dual_encoder_parts, fusion_parts, prompt_parts
@@ -197,6 +197,17 @@ def test_positions_of_another_kind_are_refused(captioner: Parts) -> None:
     # One row of positions holds for all.
     plain = model(**inputs).logits
     torch.testing.assert_close(model(**inputs, position_ids=positions[0, :1]).logits, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_tokens_that_see_later_ones_are_refused(captioner: Parts, dtype: torch.dtype) -> None:
+    model = AutoModelForONNX.from_pretrained(captioner.folder, threads=1)
+    inputs = prompts()
+    rows, length = inputs["input_ids"].shape
+    seen = torch.ones(rows, 1, length, length, dtype=torch.bool)
+    mask = seen if dtype == torch.bool else torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(dtype).min)
+    with pytest.raises(ModelError, match="lets tokens see later ones"):
+        model(**{**inputs, "attention_mask": mask})
 
 
 def test_a_part_that_is_missing_is_named(captioner: Parts, tmp_path: Path) -> None:

@@ -127,6 +127,10 @@ def test_a_text_is_begun_and_gone_on_with() -> None:
     found = {s.label: s for s in check_shapes(sizes, limits, masked=True)}
     assert found["nothing before"].sizes["past_sequence_length"] == 0
     assert found["nothing before"].sizes["sequence_length"] > 1
+    # Then transformers makes no mask at all.
+    alone = found["nothing before, nothing hidden"]
+    assert (alone.sizes["past_sequence_length"], alone.padding) == (0, False)
+    assert alone.sizes["sequence_length"] > 1
     assert found["one token after many"].sizes["past_sequence_length"] == 33
     assert found["one token after many"].sizes["sequence_length"] == 1
     assert all(s.sizes["past_sequence_length"] + s.sizes["sequence_length"] <= 40 for s in found.values())
