@@ -25,6 +25,7 @@ from rich.text import Text
 
 from flows.progress import clean
 from flows.settings import Settings, machine_memory_bytes, masked_url, why_not_writable
+from onnx_config.cuda import CUDA_PROVIDER
 from onnx_config.errors import FerryError
 
 __all__ = [
@@ -62,7 +63,6 @@ _GIB = 1024**3
 _LITTLE_DISK_BYTES = 10 * _GIB
 _LITTLE_MEMORY_BYTES = 2 * _GIB
 _REACH_TIMEOUT_SECONDS = 2.0
-_CUDA = "CUDAExecutionProvider"
 
 
 class Health(StrEnum):
@@ -212,7 +212,7 @@ def check_providers() -> Check:
     if not devices:
         return Check(name=name, health=Health.OK, found=f"{found}; no CUDA device, so parity runs on the CPU")
     found = f"{found}; {devices} CUDA device{'s' if devices > 1 else ''}"
-    if _CUDA in providers:
+    if CUDA_PROVIDER in providers:
         return Check(name=name, health=Health.OK, found=found)
     return Check(
         name=name,

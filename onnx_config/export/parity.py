@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from onnx_config.cuda import CUDA_PROVIDER, cuda_problem, load_cuda_libraries
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.child import names_memory
 from onnx_config.export.shapes import CheckShape, Float64
@@ -240,23 +241,14 @@ def choose_device(asked: str) -> str:
     Raises:
         InputError: If ``cuda`` is asked for and PyTorch or ONNX Runtime cannot use it, or the name is another one.
     """
-    import onnxruntime
-    import torch
-
-    usable = torch.cuda.is_available() and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if asked == "cuda" and not usable:
+    problem = cuda_problem() if asked in ("auto", "cuda") else None
+    if asked == "cuda" and problem is not None:
         raise InputError(
-            "The device 'cuda' was asked for, but "
-            + ("PyTorch sees no CUDA device. " if not torch.cuda.is_available() else "")
-            + (
-                "ONNX Runtime has no CUDAExecutionProvider here. "
-                if "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
-                else ""
-            )
-            + "Install the GPU builds, or ask for the device 'auto' or 'cpu'."
+            f"The device 'cuda' was asked for, but {problem} Install the GPU builds, or ask for the device 'auto' or "
+            "'cpu'."
         )
     if asked == "auto":
-        return "cuda" if usable else "cpu"
+        return "cpu" if problem else "cuda"
     if asked not in ("cpu", "cuda"):
         raise InputError(f"The device {asked!r} was asked for; the devices are 'auto', 'cpu' and 'cuda'.")
     return asked
@@ -292,10 +284,12 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
     if graph is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    if device == "cuda":
+        load_cuda_libraries()
     if providers is None:
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
-            providers = [("CUDAExecutionProvider", {"use_tf32": 0}), *providers]
+            providers = [(CUDA_PROVIDER, {"use_tf32": 0}), *providers]
     try:
         session = onnxruntime.InferenceSession(
             str(path) if graph is None else graph, options, providers=list(providers)
@@ -309,7 +303,7 @@ def open_session(
             kind=ErrorKind.RUNTIME_FAILED,
         ) from error
     # Where CUDA cannot start, ONNX Runtime warns and goes on with the CPU.
-    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+    if device == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:
         raise InputError(
             f"The device 'cuda' was asked for, but ONNX Runtime {onnxruntime.__version__} could not start its "
             "CUDAExecutionProvider and fell back to the CPU. Install the CUDA libraries that it names in its log, "
@@ -362,9 +356,9 @@ def compute_references(
 ) -> tuple[list[Reference], list[str]]:
     """Run the PyTorch model at each shape in float32, and at some in float64.
 
-    The model is moved to ``device`` and then turned into float64, since it may be too large to be held twice. At the
-    other shapes a reference runs it in float64 once it is asked to: where nothing differs by more than what counts as
-    equal, the model's own error decides nothing.
+    The model is moved to ``device`` and then turned into float64, since it may be too large to be held twice. Shapes
+    that are not to be doubled are left alone. At the other shapes a reference runs it in float64 once it is asked to:
+    where nothing differs by more than what counts as equal, the model's own error decides nothing.
 
     Args:
         model: The model; not to be used afterwards.
@@ -408,7 +402,9 @@ def compute_references(
     half = -(-len(references) // 2) if float64 is Float64.HALF else 0
     for number, at in enumerate(by_size):
         reference = replace(references[at], run=partial(later.run, references[at].inputs))
-        if number < half:
+        if not reference.shape.doubled:
+            references[at] = reference
+        elif number < half:
             references[at] = replace(reference, precise=at_once.run(reference.inputs, torch.float64))
         else:
             references[at] = replace(reference, in_float64=cache(partial(later.run, reference.inputs, torch.float64)))

@@ -90,7 +90,11 @@ def make(name: str, folder: Path) -> str | None:
         return None
     try:
         cls = getattr(transformers, name)
-        config = vision_encoder_decoder() if name == "VisionEncoderDecoderModel" else default_config(cls.config_class.model_type)
+        config = (
+            vision_encoder_decoder()
+            if name == "VisionEncoderDecoderModel"
+            else default_config(cls.config_class.model_type)
+        )
         config.architectures = [name]
         torch.manual_seed(0)
         model = cls(shrink(config, cls).config).eval()
