@@ -45,11 +45,12 @@ FAMILIES = {
         "VisionEncoderDecoderModel",
     ],
     "vision-language": [
-        "LlavaForConditionalGeneration", "LlavaOnevisionForConditionalGeneration", "Idefics3ForConditionalGeneration",
-        "InternVLForConditionalGeneration", "PaliGemmaForConditionalGeneration", "Gemma3ForConditionalGeneration",
-        "AyaVisionForConditionalGeneration", "Qwen2VLForConditionalGeneration",
+        "LlavaForConditionalGeneration", "VipLlavaForConditionalGeneration", "VideoLlavaForConditionalGeneration",
+        "InternVLForConditionalGeneration", "QianfanOCRForConditionalGeneration", "DeepseekOcr2ForConditionalGeneration",
+        "PaliGemmaForConditionalGeneration", "Gemma3ForConditionalGeneration", "Qwen2VLForConditionalGeneration",
     ],
-    "audio-language": ["VoxtralForConditionalGeneration", "Qwen2AudioForConditionalGeneration"],
+    "audio-language": ["VoxtralForConditionalGeneration", "Qwen2AudioForConditionalGeneration",
+                       "AudioFlamingo3ForConditionalGeneration"],
     "segmenter": ["SamModel"],
 }  # fmt: skip
 
@@ -96,6 +97,7 @@ def make(name: str, folder: Path) -> str | None:
             else default_config(cls.config_class.model_type)
         )
         config.architectures = [name]
+        complete(config)
         torch.manual_seed(0)
         model = cls(shrink(config, cls).config).eval()
         _disturb(model)
@@ -104,6 +106,15 @@ def make(name: str, folder: Path) -> str | None:
     except Exception as error:  # noqa: BLE001
         return " ".join(f"{type(error).__name__}: {error}".split())[:160]
     return None
+
+
+def complete(config: Any) -> None:
+    """Give a composite config what its own defaults leave out, and every published one has."""
+    for name in ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index"):
+        if getattr(config, name, 0) is None:
+            setattr(config, name, config.get_text_config().vocab_size - 1)
+    if config.model_type == "gemma3":
+        config.vision_config.image_size, config.vision_config.patch_size, config.mm_tokens_per_image = 56, 14, 4
 
 
 def vision_encoder_decoder() -> Any:
