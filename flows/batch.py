@@ -153,6 +153,7 @@ def run_batch(
 
 def _start(workspace: Workspace, engine: Engine, started_at: datetime) -> int:
     with catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        db.forget_lapsed_leases(session)
         return db.start_batch(session, engine=engine.value, started_at=started_at)
 
 
