@@ -46,6 +46,7 @@ __all__ = [
     "catalog_errors",
     "catalog_id",
     "environment_now",
+    "find_batch",
     "known_results",
     "parity_entry",
     "parity_record",
@@ -348,8 +349,29 @@ def results_of_revisions(workspace: Workspace, revisions: Iterable[tuple[str, st
     Raises:
         TransientError: If the catalog cannot be read (``catalog``).
     """
-    with catalog_errors(), db.session_scope(catalog(workspace), read_only=True) as session:
-        return db.converted_revisions(session, revisions)
+    wanted = list(revisions)
+    engine = catalog(workspace)
+
+    def read() -> list[db.ConversionRecord]:
+        with db.session_scope(engine, read_only=True) as session:
+            return db.converted_revisions(session, wanted)
+
+    return patiently(workspace, read)
+
+
+def find_batch(workspace: Workspace, number: int) -> db.BatchRecord | None:
+    """Return a batch by its number; ``None`` where this catalog has none of it.
+
+    Raises:
+        TransientError: If the catalog cannot be read (``catalog``).
+    """
+    engine = catalog(workspace)
+
+    def read() -> db.BatchRecord | None:
+        with db.session_scope(engine, read_only=True) as session:
+            return db.get_batch(session, number)
+
+    return patiently(workspace, read)
 
 
 def to_entry(record: db.ConversionRecord, *, model_id: str, status: Status) -> ModelEntry:
