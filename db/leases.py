@@ -76,9 +76,10 @@ def keep_lease(session: Session, lease: LeaseRecord, *, seconds: float) -> bool:
     return session.execute(kept).first() is not None
 
 
-def release_lease(session: Session, lease: LeaseRecord) -> None:
-    """Give a lease back; nothing where it is another's by now."""
-    session.execute(delete(_LEASES).where(_LEASES.c.key == lease.key, _LEASES.c.owner == lease.owner))
+def release_lease(session: Session, lease: LeaseRecord) -> bool:
+    """Give a lease back; return whether it was had. Nothing where it is another's by now."""
+    mine = (_LEASES.c.key == lease.key, _LEASES.c.owner == lease.owner)
+    return session.execute(delete(_LEASES).where(*mine).returning(_LEASES.c.key)).first() is not None
 
 
 def find_leases(session: Session, keys: Collection[str]) -> dict[str, LeaseRecord]:

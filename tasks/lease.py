@@ -61,18 +61,8 @@ class Lease:
         if self._lost.is_set():
             raise LeaseLostError(f"the lease on {self.record.key} was taken over")
 
-    def confirm(self, session: Session) -> None:
-        """Make sure that it is had until the transaction ends, and for a while after it.
-
-        Raises:
-            LeaseLostError: If another worker has it.
-        """
-        if not db.keep_lease(session, self.record, seconds=LEASE_SECONDS):
-            self._lost.set()
-        self.check()
-
-    def confirm_now(self) -> None:
-        """Do what `confirm` does, in a transaction of its own.
+    def confirm(self) -> None:
+        """Ask the catalog whether it is had, and have it for a while from now.
 
         Raises:
             LeaseLostError: If another worker has it.
@@ -80,11 +70,24 @@ class Lease:
         """
         engine = catalog(self._workspace)
 
-        def ask() -> None:
+        def ask() -> bool:
             with db.session_scope(engine) as session:
-                self.confirm(session)
+                return db.keep_lease(session, self.record, seconds=LEASE_SECONDS)
 
-        patiently(self._workspace, ask)
+        if not patiently(self._workspace, ask):
+            self._lost.set()
+        self.check()
+
+    def settle(self, session: Session) -> None:
+        """Give it back in the transaction that records what was made under it: both are done, or neither.
+
+        Raises:
+            LeaseLostError: If another worker has it; or if an earlier try did it all, and its connection broke when it
+                was to be told so. Whoever looks again finds the result.
+        """
+        if not db.release_lease(session, self.record):
+            self._lost.set()
+            self.check()
 
     def release(self) -> None:
         """Give it back. Where the catalog is away, it ends by itself."""

@@ -143,7 +143,7 @@ def register(
             target = store.path_of(address, quarantined=quarantined)
             _place_file(job).write_text(target, encoding="utf-8")
         if job.lease is not None:
-            job.lease.confirm_now()
+            job.lease.confirm()
         place = store.publish(folder, address, quarantined=quarantined)
     else:
         # A retry after the catalog did not answer: the files are in place already.
@@ -215,7 +215,7 @@ def record_entry(
 ) -> int:
     """Write one conversion, and the templates that it used, into the catalog, in one transaction; return its number.
 
-    With the ``lease`` under which it was made, only as long as that is had.
+    With the ``lease`` under which it was made, only if that is had still; it is given back with it.
 
     Raises:
         LeaseLostError: If another worker has the lease.
@@ -260,7 +260,7 @@ def record_entry(
     def write() -> int:
         with db.session_scope(engine) as session:
             if lease is not None:
-                lease.confirm(session)
+                lease.settle(session)
             for template, use in templates:
                 db.note_template(
                     session,

@@ -75,7 +75,7 @@ def test_one_that_is_kept_does_not_lapse(session):
 @pytest.mark.parametrize("who", [pytest.param(OURS, id="by-its-owner"), pytest.param(THEIRS, id="by-another")])
 def test_one_is_given_back_by_its_owner_alone(session, who):
     take_lease(session, OURS, seconds=60)
-    release_lease(session, who)
+    assert release_lease(session, who) is (who is OURS)
     assert find_leases(session, [KEY]) == ({} if who is OURS else {KEY: OURS})
 
 

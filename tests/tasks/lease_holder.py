@@ -24,7 +24,7 @@ if __name__ == "__main__":
         sys.stdout.flush()
         sys.stdin.readline()
         try:
-            held.confirm_now()
+            held.confirm()
             sys.stdout.write("still held\n")
         except lease.LeaseLostError:
             sys.stdout.write("lost\n")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy.orm import Session
 
 import db
 from onnx_config.errors import ErrorKind, ModelError
@@ -114,7 +115,7 @@ def test_a_lease_says_who_has_it_and_is_given_back(places):
         found = holder(places)
         assert found == held.record
         assert (found.process_id, found.process) == (os.getpid(), process_identity(os.getpid()))
-        held.confirm_now()
+        held.confirm()
     assert holder(places) is None
 
 
@@ -186,7 +187,7 @@ def test_a_database_that_is_away_for_a_while_costs_no_lease(tmp_path, monkeypatc
             server.stop(hard=True)
             time.sleep(0.5)
             threading.Timer(0.5, server.start).start()
-            held.confirm_now()
+            held.confirm()
             assert holder(places) == held.record
             server.stop(hard=True)
             monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.2)
@@ -352,6 +353,42 @@ def test_who_is_away_again_and_again_says_so(machines, model):
     assert_nothing_half_done(mine.home, store=mine.store)
 
 
+def test_what_is_recorded_and_its_lease_go_together(places):
+    """A worker killed right after would leave a lease that somebody else waits for."""
+    with held_lease(places, KEY, stopping=threading.Event()) as held:
+
+        def fail() -> None:
+            with db.session_scope(catalog(places)) as session:
+                held.settle(session)
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            fail()
+        assert holder(places) == held.record, "what was not recorded is not done"
+        with db.session_scope(catalog(places)) as session:
+            held.settle(session)
+        assert holder(places) is None
+
+
+def test_an_answer_that_is_lost_is_no_second_record(machines, model, monkeypatch):
+    """The catalog has recorded it all, and the connection breaks when it says so."""
+    mine = machines[0]
+    record, broken = db.record_conversion, [True]
+
+    def once(session: Session, *args: object, **options: object) -> int:
+        number = record(session, *args, **options)  # type: ignore[arg-type]
+        if broken:
+            broken.clear()
+            session.commit()
+            raise db.CatalogError("the connection broke", transient=True)
+        return number
+
+    monkeypatch.setattr(db, "record_conversion", once)
+    entry = convert_model(model, mine, steps=Files().steps)
+    assert entry.status is Status.REUSED
+    assert rows(mine) == ["converted"]
+
+
 def test_no_child_is_started_for_a_model_that_is_lost(places, model, monkeypatch):
     from tasks.job import run_child
 
@@ -373,7 +410,7 @@ def test_a_lease_costs_a_model_milliseconds(tmp_path):
     started = time.process_time()
     for number in range(100):
         with held_lease(places, f"{number:064x}", stopping=threading.Event()) as held:
-            held.confirm_now()
+            held.confirm()
     assert (time.process_time() - started) / 100 < 0.02
     assert catalog_rows(places.home) == []
     assert isinstance(held, Lease)
