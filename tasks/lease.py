@@ -35,6 +35,9 @@ BEAT_SECONDS = 20.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 
+# Leases of this process that it could not give back, since the catalog was away: nobody needs to wait for them here.
+_given_up: set[str] = set()
+
 
 class LeaseLostError(Exception):
     """Another worker has taken the lease over: what was made under it is for nobody."""
@@ -99,8 +102,10 @@ class Lease:
             with db.session_scope(catalog(self._workspace)) as session:
                 db.release_lease(session, self.record)
 
-        with suppress(FerryError):
+        try:
             patiently(self._workspace, give_back)
+        except FerryError:
+            _given_up.add(self.record.owner)
 
     def _beat(self) -> None:
         engine = catalog(self._workspace)
@@ -139,7 +144,7 @@ def held_lease(workspace: Workspace, key: str, *, stopping: threading.Event) -> 
             return db.take_lease(session, wanted, seconds=LEASE_SECONDS, instead_of=gone)
 
     while (holder := patiently(workspace, take)) is not wanted:
-        if is_gone(holder) and holder.owner != gone:
+        if holder.owner != gone and (holder.owner in _given_up or is_gone(holder)):
             gone = holder.owner
             continue
         stopping.wait(pause)

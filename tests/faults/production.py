@@ -159,6 +159,17 @@ class Site:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def deploy(self) -> None:
+        """Register what `prefect.yaml` says, again where the server is too busy to answer: nothing is there twice."""
+        for attempt in range(1, 6):
+            try:
+                self.ferry("deploy", "prefect.yaml")
+                return
+            except AssertionError as error:
+                if attempt == 5 or "went away" not in str(error):
+                    raise
+                time.sleep(5)
+
     def ask(self, what: str, **query: Any) -> Any:
         return httpx.post(f"{self.api}/{what}", json=query, trust_env=False, timeout=30).raise_for_status().json()
 
@@ -264,7 +275,7 @@ def tell(site: Site, story: Story) -> dict[str, Any]:
     models = write_models(site.folder, story)
     file = site.folder / "prefect.yaml"
     file.write_text(_deployments(story, active=True), encoding="utf-8")
-    site.ferry("deploy", "prefect.yaml")
+    site.deploy()
     site.started = time.monotonic()
     site.start_worker("lead", LEADING)
     names = [f"w{number}" for number in range(1, story.workers + 1)]
@@ -274,7 +285,7 @@ def tell(site: Site, story: Story) -> dict[str, Any]:
     site.say(f"the server has scheduled {run['name']}, and a worker runs it")
     # No further one: what is still to come would only look.
     file.write_text(_deployments(story, active=False), encoding="utf-8")
-    site.ferry("deploy", "prefect.yaml")
+    site.deploy()
 
     def after(share: float) -> None:
         wanted = max(1, round(share * story.models))
