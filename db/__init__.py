@@ -9,6 +9,7 @@ from __future__ import annotations
 from db.copying import Copied, copy_catalog
 from db.engine import make_engine, session_scope, sqlite_file
 from db.errors import CatalogError, CatalogVersionError
+from db.leases import find_leases, forget_lapsed_leases, keep_lease, release_lease, take_lease
 from db.migrate import is_current, schema_version, upgrade
 from db.records import (
     ArtifactRecord,
@@ -18,6 +19,7 @@ from db.records import (
     ErrorRecord,
     FileRecord,
     GraphRecord,
+    LeaseRecord,
     OutputParityRecord,
     ParityCellRecord,
     ParityRecord,
@@ -63,6 +65,7 @@ __all__ = [
     "FailureKind",
     "FileRecord",
     "GraphRecord",
+    "LeaseRecord",
     "OutputParityRecord",
     "ParityCellRecord",
     "ParityRecord",
@@ -78,13 +81,16 @@ __all__ = [
     "count_conversions",
     "find_artifacts",
     "find_conversion",
+    "find_leases",
     "finish_batch",
+    "forget_lapsed_leases",
     "forget_templates",
     "get_batch",
     "get_conversion",
     "is_current",
     "iter_artifacts",
     "iter_conversions",
+    "keep_lease",
     "latest_by_key",
     "list_batches",
     "list_conversions",
@@ -94,9 +100,11 @@ __all__ = [
     "quarantine_artifact",
     "record_conversion",
     "record_parity",
+    "release_lease",
     "schema_version",
     "session_scope",
     "sqlite_file",
     "start_batch",
+    "take_lease",
     "upgrade",
 ]

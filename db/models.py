@@ -39,6 +39,7 @@ __all__ = [
     "Environment",
     "Graph",
     "GraphTensor",
+    "Lease",
     "ParityCell",
     "ParityCheck",
     "ParityOutput",
@@ -318,6 +319,26 @@ class ConversionTotal(Base):
     error_kind: Mapped[Word]
     template: Mapped[Word]
     conversions: Mapped[Count]
+
+
+class Lease(Base):
+    """Who works at a key at the moment; a row that is over may lie here until somebody wants the key.
+
+    Its times are the database's own, so that no worker's clock decides who may go on.
+    """
+
+    __tablename__ = "leases"
+    __table_args__ = (_digest("key"),)
+
+    key: Mapped[Digest] = mapped_column(primary_key=True)
+    owner: Mapped[Word]
+    """Another one each time that somebody takes the lease."""
+    host: Mapped[Words]
+    process_id: Mapped[Count]
+    process: Mapped[Words]
+    """What no other process was or will be, on this machine or another; empty where that cannot be said."""
+    acquired_at: Mapped[Moment]
+    expires_at: Mapped[Moment]
 
 
 class StepDuration(Base):

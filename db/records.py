@@ -23,6 +23,7 @@ __all__ = [
     "ErrorRecord",
     "FileRecord",
     "GraphRecord",
+    "LeaseRecord",
     "OutputParityRecord",
     "ParityCellRecord",
     "ParityRecord",
@@ -424,6 +425,32 @@ class BatchRecord:
 
     def __post_init__(self) -> None:
         _check_word("engine", self.engine, BatchEngine)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRecord:
+    """Who has the lease on a key, or wants it."""
+
+    key: str
+    """64 hexadecimal digits."""
+
+    owner: str
+    """32 letters or digits, others each time that somebody takes a lease."""
+
+    host: str
+    """Name of the machine, for people."""
+
+    process_id: int
+    """Number of the process there, for people."""
+
+    process: str
+    """What no other process was or will be, on this machine or another; empty where that cannot be said."""
+
+    lapsed: bool = False
+    """Whether its time is over, by the database's clock; what is wanted has not begun."""
+
+    def __post_init__(self) -> None:
+        _check_digest("key", self.key)
 
 
 def _check_word(name: str, value: str, words: type[StrEnum]) -> None:

@@ -27,7 +27,7 @@ from tasks.lookup import Lookup, look_up
 from tasks.memory import MemoryGate, weight_bytes_in
 from tasks.pipeline import convert_model, place_known, refused
 from tasks.place import safe_name
-from tasks.register import catalog, catalog_errors
+from tasks.register import catalog, patiently
 from tasks.report import Engine, ModelEntry, Report
 from tasks.request import ConversionRequest, Listener, Refresh, Workspace
 from tasks.steps import PLAIN_STEPS, Steps
@@ -146,14 +146,30 @@ def run_batch(
     if batch_id is None:
         totals = db.BatchTotals(**report.totals.model_dump())
         # A catalog that is gone by now, or whose disk is full, must not cost the report as well.
-        with suppress(FerryError), catalog_errors(), db.session_scope(catalog(workspace)) as session:
-            db.finish_batch(session, number, totals, finished_at=datetime.now(UTC))
+        with suppress(FerryError):
+            _finish(workspace, number, totals)
     return report
 
 
 def _start(workspace: Workspace, engine: Engine, started_at: datetime) -> int:
-    with catalog_errors(), db.session_scope(catalog(workspace)) as session:
-        return db.start_batch(session, engine=engine.value, started_at=started_at)
+    opened = catalog(workspace)
+
+    def start() -> int:
+        with db.session_scope(opened) as session:
+            db.forget_lapsed_leases(session)
+            return db.start_batch(session, engine=engine.value, started_at=started_at)
+
+    return patiently(workspace, start)
+
+
+def _finish(workspace: Workspace, number: int, totals: db.BatchTotals) -> None:
+    opened = catalog(workspace)
+
+    def finish() -> None:
+        with db.session_scope(opened) as session:
+            db.finish_batch(session, number, totals, finished_at=datetime.now(UTC))
+
+    patiently(workspace, finish)
 
 
 def _bytes_to_read(lookup: Lookup | FerryError) -> int:

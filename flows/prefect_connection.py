@@ -12,7 +12,7 @@ from onnx_config.errors import ErrorKind, FerryError, InputError, TransientError
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-__all__ = ["connected"]
+__all__ = ["connected", "server_errors"]
 
 _ANSWER_SECONDS = 20.0
 _QUOTED_CHARACTERS = 300
@@ -30,7 +30,6 @@ def connected(command: str) -> Iterator[SyncPrefectClient]:
         TransientError: If it does not answer (``network``).
     """
     quiet_prefect()
-    from httpx import HTTPError, HTTPStatusError
     from prefect import get_client
     from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, temporary_settings
 
@@ -49,19 +48,33 @@ def connected(command: str) -> Iterator[SyncPrefectClient]:
                 f"http://127.0.0.1:4200/api, and run {command} again.",
                 kind=ErrorKind.NETWORK,
             ) from silence
-        try:
+        with server_errors(url, command):
             yield client
-        except FerryError:
-            raise
-        except HTTPStatusError as error:
-            if error.response.is_client_error:
-                raise InputError(
-                    f"The Prefect server at {url} refuses what {command} told it: HTTP {error.response.status_code}: "
-                    f"{error.response.text[:_QUOTED_CHARACTERS]}. Compare its version with the one installed here."
-                ) from error
-            raise _away(url, error) from error
-        except HTTPError as error:
-            raise _away(url, error) from error
+
+
+@contextmanager
+def server_errors(url: str, command: str) -> Iterator[None]:
+    """Translate what a client raises into our errors; ``command`` is who asks.
+
+    Raises:
+        InputError: If the server refuses what it is told (``bad_input``).
+        TransientError: If it does not answer, or is not well (``network``).
+    """
+    from httpx import HTTPError, HTTPStatusError
+
+    try:
+        yield
+    except FerryError:
+        raise
+    except HTTPStatusError as error:
+        if error.response.is_client_error:
+            raise InputError(
+                f"The Prefect server at {url} refuses what {command} told it: HTTP {error.response.status_code}: "
+                f"{error.response.text[:_QUOTED_CHARACTERS]}. Compare its version with the one installed here."
+            ) from error
+        raise _away(url, error) from error
+    except HTTPError as error:
+        raise _away(url, error) from error
 
 
 def _away(url: str, error: Exception) -> TransientError:

@@ -16,12 +16,13 @@ import db
 from flows.batch import BatchPlan, Runner
 from flows.deploy import register_deployment, run_in
 from flows.partition import partition, structures
-from flows.prefect_connection import connected
+from flows.prefect_connection import connected, server_errors
 from flows.settings import Settings
-from flows.shards import Look, Outcome, run_parts
-from onnx_config.errors import InputError
+from flows.shards import Look, Outcome, run_key, run_parts
+from onnx_config.errors import FerryError, InputError
 from onnx_config.hub import is_folder
-from tasks.register import catalog, catalog_errors
+from tasks.lease import is_gone
+from tasks.register import catalog, find_batch
 from tasks.report import ModelEntry
 from tasks.request import ConversionRequest
 
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["SILENT_SECONDS", "PoolRuns", "shard_runner"]
 
 SILENT_SECONDS = 600.0
-"""A run that has sent no heartbeat for so long is taken for dead; Prefect's flows send one every three minutes."""
+"""A run that has sent no heartbeat for so long is taken for dead; Prefect's flows send one every three minutes.
+
+A run that has a lease on itself in the catalog is known to be dead sooner. This is for what dies before it has one."""
 
 _ENTRYPOINT = "flows.shard_flow.convert_shard"
+_COMMAND = "ferry batch --shards"
 _UNCLAIMED_SECONDS = 30.0
 _logger = logging.getLogger("prefect.onnx_ferry")
 
@@ -51,7 +55,7 @@ def shard_runner(
     """
 
     def run(todo: Sequence[ConversionRequest], plan: BatchPlan) -> dict[ConversionRequest, ModelEntry]:
-        with connected("ferry batch --shards") as client:
+        with connected(_COMMAND) as client:
             runs = PoolRuns(client, settings, plan, pool=pool, workers=workers, memory_slots=memory_slots)
             return run_parts(partition(structures(todo), shards), plan, runs)
 
@@ -74,11 +78,11 @@ class PoolRuns:
         self._client = client
         self._pool = pool
         self._batch = plan.batch_id
+        self._workspace = plan.workspace
         self._said_unclaimed = False
         self._started = time.monotonic()
         self._deployment = self._register()
-        with catalog_errors(), db.session_scope(catalog(plan.workspace), read_only=True) as session:
-            batch = db.get_batch(session, plan.batch_id)
+        batch = find_batch(plan.workspace, plan.batch_id)
         assert batch is not None
         self._parameters: dict[str, Any] = {
             "batch_id": plan.batch_id,
@@ -120,13 +124,19 @@ class PoolRuns:
         return self._client.read_deployment_by_name(f"{convert_shard.name}/{self._pool}").id
 
     def start(self, part: int, attempt: int, requests: Sequence[ConversionRequest]) -> str:
-        """Begin a run over models; return its id."""
-        run = self._client.create_flow_run_from_deployment(
-            self._deployment,
-            parameters={**self._parameters, "models": [_model(request) for request in requests]},
-            name=f"batch {self._batch} part {part}" + (f" again {attempt - 1}" if attempt > 1 else ""),
-            tags=["ferry", f"ferry-batch-{self._batch}"],
-        )
+        """Begin a run over models; return its id. Called again after an error, it begins no second one.
+
+        Raises:
+            TransientError: If the server is away (``network``).
+        """
+        with server_errors(str(self._client.api_url), _COMMAND):
+            run = self._client.create_flow_run_from_deployment(
+                self._deployment,
+                parameters={**self._parameters, "models": [_model(request) for request in requests]},
+                name=f"batch {self._batch} part {part}" + (f" again {attempt - 1}" if attempt > 1 else ""),
+                tags=["ferry", f"ferry-batch-{self._batch}"],
+                idempotency_key=f"{self._parameters['batch_started_at']} {self._batch} {part} {attempt}",
+            )
         return str(run.id)
 
     def look(self, runs: Collection[str]) -> Mapping[str, Look]:
@@ -138,12 +148,21 @@ class PoolRuns:
             chosen = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run) for run in runs]))
             found = self._client.read_flow_runs(flow_run_filter=chosen, limit=200)
             self._say_if_unclaimed(found)
-            return {str(run.id): self._look(run) for run in found}
+            leases = self._leases(runs)
+            return {str(run.id): self._look(run, leases.get(run_key(str(run.id)))) for run in found}
         except httpx.HTTPError as error:
             _logger.warning("The Prefect server does not answer: %r", error)
             return {}
 
-    def _look(self, run: Any) -> Look:
+    def _leases(self, runs: Collection[str]) -> dict[str, db.LeaseRecord]:
+        """Return the leases that runs have on themselves; of a catalog that is away, none."""
+        try:
+            with db.session_scope(catalog(self._workspace), read_only=True) as session:
+                return db.find_leases(session, [run_key(run) for run in runs])
+        except (db.CatalogError, FerryError):
+            return {}
+
+    def _look(self, run: Any, lease: db.LeaseRecord | None = None) -> Look:
         from prefect.client.schemas.objects import StateType
 
         said = "" if run.state is None else f"{run.state.name}: {run.state.message or ''}"[:500]
@@ -154,7 +173,12 @@ class PoolRuns:
                 return Look(outcome=Outcome.DIED, said=said)
             case StateType.CANCELLED:
                 return Look(outcome=Outcome.CANCELLED, said=said)
-            case StateType.RUNNING if self._silent(run):
+            case StateType.RUNNING if lease is not None and (lease.lapsed or is_gone(lease)):
+                # Should it live after all, as after being suspended.
+                self.cancel(str(run.id))
+                where = f"process {lease.process_id} on {lease.host}"
+                return Look(outcome=Outcome.DIED, said=f"{where}, which ran it, is gone")
+            case StateType.RUNNING | StateType.PENDING if self._silent(run):
                 self.cancel(str(run.id))
                 return Look(outcome=Outcome.DIED, said=f"nothing was heard of it for {SILENT_SECONDS:.0f} s")
             case _:
@@ -162,7 +186,12 @@ class PoolRuns:
 
     def _silent(self, run: Any) -> bool:
         """Return whether a run that should be running has not been heard of for long, as when its machine is gone."""
+        from prefect.client.schemas.objects import StateType
+
         now = datetime.now(UTC)
+        if run.state_type is StateType.PENDING:
+            # A worker has taken it, and nothing has begun: the worker died, or it fetches an image for long.
+            return run.state is not None and (now - run.state.timestamp).total_seconds() > SILENT_SECONDS
         if run.start_time is None or (now - run.start_time).total_seconds() < SILENT_SECONDS:
             return False
         asked = {

@@ -10,21 +10,24 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import db
 from flows.batch import BatchPlan
 from onnx_config.errors import ErrorKind, FerryError, ResourceError
+from tasks.key import content_sha256
 from tasks.lookup import look_up
 from tasks.pipeline import place_known, refused
 from tasks.register import catalog, catalog_errors, catalog_id, to_entry
 from tasks.report import ModelEntry, Status
 from tasks.request import ConversionRequest
 
-__all__ = ["MOST_RUNS", "Look", "Outcome", "Runs", "run_parts"]
+__all__ = ["MOST_RUNS", "Look", "Outcome", "Runs", "run_key", "run_parts"]
 
 MOST_RUNS = 3
 """Runs of one part, at most."""
+
+Answer = TypeVar("Answer")
 
 _TICK_SECONDS = 2.0
 _PATIENCE_SECONDS = 300.0
@@ -51,11 +54,16 @@ class Look:
     """What it ended with."""
 
 
+def run_key(run: str) -> str:
+    """Return the key of the lease that a run holds on itself for as long as it lives."""
+    return content_sha256({"run": run})
+
+
 class Runs(Protocol):
     """Where parts are run."""
 
     def start(self, part: int, attempt: int, requests: Sequence[ConversionRequest]) -> str:
-        """Begin a run over models; return its id."""
+        """Begin a run over models; return its id. Where it raises a transient error, it is called again."""
 
     def look(self, runs: Collection[str]) -> Mapping[str, Look]:
         """Return how runs are getting on; those of which nothing can be told now are left out."""
@@ -137,7 +145,8 @@ def run_parts(
     working: dict[str, _Part] = {}
 
     def start(part: _Part) -> None:
-        working[runs.start(part.number, part.attempt, part.requests)] = part
+        run = _patiently(lambda: runs.start(part.number, part.attempt, part.requests), pause)
+        working[run] = part
 
     try:
         for number, requests in enumerate(parts, start=1):
@@ -166,12 +175,12 @@ def run_parts(
     return follower.done
 
 
-def _patiently(read: Callable[[], None], pause: Callable[[float], None]) -> None:
-    """Call ``read`` until the catalog answers: those who convert wait for it too."""
+def _patiently(ask: Callable[[], Answer], pause: Callable[[float], None]) -> Answer:
+    """Call ``ask`` until the catalog or the server of the runs answers: those who convert wait for them too."""
     waited = 0.0
     while True:
         try:
-            return read()
+            return ask()
         except FerryError as error:
             if not error.kind.transient or waited > _PATIENCE_SECONDS:
                 raise

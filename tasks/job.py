@@ -8,12 +8,15 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, FerryError, InternalError, ModelError, ResourceError
 from onnx_config.export import isolate
 from tasks.report import Step
 from tasks.request import ConversionRequest, Device, Workspace
+
+if TYPE_CHECKING:
+    from tasks.lease import Lease
 
 __all__ = ["Job", "StepCost", "raise_if_stopping", "reproduce_command", "run_child"]
 
@@ -49,6 +52,9 @@ class Job:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the user interrupts: no child is started any more."""
 
+    lease: Lease | None = None
+    """What keeps other workers from the model; ``None``: nothing is stored, so nobody need be kept from it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
@@ -77,9 +83,12 @@ def run_child(
 
     Raises:
         FerryError: What the function raised, or how the child ended.
+        LeaseLostError: If another worker has the model by now.
         KeyboardInterrupt: If the user interrupted; how the child ended says nothing of the model then.
     """
     raise_if_stopping(job.stopping)
+    if job.lease is not None:
+        job.lease.check()
     folder = job.scratch / step.value
     folder.mkdir(exist_ok=True)
     try:

@@ -7,11 +7,12 @@ Who runs the steps is a value (`Steps`): plain functions with retries here, Pref
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx_config import hub
-from onnx_config.errors import ErrorKind, FerryError, ModelError
+from onnx_config.errors import ErrorKind, FerryError, ModelError, TransientError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
@@ -22,7 +23,8 @@ from tasks.failures import FailureFolders
 from tasks.file_lock import file_lock
 from tasks.graphs import Graphs, best_graphs, narrow_axes
 from tasks.job import Job, raise_if_stopping, reproduce_command
-from tasks.lookup import find_known, resolve, unforeseen
+from tasks.lease import Lease, LeaseLostError, held_lease
+from tasks.lookup import Lookup, find_known, resolve, unforeseen
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import case_folder
 from tasks.place import place
@@ -30,7 +32,7 @@ from tasks.progress import Progress
 from tasks.register import catalog, record_entry
 from tasks.report import ErrorEntry, GraphEntry, ModelEntry, ParityEntry, Status, Step, VariantEntry, Verdict
 from tasks.request import ConversionRequest, Listener, Refresh, SilentListener, Workspace
-from tasks.retry import with_retries
+from tasks.retry import RETRIES, with_retries
 from tasks.simplify import clear_artifact
 from tasks.steps import PLAIN_STEPS, Steps
 from tasks.store import file_in, store_of
@@ -110,27 +112,41 @@ def convert_model(
     listener.model_started(request.model_id)
     try:
         entry = _convert(progress, means)
-    except FerryError as error:
-        # What an interruption broke says nothing about the model.
-        raise_if_stopping(means.stopping)
-        entry = _failed(progress, workspace, error, batch_id)
     # A bug of ours in one model must not end the batch of a thousand.
     except Exception as error:  # noqa: BLE001
-        raise_if_stopping(means.stopping)
-        entry = _failed(progress, workspace, unforeseen(error), batch_id)
+        entry = _judged(progress, means, error)
     listener.model_finished(entry)
     return entry
 
 
-def _failed(progress: Progress, workspace: Workspace, error: FerryError, batch_id: int | None) -> ModelEntry:
-    """Record a failure; where even that fails, the entry says both."""
+def _judged(progress: Progress, means: _Means, error: Exception, *, lease: Lease | None = None) -> ModelEntry:
+    # What an interruption broke says nothing about the model.
+    raise_if_stopping(means.stopping)
+    known = error if isinstance(error, FerryError) else unforeseen(error)
+    return _failed(progress, means.workspace, known, means.batch_id, lease=lease)
+
+
+def _failed(
+    progress: Progress, workspace: Workspace, error: FerryError, batch_id: int | None, *, lease: Lease | None = None
+) -> ModelEntry:
+    """Record a failure; where even that fails, the entry says both.
+
+    Raises:
+        LeaseLostError: If another worker has the model by now: what it makes of it counts.
+    """
     entry = progress.entry(Status.FAILED, error=error)
-    if entry.error is not None and not error.kind.transient:
-        FailureFolders(workspace.home).keep(progress.request, entry.error, revision=progress.revision)
     try:
         record_entry(
-            workspace, progress.request, entry, key=progress.key, started_at=progress.started_at, batch_id=batch_id
+            workspace,
+            progress.request,
+            entry,
+            key=progress.key,
+            started_at=progress.started_at,
+            batch_id=batch_id,
+            lease=lease,
         )
+    except LeaseLostError:
+        raise
     except FerryError as second:
         if error.kind is not ErrorKind.CATALOG:
             progress.notes.append(f"not in the catalog: {second.message}")
@@ -139,6 +155,8 @@ def _failed(progress: Progress, workspace: Workspace, error: FerryError, batch_i
     except Exception as second:  # noqa: BLE001
         progress.notes.append(f"not in the catalog: {unforeseen(second).message}")
         entry = progress.entry(Status.FAILED, error=error)
+    if entry.error is not None and not error.kind.transient:
+        FailureFolders(workspace.home).keep(progress.request, entry.error, revision=progress.revision)
     return entry
 
 
@@ -150,29 +168,51 @@ def _convert(progress: Progress, means: _Means) -> ModelEntry:
         catalog(workspace)
         lookup = resolve(request)
     progress.revision, progress.key = lookup.source.revision, lookup.key
-    # One model, one converter: whoever waits here finds the result of the other.
+    # One model, one converter: whoever waits here finds the result of the other. On this machine the file's lock
+    # tells, which costs nothing and ends with its process; among machines the lease does.
     with file_lock(workspace.home / "locks" / f"{lookup.key}.lock", stopping=means.stopping):
-        with progress.during(Step.FETCH):
-            known = find_known([lookup], workspace, means.retried, means.refresh).get(request)
-            if known is not None:
-                return place_known(known, request, means.output, workspace)
-            # Before hours of work whose result nobody would take.
-            store_of(workspace).check()
-            # The server's imports take seconds; they go on beside the download.
-            isolate.warm_up()
-            source = with_retries(hub.download)(lookup.source)
-            weight_bytes = weight_bytes_in(source)
-        with means.gate.admit(estimate_bytes(weight_bytes), stopping=means.stopping) as share:
-            try:
-                return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
-            except FerryError as error:
-                if not error.kind.retried_alone:
+        for _ in range(1 + RETRIES):
+            # Of what is lost with its lease nothing is told.
+            fresh = replace(progress, seconds=dict(progress.seconds), notes=list(progress.notes))
+            with held_lease(workspace, lookup.key, stopping=means.stopping) as lease, suppress(LeaseLostError):
+                try:
+                    return _convert_alone(fresh, means, lookup, lease)
+                except LeaseLostError:
                     raise
-                first = error
-        progress.attempts += 1
-        progress.notes.append(f"the first try ended with {first.kind.value}; the second ran alone")
-        with means.gate.alone(stopping=means.stopping) as share:
-            return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share)
+                # Recorded before others may begin: who waits for the model hears what became of it.
+                except Exception as error:  # noqa: BLE001
+                    return _judged(fresh, means, error, lease=lease)
+    raise TransientError(
+        f"The model {request.model_id!r} was taken over by another worker {1 + RETRIES} times, since nothing was heard "
+        "of this one for minutes. Look whether this machine is suspended or overloaded, or cut off from the catalog, "
+        "and run again.",
+        kind=ErrorKind.CATALOG,
+    )
+
+
+def _convert_alone(progress: Progress, means: _Means, lookup: Lookup, lease: Lease) -> ModelEntry:
+    request, workspace = progress.request, means.workspace
+    with progress.during(Step.FETCH):
+        known = find_known([lookup], workspace, means.retried, means.refresh).get(request)
+        if known is not None:
+            return place_known(known, request, means.output, workspace)
+        # Before hours of work whose result nobody would take.
+        store_of(workspace).check()
+        # The server's imports take seconds; they go on beside the download.
+        isolate.warm_up()
+        source = with_retries(hub.download)(lookup.source)
+        weight_bytes = weight_bytes_in(source)
+    with means.gate.admit(estimate_bytes(weight_bytes), stopping=means.stopping) as share:
+        try:
+            return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share, lease=lease)
+        except FerryError as error:
+            if not error.kind.retried_alone:
+                raise
+            first = error
+    progress.attempts += 1
+    progress.notes.append(f"the first try ended with {first.kind.value}; the second ran alone")
+    with means.gate.alone(stopping=means.stopping) as share:
+        return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share, lease=lease)
 
 
 def refused(
@@ -263,7 +303,15 @@ def _placed(entry: ModelEntry, artifact: str, output: Path, workspace: Workspace
     )
 
 
-def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes: int, memory_bytes: int) -> ModelEntry:
+def _run_steps(
+    progress: Progress,
+    means: _Means,
+    source: Path,
+    *,
+    weight_bytes: int,
+    memory_bytes: int,
+    lease: Lease | None = None,
+) -> ModelEntry:
     workspace, steps = means.workspace, means.steps
     with (
         disk_errors(f"the folder {str(workspace.home)!r}"),
@@ -279,6 +327,7 @@ def _run_steps(progress: Progress, means: _Means, source: Path, *, weight_bytes:
             memory_bytes=memory_bytes,
             weight_bytes=weight_bytes,
             stopping=means.stopping,
+            lease=lease,
         )
         with progress.during(Step.DETECT):
             spec, cost = steps.detect(job)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Engine
 
@@ -37,15 +37,20 @@ from tasks.store import file_in, store_of
 from tasks.variants import moved
 from tasks.versions import CODE_EPOCH, package_versions
 
+if TYPE_CHECKING:
+    from tasks.lease import Lease
+
 __all__ = [
     "EPOCH_NAME",
     "catalog",
     "catalog_errors",
     "catalog_id",
     "environment_now",
+    "find_batch",
     "known_results",
     "parity_entry",
     "parity_record",
+    "patiently",
     "record_entry",
     "register",
     "results_of_revisions",
@@ -71,7 +76,7 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, db.CatalogError) and error.transient
 
 
-def _patiently(workspace: Workspace, function: Callable[[], Result]) -> Result:
+def patiently(workspace: Workspace, function: Callable[[], Result]) -> Result:
     """Call ``function``, which is one transaction, until the database answers, for about a minute.
 
     Raises:
@@ -87,7 +92,7 @@ def catalog(workspace: Workspace) -> Engine:
     Raises:
         TransientError: If it cannot be reached (``catalog``).
     """
-    return _patiently(workspace, lambda: _engine(workspace.catalog_url))
+    return patiently(workspace, lambda: _engine(workspace.catalog_url))
 
 
 @contextmanager
@@ -114,9 +119,11 @@ def register(
     was ``traced`` or ``reused``; ``basis`` is what comparing them again needs to know, for ``ferry.json``.
 
     A mismatch goes to the quarantine. The folder is moved whole; the catalog is written after it, in one
-    transaction, so that a row never names files that are not there.
+    transaction, so that a row never names files that are not there. Whoever has lost the model's lease meanwhile
+    does neither.
 
     Raises:
+        LeaseLostError: If another worker has the model by now.
         TransientError: If the store or the catalog cannot be written.
     """
     folder = job.scratch / "artifact"
@@ -135,6 +142,8 @@ def register(
             # Before the folder is moved: from then on only this says where it went.
             target = store.path_of(address, quarantined=quarantined)
             _place_file(job).write_text(target, encoding="utf-8")
+        if job.lease is not None:
+            job.lease.confirm()
         place = store.publish(folder, address, quarantined=quarantined)
     else:
         # A retry after the catalog did not answer: the files are in place already.
@@ -157,6 +166,7 @@ def register(
         artifact=artifact,
         batch_id=batch_id,
         templates=templates,
+        lease=job.lease,
     )
     return stored
 
@@ -201,10 +211,14 @@ def record_entry(
     artifact: db.ArtifactRecord | None = None,
     batch_id: int | None = None,
     templates: Sequence[tuple[Path, str]] = (),
+    lease: Lease | None = None,
 ) -> int:
     """Write one conversion, and the templates that it used, into the catalog, in one transaction; return its number.
 
+    With the ``lease`` under which it was made, only if that is had still; it is given back with it.
+
     Raises:
+        LeaseLostError: If another worker has the lease.
         TransientError: If the catalog does not take it (``catalog``).
     """
     now = datetime.now(UTC)
@@ -245,6 +259,8 @@ def record_entry(
 
     def write() -> int:
         with db.session_scope(engine) as session:
+            if lease is not None:
+                lease.settle(session)
             for template, use in templates:
                 db.note_template(
                     session,
@@ -256,7 +272,7 @@ def record_entry(
                 )
             return db.record_conversion(session, record, batch_id=batch_id)
 
-    return _patiently(workspace, write)
+    return patiently(workspace, write)
 
 
 def parity_record(
@@ -324,7 +340,7 @@ def known_results(workspace: Workspace, keys: Iterable[str]) -> dict[str, db.Con
         with db.session_scope(engine, read_only=True) as session:
             return db.latest_by_key(session, wanted)
 
-    return _patiently(workspace, read)
+    return patiently(workspace, read)
 
 
 def results_of_revisions(workspace: Workspace, revisions: Iterable[tuple[str, str]]) -> list[db.ConversionRecord]:
@@ -333,8 +349,29 @@ def results_of_revisions(workspace: Workspace, revisions: Iterable[tuple[str, st
     Raises:
         TransientError: If the catalog cannot be read (``catalog``).
     """
-    with catalog_errors(), db.session_scope(catalog(workspace), read_only=True) as session:
-        return db.converted_revisions(session, revisions)
+    wanted = list(revisions)
+    engine = catalog(workspace)
+
+    def read() -> list[db.ConversionRecord]:
+        with db.session_scope(engine, read_only=True) as session:
+            return db.converted_revisions(session, wanted)
+
+    return patiently(workspace, read)
+
+
+def find_batch(workspace: Workspace, number: int) -> db.BatchRecord | None:
+    """Return a batch by its number; ``None`` where this catalog has none of it.
+
+    Raises:
+        TransientError: If the catalog cannot be read (``catalog``).
+    """
+    engine = catalog(workspace)
+
+    def read() -> db.BatchRecord | None:
+        with db.session_scope(engine, read_only=True) as session:
+            return db.get_batch(session, number)
+
+    return patiently(workspace, read)
 
 
 def to_entry(record: db.ConversionRecord, *, model_id: str, status: Status) -> ModelEntry:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from flows.batch import BatchPlan, _outputs
 from flows.partition import partition, structures
 from flows.shards import MOST_RUNS, Look, Outcome, run_parts
 from onnx_config.errors import ErrorKind, TransientError
+from tasks.lease import process_identity
 from tasks.memory import MemoryGate
 from tasks.register import catalog, record_entry
 from tasks.report import ErrorEntry, ModelEntry, Status, Step
@@ -218,6 +220,21 @@ def test_a_catalog_that_is_away_for_a_while_is_waited_for(plan: BatchPlan, monke
     assert len(done) == 6
 
 
+def test_a_server_that_is_away_when_a_part_is_to_begin_is_waited_for(plan: BatchPlan) -> None:
+    class Away(FakeRuns):
+        answers = 3
+
+        def start(self, part: int, attempt: int, requests: Sequence[ConversionRequest]) -> str:
+            self.answers -= 1
+            if self.answers >= 0:
+                raise TransientError("away", kind=ErrorKind.NETWORK)
+            return super().start(part, attempt, requests)
+
+    runs = Away(plan, {1: [(3, ENDED)], 2: [(3, ENDED)]})
+    assert len(run_parts(PARTS, plan, runs, pause=pause)) == 6
+    assert [part for part, _, _ in runs.started] == [1, 2]
+
+
 # Runs on a server: what they are given, and what a look at one says.
 
 
@@ -269,16 +286,25 @@ def test_a_run_that_has_sent_no_heartbeat_for_long_is_taken_for_dead(monkeypatch
     runs = object.__new__(shard_runs.PoolRuns)
     runs._client = Client()  # type: ignore[assignment]  # as much of one as a look takes
 
-    def look(kind: StateType, *, started_ago: float = 3600, heard_ago: float | None = None) -> Outcome:
+    def look(
+        kind: StateType,
+        *,
+        started_ago: float = 3600,
+        heard_ago: float | None = None,
+        since: float = 1,
+        lease: db.LeaseRecord | None = None,
+    ) -> Outcome:
         run = SimpleNamespace(
             id=uuid4(),
             state_type=kind,
-            state=SimpleNamespace(name=kind.value.title(), message="as it is"),
+            state=SimpleNamespace(
+                name=kind.value.title(), message="as it is", timestamp=now - timedelta(seconds=since)
+            ),
             start_time=now - timedelta(seconds=started_ago),
         )
         if heard_ago is not None:
             heard[f"prefect.flow-run.{run.id}"] = (now - timedelta(seconds=heard_ago)).isoformat()
-        return runs._look(run).outcome
+        return runs._look(run, lease).outcome
 
     silent = shard_runs.SILENT_SECONDS
     assert look(StateType.RUNNING, heard_ago=silent - 60) is Outcome.WORKING
@@ -290,4 +316,12 @@ def test_a_run_that_has_sent_no_heartbeat_for_long_is_taken_for_dead(monkeypatch
     assert look(StateType.COMPLETED) is look(StateType.FAILED) is ENDED
     assert look(StateType.CRASHED) is DIED
     assert look(StateType.CANCELLED) is CANCELLED
-    assert look(StateType.SCHEDULED) is look(StateType.PENDING) is Outcome.WORKING
+    assert look(StateType.SCHEDULED, since=silent + 60) is look(StateType.PENDING) is Outcome.WORKING
+    # Taken by a worker that died before anything began.
+    assert look(StateType.PENDING, since=silent + 60) is DIED
+    # The catalog knows sooner.
+    held = db.LeaseRecord(key="a" * 64, owner="o", host="h", process_id=2**22 + 5, process="elsewhere pid:[1] 7")
+    assert look(StateType.RUNNING, lease=held) is Outcome.WORKING
+    assert look(StateType.RUNNING, lease=replace(held, lapsed=True)) is DIED
+    assert look(StateType.RUNNING, lease=replace(held, process=process_identity(os.getpid()))) is DIED
+    assert look(StateType.COMPLETED, lease=replace(held, lapsed=True)) is ENDED
