@@ -37,6 +37,7 @@ __all__ = ["ExportFormat", "catalog_app"]
 catalog_app = typer.Typer(no_args_is_help=True)
 
 _PLAIN_WIDTH = 160
+_MOST_COUNTED = 1000
 _STYLES = {"converted": "green", "reused": "cyan", "mismatch": "yellow", "failed": "red"}
 _COLUMNS = (
     "id",
@@ -295,13 +296,18 @@ def _catalog(*, home: str | None, catalog_url: str | None) -> Iterator[Session |
 def _print_page(filters: dict[str, Any], *, limit: int, json: bool, home: str | None, catalog_url: str | None) -> None:
     from db import count_conversions, list_conversions
 
-    total, records = 0, []
+    total, records, exact = 0, [], True
     with _catalog(home=home, catalog_url=catalog_url) as session:
         if session is not None:
-            total = count_conversions(session, **filters)
+            # What has a text in it is counted by finding it, so not all of what a million have.
+            most = max(limit, _MOST_COUNTED) if "text" in filters else None
+            total = count_conversions(session, most=None if most is None else most + 1, **filters)
+            if most is not None and total > most:
+                total, exact = most, False
             records = list_conversions(session, limit=limit, **filters)
     if json:
-        _write_document({"total": total, "conversions": [_to_json(record) for record in records]})
+        listed = [_to_json(record) for record in records]
+        _write_document({"total": total, "total_is_exact": exact, "conversions": listed})
         return
     console = _console()
     if session is None:
@@ -310,8 +316,9 @@ def _print_page(filters: dict[str, Any], *, limit: int, json: bool, home: str | 
         console.print("No conversion fits.")
     else:
         console.print(_page_table(records))
-        if total > len(records):
-            console.print(f"{len(records)} of {total} conversions; see more with --limit.")
+        if total > len(records) or not exact:
+            more = "" if exact else " or more"
+            console.print(f"{len(records)} of {total}{more} conversions; see more with --limit.")
 
 
 def _page_table(records: Iterable[ConversionRecord]) -> Table:
