@@ -241,7 +241,7 @@ def running_batches(session: Session, *, now: datetime) -> list[BatchRecord]:
 def running_totals(session: Session, batch_id: int) -> BatchTotals:
     """Return how the attempts of a batch that are recorded so far ended.
 
-    What a batch found done is not recorded again, so ``reused`` counts only what was.
+    What a batch found done is not recorded again: `BatchRecord.found` has it.
     """
     query = select(Conversion.status, func.count()).where(Conversion.batch_id == batch_id).group_by(Conversion.status)
     return BatchTotals(**{str(status): number for status, number in session.execute(query)})

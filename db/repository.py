@@ -239,9 +239,22 @@ def forget_templates(session: Session, keys: Collection[str]) -> int:
     )
 
 
-def start_batch(session: Session, *, engine: str, started_at: datetime) -> int:
-    """Add a batch that begins; return its number."""
-    row = Batch(engine=BatchEngine(engine).value, started_at=started_at)
+def start_batch(
+    session: Session,
+    *,
+    engine: str,
+    started_at: datetime,
+    models: int | None = None,
+    found: BatchTotals | None = None,
+) -> int:
+    """Add a batch that begins; return its number.
+
+    ``models`` is how many were asked for, ``found`` what is known of them already and not recorded again.
+    """
+    row = Batch(engine=BatchEngine(engine).value, started_at=started_at, models=models)
+    if found is not None:
+        row.converted, row.reused = found.converted, found.reused
+        row.failed, row.mismatch = found.failed, found.mismatch
     session.add(row)
     session.flush()
     return row.id
