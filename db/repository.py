@@ -454,6 +454,9 @@ def _filters(*, status: str | None = None, task: str | None = None, latest_only:
     found: list[ColumnElement[bool]] = []
     if latest_only:
         found.append(Conversion.latest.is_(True))
+    elif status is not None and task is not None:
+        # Whatever it is: the index that has both begins with it.
+        found.append(Conversion.latest.in_([True, False]))
     if status is not None:
         found.append(Conversion.status == status)
     if task is not None:

@@ -31,7 +31,7 @@ __all__ = ["catalog_app"]
 catalog_app = typer.Typer(no_args_is_help=True)
 
 _PLAIN_WIDTH = 160
-_MOST_COUNTED = 1000
+_MOST_COUNTED = 500
 _STYLES = {"converted": "green", "reused": "cyan", "mismatch": "yellow", "failed": "red"}
 
 

@@ -146,7 +146,7 @@ def _commands() -> dict[str, Query]:
             words = f"search: {name}{', every attempt' if every else ''}"
             found[words] = lambda s, *_, t=text, e=every: list_conversions(s, text=t, latest_only=not e)
             found[f"{words}, how many"] = lambda s, *_, t=text, e=every: count_conversions(
-                s, text=t, latest_only=not e, most=1000
+                s, text=t, latest_only=not e, most=501
             )
     return found
 
