@@ -111,13 +111,18 @@ def conversion_records(session: Session, query: Select[Any]) -> list[ConversionR
 
 def batch_record(row: Batch) -> BatchRecord:
     """Return a batch's row as a value."""
-    totals = None
-    if row.finished_at is not None:
-        totals = BatchTotals(
-            converted=row.converted or 0, reused=row.reused or 0, failed=row.failed or 0, mismatch=row.mismatch or 0
-        )
+    totals = BatchTotals(
+        converted=row.converted or 0, reused=row.reused or 0, failed=row.failed or 0, mismatch=row.mismatch or 0
+    )
+    ended = row.finished_at is not None
     return BatchRecord(
-        id=row.id, engine=row.engine, started_at=row.started_at, finished_at=row.finished_at, totals=totals
+        id=row.id,
+        engine=row.engine,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        totals=totals if ended else None,
+        models=row.models,
+        found=None if ended or row.models is None else totals,
     )
 
 

@@ -29,7 +29,7 @@ _CHANGING = {
     "templates": {"hits", "size_bytes", "last_used_at"},
 }
 # Who holds what at the moment is nothing that another database should believe; what counts itself counts there too.
-_NOT_COPIED = {"leases", "conversion_totals"}
+_NOT_COPIED = {"leases", "conversion_totals", "grouped_totals"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from db.models import Artifact, Conversion, ParityCheck, SourceModel, StepDuration
 from db.records import StepTiming
+from db.search import TextSearch
 from db.types import storable
 
 __all__ = [
     "ConversionFilter",
+    "Counted",
     "ListedConversion",
     "Page",
     "PlaceInListing",
@@ -30,9 +32,6 @@ __all__ = [
     "timed_conversions",
 ]
 
-# Models whose id has the searched words in it, looked up first. More than so many are common enough to be met soon
-# on the way through the newest conversions.
-_FEW_MODELS = 500
 _ROWS_PER_LOOKUP = 500
 
 
@@ -155,6 +154,17 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """How many rows a listing has, as far as they were counted."""
+
+    number: int
+    """So many were found."""
+
+    exact: bool
+    """Whether there are no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimedConversion:
     """When the steps of one attempt ran."""
 
@@ -181,28 +191,27 @@ def list_page(
     session: Session, wanted: ConversionFilter, *, limit: int = 50, after: PlaceInListing | None = None
 ) -> Page:
     """Return the rows that fit, those that ended last first, from the one after ``after`` on."""
-    few = _few_models(session, wanted)
-    query = _rows().where(*_conditions(session, wanted, few))
-    if after is not None:
-        query = query.where(
-            Conversion.finished_at <= after.finished_at,
-            or_(Conversion.finished_at < after.finished_at, Conversion.id < after.id),
-        )
-    query = query.order_by(Conversion.finished_at.desc(), Conversion.id.desc()).limit(limit + 1)
+    place = [] if after is None else [_comes_after(after)]
+    newest_first = (Conversion.finished_at.desc(), Conversion.id.desc())
+    if wanted.text:
+        numbers = _search(wanted, *place).newest(session, most=limit + 1)
+        query = _rows().where(Conversion.id.in_(numbers)).order_by(*newest_first)
+    else:
+        query = _rows().where(*_conditions(wanted), *place).order_by(*newest_first).limit(limit + 1)
     rows = _listed(session, query)
     last = rows[limit - 1] if len(rows) > limit else None
-    place = None if last is None else PlaceInListing(finished_at=last.finished_at, id=last.id)
-    return Page(rows=tuple(rows[:limit]), next=place)
+    following = None if last is None else PlaceInListing(finished_at=last.finished_at, id=last.id)
+    return Page(rows=tuple(rows[:limit]), next=following)
 
 
-def count_up_to(session: Session, wanted: ConversionFilter, *, most: int) -> int:
-    """Return how many rows fit, or ``most`` where there are so many or more."""
-    few = _few_models(session, wanted)
-    if wanted.text and few is None:
-        # That many models have the words in their id; counting on would look at every one.
-        return most
-    inner = select(Conversion.id).where(*_conditions(session, wanted, few)).limit(most).subquery()
-    return session.execute(select(func.count()).select_from(inner)).scalar_one()
+def count_up_to(session: Session, wanted: ConversionFilter, *, most: int) -> Counted:
+    """Return how many rows fit, ``most`` at most; of a text that many models have, those among the newest rows."""
+    if wanted.text:
+        number, exact = _search(wanted).count(session, most=most)
+        return Counted(number=number, exact=exact)
+    inner = select(Conversion.id).where(*_conditions(wanted)).limit(most + 1).subquery()
+    number = session.execute(select(func.count()).select_from(inner)).scalar_one()
+    return Counted(number=min(number, most), exact=number <= most)
 
 
 def model_history(session: Session, model_id: str, *, limit: int = 50) -> list[ListedConversion]:
@@ -291,29 +300,25 @@ def _listed(session: Session, query: Select[Any]) -> list[ListedConversion]:
     ]
 
 
-def _few_models(session: Session, wanted: ConversionFilter) -> list[int] | None:
-    """Return the models that have the words in their id; ``None`` where there are many, or no words."""
-    if not wanted.text:
-        return None
-    found = session.scalars(select(SourceModel.id).where(_has_words(session, wanted.text)).limit(_FEW_MODELS))
-    numbers = list(found)
-    return None if len(numbers) == _FEW_MODELS else numbers
+def _search(wanted: ConversionFilter, *more: ColumnElement[bool]) -> TextSearch:
+    latest_only = wanted.batch_id is None and not wanted.every
+    where = [*_conditions(wanted, latest=False), *more]
+    return TextSearch(text=wanted.text or "", where=where, latest_only=latest_only)
 
 
-def _has_words(session: Session, text: str) -> ColumnElement[bool]:
-    # SQLite's LIKE looks past the case by itself; lower() on every row would take three times as long.
-    escaped = storable(text).replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    like = SourceModel.model_id.ilike if session.get_bind().dialect.name == "postgresql" else SourceModel.model_id.like
-    return like(f"%{escaped}%", escape="\\")
+def _comes_after(place: PlaceInListing) -> ColumnElement[bool]:
+    return and_(
+        Conversion.finished_at <= place.finished_at,
+        or_(Conversion.finished_at < place.finished_at, Conversion.id < place.id),
+    )
 
 
-def _conditions(
-    session: Session, wanted: ConversionFilter, few_models: Sequence[int] | None
-) -> list[ColumnElement[bool]]:
+def _conditions(wanted: ConversionFilter, *, latest: bool = True) -> list[ColumnElement[bool]]:
+    """Return what must hold of a row, save for the text; without ``latest`` also save for being the last attempt."""
     found: list[ColumnElement[bool]] = []
     if wanted.batch_id is not None:
         found.append(Conversion.batch_id == wanted.batch_id)
-    elif not wanted.every:
+    elif latest and not wanted.every:
         found.append(Conversion.latest.is_(True))
     for column, value in (
         (Conversion.status, wanted.status),
@@ -325,10 +330,6 @@ def _conditions(
             found.append(column == storable(value))
     if wanted.since is not None:
         found.append(Conversion.finished_at >= wanted.since)
-    if wanted.text:
-        found.append(
-            _has_words(session, wanted.text) if few_models is None else Conversion.source_model_id.in_(few_models)
-        )
     return found
 
 

@@ -21,6 +21,7 @@ from db.types import JsonValue, PlainText, Real, UtcDateTime
 from db.vocabulary import (
     BatchEngine,
     ConversionStatus,
+    Dimension,
     Direction,
     FailureKind,
     ParityVerdict,
@@ -39,6 +40,7 @@ __all__ = [
     "Environment",
     "Graph",
     "GraphTensor",
+    "GroupedTotal",
     "Lease",
     "ParityCell",
     "ParityCheck",
@@ -119,13 +121,15 @@ class Environment(Base):
 
 
 class Batch(Base):
-    """One run of the batch command; the totals are NULL until it ends."""
+    """One run of the batch command; until it ends, the totals are those of what it found done when it began."""
 
     __tablename__ = "batches"
     __table_args__ = (_one_of("engine", BatchEngine), Index(None, "started_at"))
 
     id: Mapped[PrimaryKey]
     engine: Mapped[Word]
+    models: Mapped[Count | None]
+    """How many were asked for; NULL where nobody wrote it down."""
     started_at: Mapped[Moment]
     finished_at: Mapped[Moment | None]
     converted: Mapped[Count | None]
@@ -250,6 +254,8 @@ class Conversion(Base):
         Index(None, "latest", "task", "finished_at"),
         Index(None, "latest", "model_type", "finished_at"),
         Index(None, "latest", "error_kind", "finished_at"),
+        # Searched besides: which classes there are, and the newest attempts of one.
+        Index(None, "latest", "architecture", "finished_at"),
         # The one row that a new attempt supersedes.
         Index(None, "subject", "latest"),
         # Also the totals of a batch that runs, without reading the rows.
@@ -307,6 +313,8 @@ class ConversionTotal(Base):
             name="uq_conversion_totals_counted",
         ),
         _one_of("span", Span),
+        # One task of one model type over all time.
+        Index(None, "span", "task", "model_type", "start"),
     )
 
     id: Mapped[PrimaryKey]
@@ -315,6 +323,34 @@ class ConversionTotal(Base):
     task: Mapped[Words]
     """Empty where the attempt has none, as the four below: NULLs would count as different."""
     model_type: Mapped[Words]
+    status: Mapped[Word]
+    error_kind: Mapped[Word]
+    template: Mapped[Word]
+    conversions: Mapped[Count]
+
+
+class GroupedTotal(Base):
+    """The same, of all attempts, of one task, or of one model type.
+
+    A large catalog has nearly as many of the rows above as it has attempts, since few have all of them in common.
+    """
+
+    __tablename__ = "grouped_totals"
+    __table_args__ = (
+        UniqueConstraint(
+            *("span", "dimension", "word", "start", "status", "error_kind", "template"),
+            name="uq_grouped_totals_counted",
+        ),
+        _one_of("span", Span),
+        _one_of("dimension", Dimension),
+    )
+
+    id: Mapped[PrimaryKey]
+    span: Mapped[Word]
+    dimension: Mapped[Word]
+    word: Mapped[Words]
+    """The task or the model type; empty where the attempt has none, and where all are counted."""
+    start: Mapped[Moment]
     status: Mapped[Word]
     error_kind: Mapped[Word]
     template: Mapped[Word]

@@ -17,10 +17,11 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from db.assemble import batch_record
-from db.models import Artifact, Batch, Conversion, ConversionTotal, StepDuration
+from db.models import Artifact, Batch, Conversion, ConversionTotal, GroupedTotal, StepDuration
 from db.records import BatchRecord, BatchTotals
+from db.search import known_values
 from db.types import storable
-from db.vocabulary import Span, StepName
+from db.vocabulary import Dimension, Span, StepName
 
 __all__ = [
     "ArtifactSizes",
@@ -38,7 +39,7 @@ __all__ = [
     "totals_over_time",
 ]
 
-_SAMPLED_ATTEMPTS = 1000
+_SAMPLED_ATTEMPTS = 500
 _FORGOTTEN_AFTER = timedelta(days=7)
 
 
@@ -143,11 +144,12 @@ class ArtifactSizes:
 
 def totals_over_time(session: Session, wanted: OverviewFilter) -> list[TotalsPoint]:
     """Return one point for each hour or day that has an attempt, in the order of time."""
+    table, conditions = _counted(wanted)
     query = (
-        select(ConversionTotal.start, ConversionTotal.status, func.sum(ConversionTotal.conversions))
-        .where(*_counted(wanted))
-        .group_by(ConversionTotal.start, ConversionTotal.status)
-        .order_by(ConversionTotal.start)
+        select(table.start, table.status, func.sum(table.conversions))
+        .where(*conditions)
+        .group_by(table.start, table.status)
+        .order_by(table.start)
     )
     points: dict[datetime, dict[str, int]] = defaultdict(dict)
     for start, status, conversions in session.execute(query):
@@ -160,19 +162,16 @@ def count_by(session: Session, wanted: OverviewFilter, column: str) -> dict[str,
 
     Attempts that have none are left out. Most come first.
     """
-    chosen = getattr(ConversionTotal, column)
-    number = func.sum(ConversionTotal.conversions)
-    query = (
-        select(chosen, number).where(*_counted(wanted), chosen != "").group_by(chosen).order_by(number.desc(), chosen)
-    )
+    table, conditions = _counted(wanted, column)
+    chosen = table.word if table is GroupedTotal and column in _DIMENSIONS else getattr(table, column)
+    number = func.sum(table.conversions)
+    query = select(chosen, number).where(*conditions, chosen != "").group_by(chosen).order_by(number.desc(), chosen)
     return {word: int(conversions) for word, conversions in session.execute(query)}
 
 
 def known_words(session: Session, column: str) -> list[str]:
     """Return every ``task`` or ``model_type`` that was ever converted, by name."""
-    chosen = getattr(ConversionTotal, column)
-    query = select(chosen).where(ConversionTotal.span == Span.DAY.value, chosen != "").distinct().order_by(chosen)
-    return list(session.scalars(query))
+    return known_values(session, getattr(Conversion, column))
 
 
 def current_totals(session: Session) -> BatchTotals:
@@ -242,21 +241,39 @@ def running_batches(session: Session, *, now: datetime) -> list[BatchRecord]:
 def running_totals(session: Session, batch_id: int) -> BatchTotals:
     """Return how the attempts of a batch that are recorded so far ended.
 
-    What a batch found done is not recorded again, so ``reused`` counts only what was.
+    What a batch found done is not recorded again: `BatchRecord.found` has it.
     """
     query = select(Conversion.status, func.count()).where(Conversion.batch_id == batch_id).group_by(Conversion.status)
     return BatchTotals(**{str(status): number for status, number in session.execute(query)})
 
 
-def _counted(wanted: OverviewFilter) -> list[ColumnElement[bool]]:
-    found = [ConversionTotal.span == wanted.period.span.value]
+_DIMENSIONS = ("task", "model_type")
+
+
+def _counted(
+    wanted: OverviewFilter, column: str = ""
+) -> tuple[type[GroupedTotal] | type[ConversionTotal], list[ColumnElement[bool]]]:
+    """Return the totals that tell apart what is asked for and little more, and which of them count."""
+    given = {"task": wanted.task, "model_type": wanted.model_type}
+    named = {name: value for name, value in given.items() if value}
+    needed = {*named, *({column} & set(_DIMENSIONS))}
+    table: type[GroupedTotal] | type[ConversionTotal]
+    found: list[ColumnElement[bool]]
+    if len(needed) > 1:
+        table = ConversionTotal
+        found = [getattr(ConversionTotal, name) == storable(value) for name, value in named.items()]
+    else:
+        table = GroupedTotal
+        dimension = Dimension(needed.pop()) if needed else Dimension.ALL
+        found = [GroupedTotal.dimension == dimension.value]
+        if dimension is Dimension.ALL:
+            # All have it, and the index goes on by time only behind it.
+            found.append(GroupedTotal.word == "")
+        found += [GroupedTotal.word == storable(value) for value in named.values()]
+    found.append(table.span == wanted.period.span.value)
     if wanted.since is not None:
-        found.append(ConversionTotal.start >= wanted.since)
-    if wanted.task:
-        found.append(ConversionTotal.task == storable(wanted.task))
-    if wanted.model_type:
-        found.append(ConversionTotal.model_type == storable(wanted.model_type))
-    return found
+        found.append(table.start >= wanted.since)
+    return table, found
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

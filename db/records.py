@@ -423,6 +423,12 @@ class BatchRecord:
     totals: BatchTotals | None
     """``None`` until it ends."""
 
+    models: int | None = None
+    """How many were asked for; ``None``: nobody wrote it down."""
+
+    found: BatchTotals | None = None
+    """While it runs: what was known already when it began; none of it is recorded again."""
+
     def __post_init__(self) -> None:
         _check_word("engine", self.engine, BatchEngine)
 

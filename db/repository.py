@@ -45,6 +45,7 @@ from db.records import (
     TemplateRecord,
     TensorRecord,
 )
+from db.search import TextSearch
 from db.types import storable
 from db.vocabulary import BatchEngine, ConversionStatus, Direction
 
@@ -238,9 +239,22 @@ def forget_templates(session: Session, keys: Collection[str]) -> int:
     )
 
 
-def start_batch(session: Session, *, engine: str, started_at: datetime) -> int:
-    """Add a batch that begins; return its number."""
-    row = Batch(engine=BatchEngine(engine).value, started_at=started_at)
+def start_batch(
+    session: Session,
+    *,
+    engine: str,
+    started_at: datetime,
+    models: int | None = None,
+    found: BatchTotals | None = None,
+) -> int:
+    """Add a batch that begins; return its number.
+
+    ``models`` is how many were asked for, ``found`` what is known of them already and not recorded again.
+    """
+    row = Batch(engine=BatchEngine(engine).value, started_at=started_at, models=models)
+    if found is not None:
+        row.converted, row.reused = found.converted, found.reused
+        row.failed, row.mismatch = found.failed, found.mismatch
     session.add(row)
     session.flush()
     return row.id
@@ -351,7 +365,12 @@ def _meanings(name: str) -> Iterator[tuple[ColumnElement[bool], ...]]:
     yield (_is_model(name),)
     model_id, _, revision = name.rpartition("@")
     if model_id and revision:
-        resolved = select(Revision.id).where(Revision.revision.startswith(revision, autoescape=True))
+        # Of the model alone: no index answers what a revision begins with.
+        resolved = (
+            select(Revision.id)
+            .join(SourceModel, SourceModel.id == Revision.source_model_id)
+            .where(SourceModel.model_id == model_id, Revision.revision.startswith(revision, autoescape=True))
+        )
         at_revision = or_(Conversion.requested_revision == revision, Conversion.revision_id.in_(resolved))
         yield _is_model(model_id), at_revision
     digits = name.lower()
@@ -373,13 +392,21 @@ def list_conversions(
 ) -> list[ConversionRecord]:
     """Return one page of attempts, those that finished last first.
 
-    ``None`` leaves a filter out. ``text`` is looked for, whatever its case, in model id, task, model
-    type, architecture and error message. With ``latest_only``, of the attempts at the same model,
-    requested revision and options only the last one counts.
+    ``None`` leaves a filter out. ``text`` is looked for, whatever the case of its ASCII letters, in model id, task,
+    model type and class, and, where it has three letters or more, in the error message. With ``latest_only``, of the
+    attempts at the same model, requested revision and options only the last one counts.
     """
-    query = conversions().where(*_filters(status=status, task=task, text=text, latest_only=latest_only))
-    query = query.order_by(Conversion.finished_at.desc(), Conversion.id.desc()).limit(limit).offset(offset)
-    return conversion_records(session, query)
+    query = conversions().order_by(Conversion.finished_at.desc(), Conversion.id.desc())
+    if text is None:
+        query = query.where(*_filters(status=status, task=task, latest_only=latest_only))
+        return conversion_records(session, query.limit(limit).offset(offset))
+    search = _text_search(text, status=status, task=task, latest_only=latest_only)
+    numbers = search.newest(session, most=limit + offset)[offset:]
+    return [
+        record
+        for chunk in chunked(numbers)
+        for record in conversion_records(session, query.where(Conversion.id.in_(chunk)))
+    ]
 
 
 def count_conversions(
@@ -389,11 +416,17 @@ def count_conversions(
     task: str | None = None,
     text: str | None = None,
     latest_only: bool = True,
+    most: int | None = None,
 ) -> int:
-    """Return how many attempts `list_conversions` would return without a limit."""
-    query = select(func.count()).select_from(Conversion)
-    query = query.where(*_filters(status=status, task=task, text=text, latest_only=latest_only))
-    return session.execute(query).scalar_one()
+    """Return how many attempts `list_conversions` would return without a limit; with ``most``, so many at most.
+
+    A text is counted by finding what has it, so a limit is wise there.
+    """
+    if text is not None:
+        search = _text_search(text, status=status, task=task, latest_only=latest_only)
+        return len(search.newest(session, most=_LARGEST_ID if most is None else most))
+    query = select(Conversion.id).where(*_filters(status=status, task=task, latest_only=latest_only)).limit(most)
+    return session.execute(select(func.count()).select_from(query.subquery())).scalar_one()
 
 
 def iter_conversions(session: Session, *, latest_only: bool = False) -> Iterator[ConversionRecord]:
@@ -417,26 +450,23 @@ def _is_model(model_id: str) -> ColumnElement[bool]:
     return Conversion.source_model_id.in_(select(SourceModel.id).where(SourceModel.model_id == model_id))
 
 
-def _filters(
-    *, status: str | None = None, task: str | None = None, text: str | None = None, latest_only: bool
-) -> list[ColumnElement[bool]]:
+def _filters(*, status: str | None = None, task: str | None = None, latest_only: bool) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     if latest_only:
         found.append(Conversion.latest.is_(True))
+    elif status is not None and task is not None:
+        # Whatever it is: the index that has both begins with it.
+        found.append(Conversion.latest.in_([True, False]))
     if status is not None:
         found.append(Conversion.status == status)
     if task is not None:
         found.append(Conversion.task == task)
-    if text is not None:
-        models = select(SourceModel.id).where(SourceModel.model_id.icontains(storable(text), autoescape=True))
-        columns = (Conversion.task, Conversion.model_type, Conversion.architecture, Conversion.error_message)
-        found.append(
-            or_(
-                Conversion.source_model_id.in_(models),
-                *(column.icontains(storable(text), autoescape=True) for column in columns),
-            )
-        )
     return found
+
+
+def _text_search(text: str, *, status: str | None, task: str | None, latest_only: bool) -> TextSearch:
+    where = _filters(status=status, task=task, latest_only=False)
+    return TextSearch(text=text, where=where, latest_only=latest_only, everywhere=True)
 
 
 def _get_or_add(

@@ -10,6 +10,7 @@ from enum import StrEnum
 __all__ = [
     "BatchEngine",
     "ConversionStatus",
+    "Dimension",
     "Direction",
     "FailureKind",
     "ParityVerdict",
@@ -93,3 +94,11 @@ class Span(StrEnum):
 
     HOUR = "hour"
     DAY = "day"
+
+
+class Dimension(StrEnum):
+    """What the attempts have in common that one row of the grouped totals counts."""
+
+    ALL = "all"
+    TASK = "task"
+    MODEL_TYPE = "model_type"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from tasks.memory import MemoryGate, weight_bytes_in
 from tasks.pipeline import convert_model, place_known, refused
 from tasks.place import safe_name
 from tasks.register import catalog, patiently
-from tasks.report import Engine, ModelEntry, Report
+from tasks.report import Engine, ModelEntry, Report, Status
 from tasks.request import ConversionRequest, Listener, Refresh, Workspace
 from tasks.steps import PLAIN_STEPS, Steps
 from tasks.store import store_of
@@ -116,7 +117,7 @@ def run_batch(
     store_of(workspace).check()
     found = look_up(requests, workspace, retry_failed=retried, refresh=refresh)
     remove_orphans(workspace.home)
-    number = _start(workspace, engine, started_at) if batch_id is None else batch_id
+    number = _start(workspace, engine, started_at, found) if batch_id is None else batch_id
     entries: dict[ConversionRequest, ModelEntry] = {}
     todo: list[ConversionRequest] = []
     for request, lookup in found.items():
@@ -151,13 +152,22 @@ def run_batch(
     return report
 
 
-def _start(workspace: Workspace, engine: Engine, started_at: datetime) -> int:
+def _start(
+    workspace: Workspace,
+    engine: Engine,
+    started_at: datetime,
+    found: Mapping[ConversionRequest, Lookup | FerryError],
+) -> int:
     opened = catalog(workspace)
+    known = Counter(
+        lookup.known.status for lookup in found.values() if isinstance(lookup, Lookup) and lookup.known is not None
+    )
+    totals = db.BatchTotals(**{status.value: known[status] for status in Status})
 
     def start() -> int:
         with db.session_scope(opened) as session:
             db.forget_lapsed_leases(session)
-            return db.start_batch(session, engine=engine.value, started_at=started_at)
+            return db.start_batch(session, engine=engine.value, started_at=started_at, models=len(found), found=totals)
 
     return patiently(workspace, start)
 

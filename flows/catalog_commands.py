@@ -5,80 +5,34 @@ Reading, and clearing up. What a model says of itself is shown as plain text, wi
 
 from __future__ import annotations
 
-import csv
-import io
 import json as jsonlib
-import math
 import os
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.catalog_access import fail, open_catalog, to_json
+from flows.export_command import export
 from flows.migrate_command import migrate
 from flows.progress import clean, duration
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from db import ArtifactRecord, ConversionRecord, GraphRecord, ParityCellRecord, ParityRecord
 
-__all__ = ["ExportFormat", "catalog_app"]
+__all__ = ["catalog_app"]
 
 catalog_app = typer.Typer(no_args_is_help=True)
 
 _PLAIN_WIDTH = 160
+_MOST_COUNTED = 500
 _STYLES = {"converted": "green", "reused": "cyan", "mismatch": "yellow", "failed": "red"}
-_COLUMNS = (
-    "id",
-    "model_id",
-    "requested_revision",
-    "revision",
-    "status",
-    "task",
-    "task_family",
-    "model_type",
-    "architecture",
-    "template",
-    "simplified",
-    "attempts",
-    "peak_rss_bytes",
-    "seconds",
-    "verdict",
-    "device",
-    "provider",
-    "shapes",
-    "max_abs_diff",
-    "tolerance",
-    "artifact_sha256",
-    "artifact_path",
-    "quarantined",
-    "size_bytes",
-    "error_kind",
-    "error_step",
-    "error_message",
-    "error_reproduce",
-    "started_at",
-    "finished_at",
-    "batch_id",
-    "key",
-)
-
-
-class ExportFormat(StrEnum):
-    """What ``export`` writes."""
-
-    JSON = "json"
-    CSV = "csv"
 
 
 class _StatusFilter(StrEnum):
@@ -152,7 +106,7 @@ def show(
     from db import find_conversion
 
     record = None
-    with _catalog(home=home, catalog_url=catalog_url) as session:
+    with open_catalog(home=home, catalog_url=catalog_url) as session:
         if session is not None:
             record = find_conversion(session, name)
             if record is None and Path(name).is_dir():
@@ -160,52 +114,11 @@ def show(
                 record = find_conversion(session, str(Path(name).resolve()))
     if record is None:
         what = "it is empty" if session is None else "it has no conversion with this number, model or artifact"
-        _fail(f"{name!r} is not in the catalog: {what}. `ferry catalog list` shows what is there.")
+        fail(f"{name!r} is not in the catalog: {what}. `ferry catalog list` shows what is there.")
     if json:
-        _write_document(_to_json(record))
+        _write_document(to_json(record))
     else:
         _print_conversion(_console(), record)
-
-
-@catalog_app.command()
-def export(
-    *,
-    export_format: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.JSON,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Where to; without it, standard output.")
-    ] = None,
-    home: _HomeOption = None,
-    catalog_url: _CatalogOption = None,
-) -> None:
-    """Write every attempt, in the order recorded: JSON with everything, or CSV with one line for each."""
-    from db import iter_conversions
-
-    with _catalog(home=home, catalog_url=catalog_url) as session:
-        records = iter(()) if session is None else iter_conversions(session)
-        write = _write_json if export_format is ExportFormat.JSON else _write_csv
-        if output is None:
-            stream = io.TextIOWrapper(_binary_stdout(), encoding="utf-8", newline="")
-            try:
-                write(stream, records)
-                stream.flush()
-            finally:
-                # Closing the wrapper would close standard output with it.
-                stream.detach()
-            return
-        draft = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-        try:
-            try:
-                with draft.open("w", encoding="utf-8", newline="") as stream:
-                    count = write(stream, records)
-                draft.replace(output)
-            finally:
-                draft.unlink(missing_ok=True)
-        except OSError as error:
-            _fail(
-                f"The export cannot be written to {str(output)!r} ({error.strerror or error}). "
-                "Choose another file with --output."
-            )
-    typer.echo(f"{count} conversions written to {clean(output)}", err=True)
 
 
 @catalog_app.command()
@@ -214,11 +127,11 @@ def templates(*, json: _JsonOption = False, home: _HomeOption = None, catalog_ur
     from db import list_templates
 
     records = []
-    with _catalog(home=home, catalog_url=catalog_url) as session:
+    with open_catalog(home=home, catalog_url=catalog_url) as session:
         if session is not None:
             records = list_templates(session)
     if json:
-        _write_document({"templates": [_to_json(record) for record in records]})
+        _write_document({"templates": [to_json(record) for record in records]})
         return
     if not records:
         _console().print("No structure was traced yet.")
@@ -256,7 +169,7 @@ def gc(
     try:
         found = collect(workspace, unused_days=unused_days, dry_run=dry_run)
     except FerryError as error:
-        _fail(error.message)
+        fail(error.message)
     total = sum(item.size_bytes for item in found)
     if json:
         listed = [{"what": item.what, "path": str(item.path), "size_bytes": item.size_bytes} for item in found]
@@ -267,41 +180,25 @@ def gc(
     typer.echo(f"{len(found)} {'would be removed' if dry_run else 'removed'}, {_size(total)}")
 
 
+catalog_app.command()(export)
 catalog_app.command()(migrate)
-
-
-@contextmanager
-def _catalog(*, home: str | None, catalog_url: str | None) -> Iterator[Session | None]:
-    """Open the catalog for reading; ``None`` where there is none yet. Ends the command if it cannot be read."""
-    from db import CatalogError, make_engine, schema_version, session_scope, upgrade
-    from flows.settings import load_settings
-
-    settings = load_settings(home=home, catalog_url=catalog_url)
-    try:
-        engine = make_engine(settings.catalog_url)
-        try:
-            if schema_version(engine) is None:
-                yield None
-                return
-            upgrade(engine)
-            with session_scope(engine, read_only=True) as session:
-                yield session
-        finally:
-            engine.dispose()
-    except CatalogError as error:
-        _fail(error.message)
 
 
 def _print_page(filters: dict[str, Any], *, limit: int, json: bool, home: str | None, catalog_url: str | None) -> None:
     from db import count_conversions, list_conversions
 
-    total, records = 0, []
-    with _catalog(home=home, catalog_url=catalog_url) as session:
+    total, records, exact = 0, [], True
+    with open_catalog(home=home, catalog_url=catalog_url) as session:
         if session is not None:
-            total = count_conversions(session, **filters)
+            # What has a text in it is counted by finding it, so not all of what a million have.
+            most = max(limit, _MOST_COUNTED) if "text" in filters else None
+            total = count_conversions(session, most=None if most is None else most + 1, **filters)
+            if most is not None and total > most:
+                total, exact = most, False
             records = list_conversions(session, limit=limit, **filters)
     if json:
-        _write_document({"total": total, "conversions": [_to_json(record) for record in records]})
+        listed = [to_json(record) for record in records]
+        _write_document({"total": total, "total_is_exact": exact, "conversions": listed})
         return
     console = _console()
     if session is None:
@@ -310,8 +207,9 @@ def _print_page(filters: dict[str, Any], *, limit: int, json: bool, home: str | 
         console.print("No conversion fits.")
     else:
         console.print(_page_table(records))
-        if total > len(records):
-            console.print(f"{len(records)} of {total} conversions; see more with --limit.")
+        if total > len(records) or not exact:
+            more = "" if exact else " or more"
+            console.print(f"{len(records)} of {total}{more} conversions; see more with --limit.")
 
 
 def _page_table(records: Iterable[ConversionRecord]) -> Table:
@@ -519,73 +417,6 @@ def _size(size_bytes: int) -> str:
     return f"{size:.1f} TiB"
 
 
-def _to_json(value: Any) -> Any:
-    """Return a record as JSON holds it: times in ISO 8601 with ``Z``, and ``null`` for NaN and infinity."""
-    if hasattr(value, "__dataclass_fields__"):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _write_json(stream: TextIO, records: Iterator[ConversionRecord]) -> int:
-    """Write one document without holding more than a few hundred conversions."""
-    count = 0
-    stream.write('{"schema": 1, "conversions": [')
-    for record in records:
-        stream.write((",\n" if count else "\n") + jsonlib.dumps(_to_json(record), allow_nan=False))
-        count += 1
-    stream.write("\n]}\n")
-    return count
-
-
-def _write_csv(stream: TextIO, records: Iterator[ConversionRecord]) -> int:
-    writer = csv.writer(stream)
-    writer.writerow(_COLUMNS)
-    count = 0
-    for record in records:
-        row = _flat(record)
-        writer.writerow([_cell(row[column]) for column in _COLUMNS])
-        count += 1
-    return count
-
-
-def _flat(record: ConversionRecord) -> dict[str, Any]:
-    """Return the columns of a conversion's line; of several parity checks, the newest."""
-    row = {column: getattr(record, column, None) for column in _COLUMNS}
-    row["seconds"] = record.seconds
-    if record.parity:
-        check = record.parity[-1]
-        for column in ("verdict", "device", "provider", "shapes", "max_abs_diff", "tolerance"):
-            row[column] = getattr(check, column)
-    if record.artifact is not None:
-        row |= {
-            "artifact_sha256": record.artifact.sha256,
-            "artifact_path": record.artifact.path,
-            "quarantined": record.artifact.quarantined,
-            "size_bytes": record.artifact.size_bytes,
-        }
-    if record.error is not None:
-        row |= {f"error_{name}": getattr(record.error, name) for name in ("kind", "step", "message", "reproduce")}
-    return row
-
-
-def _cell(value: Any) -> Any:
-    """Return a cell that no spreadsheet takes for a formula: such a text gets a quote in front."""
-    if isinstance(value, datetime):
-        return _to_json(value)
-    if isinstance(value, str):
-        text = clean(value)
-        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
-    return value
-
-
 def _console() -> Console:
     """Return the console for standard output; a pipe has no width, so that nothing is cut there."""
     console = Console(highlight=False, emoji=False)
@@ -596,14 +427,4 @@ def _console() -> Console:
 
 def _write_document(value: Any) -> None:
     """Write one JSON document; ASCII, so that nothing in it reaches a terminal as a command."""
-    typer.echo(jsonlib.dumps(_to_json(value), indent=2, allow_nan=False))
-
-
-def _binary_stdout() -> Any:
-    sys.stdout.flush()
-    return sys.stdout.buffer
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"Error: {clean(message)}", err=True)
-    raise typer.Exit(1)
+    typer.echo(jsonlib.dumps(to_json(value), indent=2, allow_nan=False))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -297,9 +297,18 @@ def _kinds(retry_failed: str | None) -> frozenset[ErrorKind] | None:
 @app.command(cls=_BatchCommand)
 def batch(
     manifest: Annotated[
-        Path, typer.Argument(metavar="MANIFEST", help="YAML, JSON, or text with one id per line.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(metavar="MANIFEST", help="YAML, JSON, or text with one id per line.", show_default=False),
+    ] = None,
     *,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            "--watch",
+            metavar="ID|latest",
+            help="Follow a batch that runs elsewhere, by its number, until it ends; in place of a manifest.",
+        ),
+    ] = None,
     output: _OutputOption = None,
     workers: Annotated[
         int | None,
@@ -336,6 +345,19 @@ def batch(
     settings = load_settings(
         home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
     )
+    if watch is not None:
+        given = (manifest, output, workers, retry_failed, refresh, shards)
+        if any(one is not None for one in given):
+            raise InputError(
+                "--watch follows a batch that somebody else started: leave out the manifest, and what says how to "
+                "convert it. --report, --home and --catalog-url go with it."
+            )
+        from flows.watch import follow
+
+        console = plain_console()
+        _end(console, follow(watch, settings.workspace(), console), report)
+    if manifest is None:
+        raise InputError("No manifest was given. Name one, such as models.yaml, or a batch to follow: --watch latest.")
     requests = read_manifest(manifest)
     asked_workers = workers
     workers, threads = workers_and_threads(workers)
@@ -364,6 +386,11 @@ def batch(
             listener=listener if report is None else ReportingListener(listener, report),
         )
     summary(console, done, manifest=str(manifest))
+    _end(console, done, report)
+
+
+def _end(console: Console, done: Report, report: Path | None) -> NoReturn:
+    """Write the report and exit as the report says."""
     if report is not None:
         try:
             write_report(report, done)

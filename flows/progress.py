@@ -61,9 +61,9 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress_for(
-    console: Console, total: int, *, json: bool = False, quiet: bool = False, verbose: bool = False
+    console: Console, total: int | None, *, json: bool = False, quiet: bool = False, verbose: bool = False
 ) -> Iterator[Listener]:
-    """Show how ``total`` conversions advance while the block runs; yields the listener to tell.
+    """Show how ``total`` conversions advance while the block runs; yields the listener to tell. ``None``: nobody knows.
 
     On a terminal a live area shows the models in work and a bar over all of them, and each failure stays
     as one line above it. Elsewhere every finished model is a line; with ``verbose`` every step as well.
@@ -101,13 +101,17 @@ class _Work:
 class _Counts:
     """How many models ended, by status. The lock also guards what its owner keeps beside it."""
 
-    total: int
+    total: int | None
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: Counter[Status] = field(default_factory=Counter)
 
     @property
     def done(self) -> int:
         return sum(self.ended.values())
+
+    def place(self) -> str:
+        """Return how far it is: ``3/20``, or ``3`` where nobody knows of how many."""
+        return f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
 
     def line(self) -> Text:
         text = Text()
@@ -120,7 +124,7 @@ class _Counts:
 class _LineListener:
     """One line per finished model."""
 
-    def __init__(self, console: Console, total: int, *, verbose: bool) -> None:
+    def __init__(self, console: Console, total: int | None, *, verbose: bool) -> None:
         self._console = console
         self._verbose = verbose
         self._counts = _Counts(total)
@@ -136,7 +140,7 @@ class _LineListener:
     def model_finished(self, entry: ModelEntry) -> None:
         with self._counts.lock:
             self._counts.ended[entry.status] += 1
-            self._say(Text(f"[{self._counts.done}/{self._counts.total}] ").append_text(_ending(entry)))
+            self._say(Text(f"[{self._counts.place()}] ").append_text(_ending(entry)))
 
     def _say(self, text: Text) -> None:
         _print(self._console, text, soft_wrap=True)
@@ -145,7 +149,7 @@ class _LineListener:
 class _LiveListener:
     """The models in work and a bar over all, drawn by Rich's own thread."""
 
-    def __init__(self, console: Console, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, total: int | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
         self._counts = _Counts(total)
@@ -180,7 +184,7 @@ class _LiveListener:
         now = self._clock()
         with self._counts.lock:
             working = [(model, work.step, now - work.since) for model, work in self._working.items()]
-            done, total = self._counts.done, self._counts.total
+            done, total, place = self._counts.done, self._counts.total, self._counts.place()
             counts = self._counts.line()
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(20, self._console.width - 30))
@@ -192,8 +196,12 @@ class _LiveListener:
             table.add_row(Text(f"and {more} more", "dim"), "", "")
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
-            ProgressBar(total=max(total, 1), completed=done, width=max(8, min(30, self._console.width // 4))),
-            Text(f"{done}/{total}"),
+            ProgressBar(
+                total=None if total is None else max(total, 1),
+                completed=done,
+                width=max(8, min(30, self._console.width // 4)),
+            ),
+            Text(place),
             Text(duration(now - self._since), "dim"),
         )
         return Group(table, bar, counts)
@@ -223,7 +231,8 @@ def summary(console: Console, report: Report, *, manifest: str = "MANIFEST") -> 
         command = f"ferry batch {quote(clean(manifest))} --retry-failed {kind.value}"
         console.print(Text("  try again: ").append(command, "bold"), soft_wrap=True)
     totals = report.totals
-    line = Text(f"\n{len(report.models)} model{'' if len(report.models) == 1 else 's'} in {duration(report.seconds)}:")
+    number = totals.converted + totals.reused + totals.mismatch + totals.failed
+    line = Text(f"\n{number} model{'' if number == 1 else 's'} in {duration(report.seconds)}:")
     for status in (Status.CONVERTED, Status.REUSED, Status.MISMATCH, Status.FAILED):
         count: int = getattr(totals, status.value)
         line.append(f"  {count} {status.value}", style=_STYLES[status] if count else "dim")

@@ -30,11 +30,18 @@ _OPTIONS = ("fsync=off", "full_page_writes=off", "shared_buffers=64MB", "max_con
 
 
 class PostgresServer:
-    """A server whose superuser `ferry` needs no password; nothing runs before `start`."""
+    """A server whose superuser `ferry` needs no password; nothing runs before `start`.
 
-    def __init__(self) -> None:
+    ``options`` are settings of the server, such as ``shared_buffers=1GB``; they beat ours. With ``folder`` what is in
+    it stays there, for another server after this one.
+    """
+
+    def __init__(self, *options: str, folder: Path | None = None) -> None:
+        self._more = options
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="onnx-ferry-postgres-"))
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder or Path(tempfile.mkdtemp(prefix="onnx-ferry-postgres-"))
         self._programs = _programs(self._folder)
         self._number = 0
         self.port = _free_port()
@@ -56,7 +63,13 @@ class PostgresServer:
             subprocess.run(
                 [self._programs / "initdb", *words], check=True, stdout=subprocess.DEVNULL, **self._as_servant()
             )
-        options = [*_OPTIONS, "listen_addresses=127.0.0.1", f"port={self.port}", "unix_socket_directories="]
+        options = [
+            *_OPTIONS,
+            *self._more,
+            "listen_addresses=127.0.0.1",
+            f"port={self.port}",
+            "unix_socket_directories=",
+        ]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._programs / "postgres", "-D", str(data), *(word for each in options for word in ("-c", each))],
@@ -115,7 +128,7 @@ def _programs(folder: Path) -> Path:
     if os.geteuid() != 0 or _is_open(installed):
         return installed / "bin"
     # The servant may not look into the environment's folder.
-    return shutil.copytree(installed, folder / "programs", symlinks=True) / "bin"
+    return shutil.copytree(installed, folder / "programs", symlinks=True, dirs_exist_ok=True) / "bin"
 
 
 def _is_open(folder: Path) -> bool:

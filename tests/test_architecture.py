@@ -174,8 +174,13 @@ def requirements(*, extras: bool) -> list[Requirement]:
     return [Requirement(line) for line in lines]
 
 
+# Imported where they are needed, by what says which extra to install where they are not there.
+OPTIONAL = {"pyarrow"}
+
+
 def test_every_import_is_a_declared_dependency() -> None:
-    names = {canonicalize_name(requirement.name) for requirement in requirements(extras=False)}
+    names = {canonicalize_name(requirement.name) for requirement in requirements(extras=False)} | OPTIONAL
+    assert {canonicalize_name(requirement.name) for requirement in requirements(extras=True)} >= OPTIONAL
     homes = packages_distributions()
     missing = {
         f"{name} in {path.relative_to(ROOT)}"

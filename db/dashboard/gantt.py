@@ -8,7 +8,7 @@ from datetime import datetime
 
 from db.listing import TimedConversion
 
-__all__ = ["Bar", "Timeline", "timeline"]
+__all__ = ["Bar", "Lane", "Timeline", "timeline"]
 
 WIDTH = 1000.0
 ROW_HEIGHT = 22.0
@@ -19,34 +19,39 @@ _TICKS = 5
 class Bar:
     """One step of one attempt, in units of the picture."""
 
-    conversion_id: int
-    """Number of the attempt."""
-
-    label: str
-    """What a reader is told who points at it."""
-
     step: str
     """A `db.vocabulary.StepName`, or ``rest`` for time that no step accounts for."""
 
-    failed: bool
-    """Whether the attempt did not end well."""
-
     x: float
     """Left edge."""
-
-    y: float
-    """Upper edge."""
 
     width: float
     """At least half a unit, or nobody would see it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """One attempt: what its steps have in common, so that a page has to say it once."""
+
+    label: str
+    """What a reader is told who points at it."""
+
+    failed: bool
+    """Whether the attempt did not end well."""
+
+    y: float
+    """Upper edge of its bars."""
+
+    bars: tuple[Bar, ...]
+    """One for each step, in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
     """The picture of a batch."""
 
-    bars: tuple[Bar, ...]
-    """In the order of attempts."""
+    lanes: tuple[Lane, ...]
+    """In the order in which the attempts began."""
 
     rows: int
     """How many attempts ran beside each other at most."""
@@ -68,11 +73,11 @@ def timeline(attempts: Sequence[TimedConversion]) -> Timeline:
     """Return the bars of the attempts; each stands in the first row that is free when it begins."""
     ordered = sorted(attempts, key=lambda attempt: (attempt.started_at, attempt.id))
     if not ordered:
-        return Timeline(bars=(), rows=0, height=0, seconds=0, begins_at=None, ticks=())
+        return Timeline(lanes=(), rows=0, height=0, seconds=0, begins_at=None, ticks=())
     begin = ordered[0].started_at
     whole = max(0.001, *((attempt.finished_at - begin).total_seconds() for attempt in ordered))
     free_at: list[float] = []
-    bars: list[Bar] = []
+    lanes: list[Lane] = []
     for attempt in ordered:
         start = (attempt.started_at - begin).total_seconds()
         end = max(start, (attempt.finished_at - begin).total_seconds())
@@ -81,23 +86,24 @@ def timeline(attempts: Sequence[TimedConversion]) -> Timeline:
         free_at[row : row + 1] = [end]
         at = start
         parts = [(timing.step, timing.seconds) for timing in attempt.timings]
+        bars: list[Bar] = []
         for step, seconds in parts or [("rest", end - start)]:
             until = min(at + max(0.0, seconds), end) if parts else end
-            bars.append(
-                Bar(
-                    conversion_id=attempt.id,
-                    label=f"{attempt.model_id}: {step} {seconds:.1f} s, {attempt.status}",
-                    step=step,
-                    failed=attempt.status in ("failed", "mismatch"),
-                    x=round(at / whole * WIDTH, 2),
-                    y=row * ROW_HEIGHT,
-                    width=round(max(0.5, (until - at) / whole * WIDTH), 2),
-                )
-            )
+            width = round(max(0.5, (until - at) / whole * WIDTH), 1)
+            bars.append(Bar(step=step, x=round(at / whole * WIDTH, 1), width=width))
             at = until
+        told = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in parts)
+        lanes.append(
+            Lane(
+                label=f"{attempt.model_id}: {told + ', ' if told else ''}{attempt.status}",
+                failed=attempt.status in ("failed", "mismatch"),
+                y=row * ROW_HEIGHT,
+                bars=tuple(bars),
+            )
+        )
     marks = tuple((round(WIDTH * n / _TICKS, 1), whole * n / _TICKS) for n in range(_TICKS + 1))
     return Timeline(
-        bars=tuple(bars),
+        lanes=tuple(lanes),
         rows=len(free_at),
         height=len(free_at) * ROW_HEIGHT,
         seconds=whole,

@@ -144,7 +144,6 @@ def _models(request: Request, wanted: Listing, after: After = None) -> Response:
             "wanted": wanted,
             "listing": page,
             "total": count_up_to(session, wanted, most=_MOST_COUNTED),
-            "most": _MOST_COUNTED,
             "statuses": _STATUSES,
             "kinds": [kind.value for kind in FailureKind],
             "tasks": known_words(session, "task"),

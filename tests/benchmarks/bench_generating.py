@@ -46,8 +46,8 @@ FAMILIES = {
     ],
     "vision-language": [
         "LlavaForConditionalGeneration", "VipLlavaForConditionalGeneration", "VideoLlavaForConditionalGeneration",
-        "InternVLForConditionalGeneration", "QianfanOCRForConditionalGeneration", "DeepseekOcr2ForConditionalGeneration",
-        "PaliGemmaForConditionalGeneration", "Gemma3ForConditionalGeneration", "Qwen2VLForConditionalGeneration",
+        "InternVLForConditionalGeneration", "QianfanOCRForConditionalGeneration", "PaliGemmaForConditionalGeneration",
+        "Gemma3ForConditionalGeneration", "Qwen2VLForConditionalGeneration",
     ],
     "audio-language": ["VoxtralForConditionalGeneration", "Qwen2AudioForConditionalGeneration",
                        "AudioFlamingo3ForConditionalGeneration"],

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, select
 
 import db
 from db import ConversionRecord, record_conversion, session_scope
-from db.models import Base, ConversionTotal
+from db.models import Base, ConversionTotal, GroupedTotal
 
 __all__ = ["content", "fill"]
 
@@ -35,7 +35,6 @@ def fill(engine: Engine, make_record: MakeRecord, *, first: int = 1, count: int 
 
 def content(engine: Engine) -> dict[str, list[str]]:
     """Return every row of every table as text, which tells NaN from NaN; totals without their numbers."""
-    totals = ConversionTotal.__table__
     with session_scope(engine, read_only=True) as session:
         found = {
             table.name: [repr(tuple(row)) for row in session.execute(select(table).order_by(table.c.id))]
@@ -43,5 +42,6 @@ def content(engine: Engine) -> dict[str, list[str]]:
             if "id" in table.c
         }
         # They count themselves, in whatever order.
-        found[totals.name] = sorted(repr(tuple(row)[1:]) for row in session.execute(select(totals)))
+        for totals in (ConversionTotal.__table__, GroupedTotal.__table__):
+            found[totals.name] = sorted(repr(tuple(row)[1:]) for row in session.execute(select(totals)))
         return found

@@ -29,6 +29,7 @@ from db import (
 )
 from db.migrate import HEAD, alembic_config
 from db.models import Base
+from db.search import SEARCH_OBJECTS
 from tests.db.contents import fill
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,9 @@ def test_head_is_the_only_newest_revision():
 
 def test_models_and_migrations_agree(shared_engine):
     with shared_engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        # What no model declares is of another kind on each database.
+        options = {"compare_type": True, "include_name": lambda name, *_: not str(name).startswith(SEARCH_OBJECTS)}
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, Base.metadata) == []
 
 
@@ -184,10 +187,11 @@ def test_a_catalog_of_every_earlier_revision_keeps_what_is_in_it(engine, empty_e
         command.upgrade(alembic_config(connection), revision)
     then = MetaData()
     then.reflect(old)
-    # What counts itself counts there too, and a lease is nobody's content.
-    tables = [table for table in then.sorted_tables if "id" in table.c and table.name not in copying._NOT_COPIED]
-    before = {}
+    tables = [table for table in then.sorted_tables if table.name in Base.metadata.tables and "id" in table.c]
     for table in tables:
+        # What counts itself counts there too, and a lease is nobody's content.
+        if table.name in copying._NOT_COPIED:
+            continue
         # What that revision could hold of a catalog of today.
         columns = [column.name for column in table.columns]
         names = [name for name in columns if name in Base.metadata.tables[table.name].c]
@@ -198,7 +202,8 @@ def test_a_catalog_of_every_earlier_revision_keeps_what_is_in_it(engine, empty_e
             assert values
             connection.execute(insert(Base.metadata.tables[table.name]), values)
             copying._count_on_from(connection, table)
-        before[table.name] = rows_of(old, table)
+    before = {table.name: rows_of(old, table) for table in tables}
+    assert all(before.values())
     upgrade(old)
     assert is_current(old)
     for table in tables:

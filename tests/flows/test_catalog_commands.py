@@ -176,6 +176,16 @@ def test_a_listing_that_is_cut_says_so(catalog):
     assert json.loads(run("list", "--limit", "2", "--json").stdout)["total"] == 3
 
 
+def test_a_search_counts_no_further_than_it_has_to(catalog, monkeypatch):
+    monkeypatch.setattr("flows.catalog_commands._MOST_COUNTED", 2)
+    catalog(converted(1), converted(2), converted(3))
+    assert "1 of 2 or more conversions; see more with --limit." in run("search", "model", "--limit", "1").stdout
+    found = json.loads(run("search", "model", "--limit", "1", "--json").stdout)
+    assert (found["total"], found["total_is_exact"], len(found["conversions"])) == (2, False, 1)
+    found = json.loads(run("search", "model", "--limit", "3", "--json").stdout)
+    assert (found["total"], found["total_is_exact"], len(found["conversions"])) == (3, True, 3)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -326,7 +336,7 @@ def test_export_to_where_nothing_can_be_written(catalog, tmp_path):
     [
         pytest.param(["list"], "The catalog is empty: nothing was converted yet.\n", id="list"),
         pytest.param(["search", "x"], "The catalog is empty: nothing was converted yet.\n", id="search"),
-        pytest.param(["list", "--json"], {"total": 0, "conversions": []}, id="list-json"),
+        pytest.param(["list", "--json"], {"total": 0, "total_is_exact": True, "conversions": []}, id="list-json"),
         pytest.param(["export"], {"schema": 1, "conversions": []}, id="export"),
     ],
 )
