@@ -248,7 +248,8 @@ def test_everything_is_reached_by_keys(open_page: OpenPage) -> None:
         ("/models/999999", 404, "No conversion has number 999999"),
         ("/runs/999999", 404, "No batch has number 999999"),
         ("/nowhere", 404, "Not here"),
-        ("/models?after=nonsense", 422, "cannot be read"),
+        ("/models?after=nonsense", 422, "after: Value error, 'nonsense' is no place in a listing"),
+        ("/runs/first", 422, "number: Input should be a valid integer"),
     ],
 )
 def test_what_is_not_there_is_said_on_a_page(open_page: OpenPage, path: str, status: int, words: str) -> None:
