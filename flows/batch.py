@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -126,6 +126,7 @@ def run_batch(
         else:
             entries[request] = entry
             listener.model_finished(entry)
+    _note_found(found, workspace, number)
     if todo:
         plan = BatchPlan(
             workspace=workspace,
@@ -154,6 +155,18 @@ def run_batch(
 def _start(workspace: Workspace, engine: Engine, started_at: datetime) -> int:
     with catalog_errors(), db.session_scope(catalog(workspace)) as session:
         return db.start_batch(session, engine=engine.value, started_at=started_at)
+
+
+def _note_found(found: Mapping[ConversionRequest, Lookup | FerryError], workspace: Workspace, batch_id: int) -> None:
+    """Have the catalog know what needs no work: it is no attempt, and a run that shows none of it would look empty."""
+    numbers = [
+        (lookup.conversion_id, lookup.known.status.value)
+        for lookup in found.values()
+        if not isinstance(lookup, FerryError) and lookup.known is not None and lookup.conversion_id is not None
+    ]
+    # Pages are read by people; a batch goes on without them.
+    with suppress(FerryError), catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        db.note_found_done(session, batch_id, numbers, found_at=datetime.now(UTC))
 
 
 def _bytes_to_read(lookup: Lookup | FerryError) -> int:

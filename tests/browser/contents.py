@@ -19,6 +19,7 @@ from db import (
     StepTiming,
     TensorRecord,
     finish_batch,
+    note_found_done,
     record_conversion,
     session_scope,
     start_batch,
@@ -42,6 +43,25 @@ _TASKS = (
     ("automatic-speech-recognition", "whisper", "WhisperForConditionalGeneration"),
 )
 _STEPS = (("fetch", 0.4), ("detect", 0.9), ("export", 7.5), ("simplify", 0.6), ("parity", 2.4), ("register", 0.1))
+
+_OPERATORS = {
+    "operators": {
+        "MatMul": 72,
+        "Add": 60,
+        "Reshape": 48,
+        "LayerNormalization": 25,
+        "com.microsoft::Gelu": 12,
+        "Cast": 13,
+    },
+    "operators_before_simplify": {
+        "MatMul": 72,
+        "Add": 85,
+        "Reshape": 96,
+        "Shape": 60,
+        "LayerNormalization": 25,
+        "Cast": 2,
+    },
+}
 
 MakeRecord = Callable[..., ConversionRecord]
 
@@ -81,11 +101,17 @@ def fill(engine: Engine, make_record: MakeRecord, folder: Path, *, now: datetime
         for number in range(100, 172):
             session.flush()
             record_conversion(session, _ordinary(make_record, number, begin), batch_id=ended)
+        found = [
+            record_conversion(session, _ordinary(make_record, number, begin - timedelta(hours=30)))
+            for number in range(180, 188)
+        ]
         older = record_conversion(session, _whole(make_record, folder, begin - timedelta(days=3)))
         failed = record_conversion(session, _failed(make_record, begin), batch_id=ended)
         quarantined = record_conversion(session, _quarantined(make_record, folder, begin), batch_id=ended)
         hostile = record_conversion(session, _hostile(make_record, begin), batch_id=ended)
         whole = record_conversion(session, _whole(make_record, folder, begin + timedelta(minutes=20)), batch_id=ended)
+        reused = [(number, "reused") for number in (*found, older)]
+        note_found_done(session, ended, reused, found_at=begin + timedelta(seconds=1))
         totals = BatchTotals(converted=62, reused=9, failed=11, mismatch=2)
         finish_batch(session, ended, totals, finished_at=begin + timedelta(minutes=30))
         running = start_batch(session, engine="local", started_at=now - timedelta(minutes=2))
@@ -136,7 +162,7 @@ def _whole(make_record: MakeRecord, folder: Path, started: datetime) -> Conversi
         *graph.outputs,
         TensorRecord(name="hidden", dtype="float32", shape=("batch_size", "past_sequence_length + sequence_length")),
     )
-    graph = replace(graph, inputs=(*graph.inputs, *past), outputs=outputs)
+    graph = replace(graph, inputs=(*graph.inputs, *past), outputs=outputs, **_OPERATORS)
     (check,) = base.parity
     (cell,) = check.cells
     on_gpu = replace(
@@ -213,7 +239,7 @@ def _hostile(make_record: MakeRecord, begin: datetime) -> ConversionRecord:
     (check,) = base.parity
     (cell,) = check.cells
     tensors = tuple(TensorRecord(name=f"{n}{text}", dtype=text, shape=(text, 7, LONG)) for n in range(3))
-    graph = replace(graph, role=text, path=text, inputs=tensors, outputs=tensors)
+    graph = replace(graph, role=text, path=text, inputs=tensors, outputs=tensors, operators={text: 3, LONG: 2})
     files = (FileRecord(path=f"../{text}", size_bytes=1, sha256="c" * 64),)
     error = ErrorRecord(kind="mismatch", message=text, step="parity", reproduce=text)
     return replace(

@@ -205,6 +205,44 @@ def test_a_run_is_followed_as_it_goes(open_page: OpenPage, dashboard: Dashboard,
     assert page.get_by_text(re.compile("took [0-9]")).is_visible()
 
 
+def test_a_run_shows_what_it_found_done(open_page: OpenPage, dashboard: Dashboard) -> None:
+    page = open_page(f"/runs/{dashboard.contents.ended_run}")
+    found = page.get_by_role("region", name="Found done")
+    assert found.locator("tbody tr").count() == 9
+    assert set(found.locator("tbody .status").all_inner_texts()) == {"reused"}
+    # The totals of the overview count them as well.
+    page = open_page("/?period=all")
+    assert page.locator(".figure.reused strong").inner_text() == "9"
+
+
+def test_what_is_verified_where(open_page: OpenPage, dashboard: Dashboard) -> None:
+    page = open_page("/models?q=everything")
+    page.get_by_role("link", name="What is verified where").click()
+    wait_for_address(page, r"/coverage\?q=everything$")
+    heads = page.locator("thead th").all_inner_texts()
+    assert heads[2:] == ["cpu CPU all", "cuda CUDA disable", "cuda CUDA basic", "cuda CUDA extended", "cuda CUDA all"]
+    cells = page.locator("tbody tr td").all_inner_texts()
+    assert [cell.split()[0] for cell in cells[1:]] == ["verified"] * 4 + ["mismatch"]
+    page.get_by_role("link", name="Models").last.click()
+    wait_for_address(page, r"/models\?q=everything$")
+    page = open_page(f"/runs/{dashboard.contents.ended_run}")
+    page.get_by_role("link", name="What is verified where").click()
+    assert len(page.locator("tbody tr").all()) == 50
+    page.get_by_role("link", name="Older").click()
+    wait_for_address(page, "before=")
+    assert page.locator("tbody tr").count() == 35
+
+
+def test_the_graph_of_a_model_is_shown_as_a_picture(open_page: OpenPage, dashboard: Dashboard) -> None:
+    page = open_page(f"/models/{dashboard.contents.whole}")
+    axes = page.get_by_role("img", name="Which inputs and outputs share")
+    assert axes.locator(".axis-name").all_text_contents() == ["batch_size", "sequence_length", "past_sequence_length"]
+    assert axes.get_by_text("past_key_values.*.key (3)").is_visible()
+    table = page.get_by_role("table", name="Nodes by operator")
+    assert table.locator("tbody tr").first.inner_text().split() == ["Reshape", "96", "48"]
+    assert table.get_by_text("com.microsoft::Gelu").is_visible()
+
+
 def test_a_run_that_runs_is_on_the_overview(open_page: OpenPage, dashboard: Dashboard) -> None:
     page = open_page("/")
     page.get_by_role("region", name="Running now").get_by_role("link", name=f"Run {dashboard.contents.running}").click()

@@ -184,7 +184,8 @@ def test_a_catalog_of_every_earlier_revision_keeps_what_is_in_it(engine, empty_e
         command.upgrade(alembic_config(connection), revision)
     then = MetaData()
     then.reflect(old)
-    tables = [table for table in then.sorted_tables if "id" in table.c]
+    # What counts itself counts there too, and a lease is nobody's content.
+    tables = [table for table in then.sorted_tables if "id" in table.c and table.name not in copying._NOT_COPIED]
     before = {}
     for table in tables:
         # What that revision could hold of a catalog of today.
