@@ -6,13 +6,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test interop lint format clean
+.PHONY: help demo test interop docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     convert a real model and seven small ones, print the catalog"
 	@echo "make test     lint, type-check and run every test that needs no GPU (SLOW=1: the slow ones too)"
 	@echo "make interop  load artifacts with optimum, sentence-transformers and transformers.js (needs Node.js 20 and npm)"
+	@echo "make docs     build the pages of documentation into build/site"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   apply ruff's fixes and formatting"
 	@echo "make clean    remove caches, builds and the demo's folder"
@@ -27,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (once, a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt torch
-	@$(PIP) install -c constraints.txt -e '.[dev,demo]'
+	@$(PIP) install -c constraints.txt -e '.[dev,demo,docs]'
 	@touch $@
 
 demo: $(STAMP)
@@ -40,6 +41,10 @@ test: lint
 interop: $(STAMP)
 	@$(BIN)/python tests/interop/environments.py .interop
 	@$(BIN)/python -m pytest --interop -m interop tests/interop
+
+docs: $(STAMP)
+	@$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	@echo "Open build/site/index.html"
 
 lint: $(STAMP)
 	@$(BIN)/ruff check --quiet .

@@ -9,6 +9,7 @@ from __future__ import annotations
 from db.copying import Copied, copy_catalog
 from db.engine import make_engine, session_scope, sqlite_file
 from db.errors import CatalogError, CatalogVersionError
+from db.found import note_found_done
 from db.leases import find_leases, forget_lapsed_leases, keep_lease, release_lease, take_lease
 from db.migrate import is_current, schema_version, upgrade
 from db.records import (
@@ -96,6 +97,7 @@ __all__ = [
     "list_conversions",
     "list_templates",
     "make_engine",
+    "note_found_done",
     "note_template",
     "quarantine_artifact",
     "record_conversion",

@@ -177,7 +177,15 @@ def _artifacts(session: Session, ids: Iterable[int]) -> dict[int, ArtifactRecord
 
 def _graphs(session: Session, artifact_ids: Iterable[int]) -> dict[int, list[GraphRecord]]:
     columns = select(
-        Graph.artifact_id, Graph.id, Graph.role, Graph.path, Graph.opset, Graph.nodes, Graph.nodes_before_simplify
+        Graph.artifact_id,
+        Graph.id,
+        Graph.role,
+        Graph.path,
+        Graph.opset,
+        Graph.nodes,
+        Graph.nodes_before_simplify,
+        Graph.operators,
+        Graph.operators_before_simplify,
     )
     rows = list(_in(session, columns.order_by(Graph.id), Graph.artifact_id, artifact_ids))
     tensors: dict[tuple[int, str], list[TensorRecord]] = defaultdict(list)
@@ -189,7 +197,7 @@ def _graphs(session: Session, artifact_ids: Iterable[int]) -> dict[int, list[Gra
     ):
         tensors[parent, direction].append(TensorRecord(name=name, dtype=dtype, shape=tuple(shape)))
     graphs: dict[int, list[GraphRecord]] = defaultdict(list)
-    for artifact_id, key, role, path, opset, nodes, nodes_before_simplify in rows:
+    for artifact_id, key, role, path, opset, nodes, nodes_before_simplify, operators, operators_before in rows:
         graphs[artifact_id].append(
             GraphRecord(
                 role=role,
@@ -197,6 +205,8 @@ def _graphs(session: Session, artifact_ids: Iterable[int]) -> dict[int, list[Gra
                 opset=opset,
                 nodes=nodes,
                 nodes_before_simplify=nodes_before_simplify,
+                operators=operators or {},
+                operators_before_simplify=operators_before or {},
                 inputs=tuple(tensors.get((key, Direction.INPUT.value), ())),
                 outputs=tuple(tensors.get((key, Direction.OUTPUT.value), ())),
             )

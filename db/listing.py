@@ -28,6 +28,7 @@ __all__ = [
     "TimedConversion",
     "count_up_to",
     "list_page",
+    "listed_by_number",
     "model_history",
     "timed_conversions",
 ]
@@ -219,6 +220,14 @@ def model_history(session: Session, model_id: str, *, limit: int = 50) -> list[L
     models = select(SourceModel.id).where(SourceModel.model_id == storable(model_id))
     query = _rows().where(Conversion.source_model_id == models.scalar_subquery())
     return _listed(session, query.order_by(Conversion.finished_at.desc(), Conversion.id.desc()).limit(limit))
+
+
+def listed_by_number(session: Session, numbers: Sequence[int]) -> list[ListedConversion]:
+    """Return the rows of these conversions, in the order given; those that are not there are left out."""
+    found: dict[int, ListedConversion] = {}
+    for chunk in _chunks(numbers):
+        found |= {row.id: row for row in _listed(session, _rows().where(Conversion.id.in_(chunk)))}
+    return [found[number] for number in numbers if number in found]
 
 
 def timed_conversions(session: Session, batch_id: int, *, limit: int) -> list[TimedConversion]:

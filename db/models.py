@@ -38,6 +38,7 @@ __all__ = [
     "Conversion",
     "ConversionTotal",
     "Environment",
+    "FoundDone",
     "Graph",
     "GraphTensor",
     "GroupedTotal",
@@ -198,6 +199,9 @@ class Graph(Base):
     opset: Mapped[Count]
     nodes: Mapped[Count]
     nodes_before_simplify: Mapped[Count]
+    operators: Mapped[Json | None]
+    """Nodes by operator; NULL where nobody counted them, as in the next one."""
+    operators_before_simplify: Mapped[Json | None]
 
     tensors: Mapped[list[GraphTensor]] = relationship(lazy="raise")
 
@@ -298,11 +302,25 @@ class Conversion(Base):
     parity: Mapped[list[ParityCheck]] = relationship(lazy="raise")
 
 
+class FoundDone(Base):
+    """A model that a batch did not convert, since an earlier attempt had done so, or had failed and would again."""
+
+    __tablename__ = "found_done"
+    __table_args__ = (_one_of("status", ConversionStatus), Index(None, "batch_id", "status"))
+
+    id: Mapped[PrimaryKey]
+    batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id"))
+    conversion_id: Mapped[int] = mapped_column(ForeignKey("conversions.id"))
+    status: Mapped[Word]
+    """What the batch says of it: ``reused``, or how the earlier attempt had ended."""
+    found_at: Mapped[Moment]
+
+
 class ConversionTotal(Base):
     """How many attempts ended in one hour or day, by what a chart tells apart.
 
-    A trigger counts each attempt that is added. A dashboard that counted the attempts themselves would read a
-    million rows for one picture.
+    A trigger counts each attempt that is added, and each `FoundDone` that was reused. A dashboard that counted the
+    attempts themselves would read a million rows for one picture.
     """
 
     __tablename__ = "conversion_totals"

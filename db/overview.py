@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from db.assemble import batch_record
+from db.found import found_done_totals
 from db.models import Artifact, Batch, Conversion, ConversionTotal, GroupedTotal, StepDuration
 from db.records import BatchRecord, BatchTotals
 from db.search import known_values
@@ -239,12 +240,11 @@ def running_batches(session: Session, *, now: datetime) -> list[BatchRecord]:
 
 
 def running_totals(session: Session, batch_id: int) -> BatchTotals:
-    """Return how the attempts of a batch that are recorded so far ended.
-
-    What a batch found done is not recorded again: `BatchRecord.found` has it.
-    """
+    """Return how the models of a batch ended of which something is recorded so far, those found done included."""
     query = select(Conversion.status, func.count()).where(Conversion.batch_id == batch_id).group_by(Conversion.status)
-    return BatchTotals(**{str(status): number for status, number in session.execute(query)})
+    made = {str(status): number for status, number in session.execute(query)}
+    found = asdict(found_done_totals(session, batch_id))
+    return BatchTotals(**{word: number + made.get(word, 0) for word, number in found.items()})
 
 
 _DIMENSIONS = ("task", "model_type")

@@ -68,6 +68,12 @@ class GraphRecord:
     nodes_before_simplify: int
     """Nodes before the simplifier ran."""
 
+    operators: Mapping[str, int] = field(default_factory=dict)
+    """Operator -> nodes of it, as stored; empty where nobody counted them."""
+
+    operators_before_simplify: Mapping[str, int] = field(default_factory=dict)
+    """The same before the simplifier ran."""
+
     inputs: tuple[TensorRecord, ...]
     """In the graph's order."""
 

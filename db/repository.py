@@ -516,6 +516,8 @@ def _artifact_columns(artifact: ArtifactRecord) -> dict[str, Any]:
                 opset=graph.opset,
                 nodes=graph.nodes,
                 nodes_before_simplify=graph.nodes_before_simplify,
+                operators=dict(graph.operators) or None,
+                operators_before_simplify=dict(graph.operators_before_simplify) or None,
                 tensors=_tensor_rows(Direction.INPUT, graph.inputs) + _tensor_rows(Direction.OUTPUT, graph.outputs),
             )
             for graph in artifact.graphs

@@ -28,7 +28,7 @@ from tasks.lookup import Lookup, look_up
 from tasks.memory import MemoryGate, weight_bytes_in
 from tasks.pipeline import convert_model, place_known, refused
 from tasks.place import safe_name
-from tasks.register import catalog, patiently
+from tasks.register import catalog, catalog_errors, patiently
 from tasks.report import Engine, ModelEntry, Report, Status
 from tasks.request import ConversionRequest, Listener, Refresh, Workspace
 from tasks.steps import PLAIN_STEPS, Steps
@@ -127,6 +127,7 @@ def run_batch(
         else:
             entries[request] = entry
             listener.model_finished(entry)
+    _note_found(found, workspace, number)
     if todo:
         plan = BatchPlan(
             workspace=workspace,
@@ -180,6 +181,18 @@ def _finish(workspace: Workspace, number: int, totals: db.BatchTotals) -> None:
             db.finish_batch(session, number, totals, finished_at=datetime.now(UTC))
 
     patiently(workspace, finish)
+
+
+def _note_found(found: Mapping[ConversionRequest, Lookup | FerryError], workspace: Workspace, batch_id: int) -> None:
+    """Have the catalog know what needs no work: it is no attempt, and a run that shows none of it would look empty."""
+    numbers = [
+        (lookup.conversion_id, lookup.known.status.value)
+        for lookup in found.values()
+        if not isinstance(lookup, FerryError) and lookup.known is not None and lookup.conversion_id is not None
+    ]
+    # Pages are read by people; a batch goes on without them.
+    with suppress(FerryError), catalog_errors(), db.session_scope(catalog(workspace)) as session:
+        db.note_found_done(session, batch_id, numbers, found_at=datetime.now(UTC))
 
 
 def _bytes_to_read(lookup: Lookup | FerryError) -> int:

@@ -109,21 +109,43 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Device = Device.AUTO
+    """Where the graph is compared with PyTorch; ``auto`` is CUDA where there is a GPU."""
+
     require: Require | None = None
+    """``cuda``: a model that cannot be compared on a GPU fails."""
+
     opset: Annotated[StrictInt, Field(ge=OLDEST_OPSET)] | None = None
+    """ONNX opset; without it, the newest that the installed ONNX Runtime runs."""
+
     dtype: Dtype = Dtype.FLOAT32
+    """Element type of the weights in the graph."""
+
     simplify: StrictBool = True
+    """Whether onnxsim runs over the exported graph; its result is taken only where it holds."""
+
     weights: Weights = Weights.COPY
+    """``copy``: the weights lie in the graph's file or beside it; ``link``: the graph points into the checkpoint's own
+    file, which is hard-linked beside it."""
+
     trust_remote_code: StrictBool = False
+    """Whether code from the model's own folder may run. No such code runs in this version: with ``true`` a model that
+    brings some is refused, and without it is read as transformers knows it."""
+
     variants: Annotated[tuple[Variant, ...], AfterValidator(_once)] = ()
+    """Further files beside the float32 graphs, in fewer bits, each with a verdict of its own."""
 
 
 class ManifestModel(ModelOptions):
     """The keys of one model."""
 
     id: str
+    """A Hub id (``org/name``, ``org/name@revision``) or a folder; a relative one starts at the current folder."""
+
     revision: _Revision | None = None
+    """Branch, tag or commit of a Hub model; without it, ``main``."""
+
     task: _Task | None = None
+    """Task by name; without it, what the config declares."""
 
 
 class Sort(StrEnum):
@@ -142,12 +164,25 @@ class Query(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     author: _Task | None = None
+    """The user or organisation whose models they are."""
+
     search: _Task | None = None
+    """Words that their ids have."""
+
     task: _Task | None = None
+    """The task that their pages name."""
+
     tag: _Task | None = None
+    """A tag that they have."""
+
     library: _Task = "transformers"
+    """The library that loads them."""
+
     sort: Sort = Sort.DOWNLOADS
+    """What the most of comes first."""
+
     limit: Annotated[StrictInt, Field(ge=1, le=10_000)]
+    """How many at most."""
 
     def arguments(self) -> dict[str, Any]:
         """Return what the Hub is asked."""

@@ -80,7 +80,15 @@ def _trace(
         made.mkdir()
     request = _request(job, spec, fixed, made / "plain.onnx")
     answer, cost = run_child(job, Step.EXPORT, f"{_STEPS}:trace", request, architecture=spec.architecture)
-    return store.publish(key, made, notes=answer["notes"], nodes=answer.get("nodes", 0), direct=answer["direct"]), cost
+    template = store.publish(
+        key,
+        made,
+        notes=answer["notes"],
+        nodes=answer.get("nodes", 0),
+        direct=answer["direct"],
+        operators=answer.get("operators"),
+    )
+    return template, cost
 
 
 def _export_directly(job: Job, spec: ModelSpec, fixed: Sequence[str]) -> Exported:

@@ -34,6 +34,8 @@ class Lookup:
     key: str
     known: ModelEntry | None
     """The result to report again; ``None``: there is work to do."""
+    conversion_id: int | None = None
+    """The attempt in the catalog that it is the result of."""
 
 
 def look_up(
@@ -64,8 +66,8 @@ def look_up(
     for request in wanted:
         found[request] = answers[request]
     lookups = [lookup for lookup in found.values() if isinstance(lookup, Lookup)]
-    for request, known in find_known(lookups, workspace, retry_failed or frozenset(), refresh).items():
-        found[request] = replace(found[request], known=known)  # type: ignore[type-var]  # only lookups were asked for
+    for request, known in _find(lookups, workspace, retry_failed or frozenset(), refresh).items():
+        found[request] = replace(found[request], known=known.entry, conversion_id=known.conversion_id)  # type: ignore[type-var]  # only lookups were asked for
     return found
 
 
@@ -99,6 +101,12 @@ def resolve(request: ConversionRequest) -> Lookup:
     return Lookup(request=request, source=source, key=action_key(model, source.revision, request.options), known=None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    entry: ModelEntry
+    conversion_id: int | None
+
+
 def find_known(
     lookups: Iterable[Lookup], workspace: Workspace, retry_failed: frozenset[ErrorKind], refresh: Refresh | None
 ) -> dict[ConversionRequest, ModelEntry]:
@@ -110,15 +118,21 @@ def find_known(
     Raises:
         TransientError: If the catalog cannot be read (``catalog``).
     """
+    return {request: known.entry for request, known in _find(lookups, workspace, retry_failed, refresh).items()}
+
+
+def _find(
+    lookups: Iterable[Lookup], workspace: Workspace, retry_failed: frozenset[ErrorKind], refresh: Refresh | None
+) -> dict[ConversionRequest, _Known]:
     wanted = list(lookups)
-    known: dict[ConversionRequest, ModelEntry] = {}
+    known: dict[ConversionRequest, _Known] = {}
     rest: list[Lookup] = []
     records = known_results(workspace, {lookup.key for lookup in wanted})
     for lookup in wanted:
         record = records.get(lookup.key)
         entry = None if record is None else _usable(record, lookup.request, workspace, retry_failed)
-        if entry is not None:
-            known[lookup.request] = entry
+        if record is not None and entry is not None:
+            known[lookup.request] = _Known(entry, record.id)
         elif record is None:
             rest.append(lookup)
     if refresh is None and rest:
@@ -126,11 +140,11 @@ def find_known(
     return known
 
 
-def _made_by_other_versions(lookups: Iterable[Lookup], workspace: Workspace) -> dict[ConversionRequest, ModelEntry]:
+def _made_by_other_versions(lookups: Iterable[Lookup], workspace: Workspace) -> dict[ConversionRequest, _Known]:
     asked: dict[tuple[str, str], list[ConversionRequest]] = {}
     for lookup in lookups:
         asked.setdefault((catalog_id(lookup.source.model_id), lookup.source.revision), []).append(lookup.request)
-    known: dict[ConversionRequest, ModelEntry] = {}
+    known: dict[ConversionRequest, _Known] = {}
     for record in results_of_revisions(workspace, asked):
         # Where this code makes other graphs by now, or nobody knows whether it does, the model is converted again.
         if record.environment.get(EPOCH_NAME) != str(CODE_EPOCH) or record.revision is None:
@@ -141,7 +155,8 @@ def _made_by_other_versions(lookups: Iterable[Lookup], workspace: Workspace) -> 
             entry = _usable(record, request, workspace, frozenset())
             if entry is not None and entry.status is Status.REUSED:
                 notes = (*entry.notes, _versions_note(record.environment))
-                known[request] = entry.model_copy(update={"notes": tuple(dict.fromkeys(notes))})
+                noted = entry.model_copy(update={"notes": tuple(dict.fromkeys(notes))})
+                known[request] = _Known(noted, record.id)
     return known
 
 

@@ -193,6 +193,8 @@ def _artifact_record(
                 opset=g.opset,
                 nodes=g.nodes,
                 nodes_before_simplify=g.nodes_before_simplify,
+                operators=g.operators,
+                operators_before_simplify=g.operators_before_simplify,
                 inputs=tuple(db.TensorRecord(**t.model_dump()) for t in g.inputs),
                 outputs=tuple(db.TensorRecord(**t.model_dump()) for t in g.outputs),
             )
@@ -395,6 +397,8 @@ def to_entry(record: db.ConversionRecord, *, model_id: str, status: Status) -> M
                 opset=g.opset,
                 nodes=g.nodes,
                 nodes_before_simplify=g.nodes_before_simplify,
+                operators=dict(g.operators),
+                operators_before_simplify=dict(g.operators_before_simplify),
                 inputs=tuple(TensorEntry(name=t.name, dtype=t.dtype, shape=t.shape) for t in g.inputs),
                 outputs=tuple(TensorEntry(name=t.name, dtype=t.dtype, shape=t.shape) for t in g.outputs),
             )

@@ -96,6 +96,10 @@ class GraphEntry(_Value):
     opset: int
     nodes: int
     nodes_before_simplify: int
+    operators: dict[str, int] = Field(default_factory=dict)
+    """Operator -> nodes of it; those of another domain than ONNX's as ``domain::name``."""
+    operators_before_simplify: dict[str, int] = Field(default_factory=dict)
+    """The same of the graph as exported; empty where nobody counted them."""
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
 

@@ -92,7 +92,7 @@ def _bind(
     answer, cost = run_child(job, Step.SIMPLIFY, f"{_STEPS}:bind", request)
     return Simplified(
         path=output,
-        graph=graph_entry(output, answer["graph"], template.nodes, role=spec.part),
+        graph=graph_entry(output, answer["graph"], template.nodes, role=spec.part, operators_before=template.operators),
         simplified=simplified,
         reason=template.why_plain() if enabled and not simplified else None,
         cost=StepCost(
@@ -143,7 +143,13 @@ def _simplify_file(
         return _simplify_file(job, spec, traced, output, metadata, enabled=False, reason=why)
     return Simplified(
         path=output,
-        graph=graph_entry(output, answer["graph"], answer["nodes_before"], role=spec.part),
+        graph=graph_entry(
+            output,
+            answer["graph"],
+            answer["nodes_before"],
+            role=spec.part,
+            operators_before=answer["operators_before"],
+        ),
         simplified=answer["simplified"],
         reason=reason or answer["reason"],
         cost=cost,
@@ -151,7 +157,14 @@ def _simplify_file(
     )
 
 
-def graph_entry(output: Path, summary: dict[str, Any], nodes_before: int, *, role: str) -> GraphEntry:
+def graph_entry(
+    output: Path,
+    summary: dict[str, Any],
+    nodes_before: int,
+    *,
+    role: str,
+    operators_before: dict[str, int] | None = None,
+) -> GraphEntry:
     """Return the report's entry of the graph in ``output``, by what a child says of it."""
     return GraphEntry(
         role=role,
@@ -159,6 +172,8 @@ def graph_entry(output: Path, summary: dict[str, Any], nodes_before: int, *, rol
         opset=summary["opset"],
         nodes=summary["nodes"],
         nodes_before_simplify=nodes_before,
+        operators=summary.get("operators", {}),
+        operators_before_simplify=operators_before or {},
         inputs=tuple(TensorEntry(**tensor) for tensor in summary["inputs"]),
         outputs=tuple(TensorEntry(**tensor) for tensor in summary["outputs"]),
     )

@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,9 @@ class Template:
 
     nodes: int
     """Of the graph as traced."""
+
+    operators: dict[str, int] = field(default_factory=dict)
+    """Its nodes by operator; empty where nobody counted them."""
 
     direct: str | None = None
     """Why its models are traced with their weights, each for itself; ``None``: they are bound to the template."""
@@ -108,7 +111,11 @@ class TemplateStore:
             if (record["schema"], record["key"]) != (_SCHEMA, key):
                 return None
             found = Template(
-                folder=folder, notes=tuple(record["notes"]), nodes=int(record["nodes"]), direct=record["direct"]
+                folder=folder,
+                notes=tuple(record["notes"]),
+                nodes=int(record["nodes"]),
+                operators=dict(record.get("operators", {})),
+                direct=record["direct"],
             )
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -145,13 +152,23 @@ class TemplateStore:
             shutil.rmtree(scratch / folder.name, ignore_errors=True)
         return True
 
-    def publish(self, key: str, made: Path, *, notes: list[str], nodes: int, direct: str | None) -> Template:
+    def publish(
+        self,
+        key: str,
+        made: Path,
+        *,
+        notes: list[str],
+        nodes: int,
+        direct: str | None,
+        operators: dict[str, int] | None = None,
+    ) -> Template:
         """Move the finished folder ``made``, on the same file system, into the store; return the template.
 
         Raises:
             TransientError: If the folder cannot be written, or the disk is full (``store``).
         """
         record: dict[str, Any] = {"schema": _SCHEMA, "key": key, "notes": notes, "nodes": nodes, "direct": direct}
+        record["operators"] = counted = operators or {}
         target = self.path_of(key)
         with _store_errors(self.root):
             (made / _RECORD).write_text(json.dumps(record), encoding="utf-8")
@@ -160,7 +177,7 @@ class TemplateStore:
                 # Torn, or else it would have been read; nobody else writes while the key is locked.
                 shutil.rmtree(target)
             made.rename(target)
-        return Template(folder=target, notes=tuple(notes), nodes=nodes, direct=direct)
+        return Template(folder=target, notes=tuple(notes), nodes=nodes, operators=counted, direct=direct)
 
     @contextmanager
     def locked(self, key: str, *, stopping: threading.Event) -> Iterator[None]:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser.chromium import find_chromium
+
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
 
@@ -48,16 +50,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--slow", action="store_true", help="run tests marked slow; CI=1 or SLOW=1 mean the same")
     group.addoption("--gpu", action="store_true", help="run tests marked gpu; they fail where there is no CUDA device")
     group.addoption("--interop", action="store_true", help="run tests marked interop; `make interop` does")
+    group.addoption("--screenshots", metavar="DIR", help="folder that the tests marked browser write pictures to")
     group.addoption("--interop-cache", metavar="DIR", help="folder of the environments of --interop; default: .interop")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow = config.getoption("--slow") or bool(os.environ.get("CI") or os.environ.get("SLOW"))
+    chromium = find_chromium() if any("browser" in item.keywords for item in items) else None
     for item in items:
         if "gpu" in item.keywords and not config.getoption("--gpu"):
             item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device, run with --gpu"))
         elif "interop" in item.keywords and not config.getoption("--interop"):
             item.add_marker(pytest.mark.skip(reason="interop: needs foreign loaders, run `make interop`"))
+        elif "browser" in item.keywords and chromium is None:
+            item.add_marker(pytest.mark.skip(reason="browser: needs Chromium, `apt install chromium` or CHROMIUM=path"))
         elif "slow" in item.keywords and not slow:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow, SLOW=1 or CI=1"))
 
@@ -68,8 +74,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     gpu = sum("gpu: " in reason for reason in reasons)
     slow = sum("slow: " in reason for reason in reasons)
     interop = sum("interop: " in reason for reason in reasons)
-    other = len(reasons) - gpu - slow - interop
-    terminalreporter.write_line(f"not run: {gpu} gpu, {slow} slow, {interop} interop, {other} for other reasons")
+    browser = sum("browser: " in reason for reason in reasons)
+    other = len(reasons) - gpu - slow - interop - browser
+    terminalreporter.write_line(
+        f"not run: {gpu} gpu, {slow} slow, {interop} interop, {browser} browser, {other} for other reasons"
+    )
 
 
 @pytest.fixture(scope="session")

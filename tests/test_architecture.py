@@ -42,6 +42,7 @@ TOP_LEVEL = {
     "constraints.txt",
     "pyproject.toml",
     "deploy",
+    "docs",
     "tests",
     *PACKAGES,
 }

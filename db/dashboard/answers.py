@@ -125,6 +125,8 @@ class _Graph(_Answer):
     opset: int
     nodes: int
     nodes_before_simplify: int
+    operators: dict[str, int]
+    operators_before_simplify: dict[str, int]
     inputs: list[_Tensor]
     outputs: list[_Tensor]
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy import Engine
@@ -83,6 +85,14 @@ def create_app(engine: Engine, *, only_loopback: bool = True) -> FastAPI:
     async def refused(request: Request, error: HTTPException) -> Response:
         title = {404: "Not here", 409: "In quarantine"}.get(error.status_code, "Not possible")
         return _problem(request, error.status_code, title, str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def misspelt(request: Request, error: RequestValidationError) -> Response:
+        if request.url.path.startswith("/api/"):
+            return await request_validation_exception_handler(request, error)
+        wrong = (f"{' '.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors())
+        words = f"The address cannot be read: {'; '.join(wrong)}. The links below lead to what is there."
+        return _problem(request, 422, "Not possible", words)
 
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     app.include_router(metrics_router)

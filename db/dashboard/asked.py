@@ -5,20 +5,46 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Path, Query
+from fastapi import Depends, Path, Query
+from pydantic import AfterValidator
 
-from db.dashboard.words import plain
 from db.listing import ConversionFilter, PlaceInListing
 from db.overview import OverviewFilter, Period
 from db.vocabulary import ConversionStatus, FailureKind
 
-__all__ = ["After", "Limit", "Listing", "Number", "Overviewed", "read_place"]
+__all__ = ["PLACE_FORMAT", "After", "Limit", "Listing", "Number", "Overviewed", "read_place"]
 
 _LARGEST = 2**63 - 1
 
 Number = Annotated[int, Path(ge=1, le=_LARGEST)]
 Limit = Annotated[int, Query(ge=1, le=200, description="Rows of a page.")]
-After = Annotated[str | None, Query(max_length=60, description="Where the page begins: `next` of the one before.")]
+PLACE_FORMAT = "place-in-listing"
+"""What the API's description calls a place; a pattern would allow the thirtieth of February."""
+
+
+def _checked_place(after: str | None) -> str | None:
+    read_place(after)
+    return after
+
+
+def read_place(after: str | None) -> PlaceInListing | None:
+    """Return where a page begins; ``None`` or empty: with the newest row.
+
+    Raises:
+        ValueError: If that is no place.
+    """
+    return PlaceInListing.read(after) if after else None
+
+
+After = Annotated[
+    str | None,
+    AfterValidator(_checked_place),
+    Query(
+        max_length=60,
+        description="Where the page begins: `next` of the one before.",
+        json_schema_extra={"format": PLACE_FORMAT},
+    ),
+]
 _Word = Annotated[str | None, Query(max_length=200)]
 
 
@@ -44,20 +70,6 @@ def _listing(  # noqa: PLR0917 - FastAPI gives them by name
 
 def _overviewed(period: Period = Period.MONTH, task: _Word = None, model_type: _Word = None) -> OverviewFilter:
     return OverviewFilter(period=period, now=datetime.now(UTC), task=task or None, model_type=model_type or None)
-
-
-def read_place(after: str | None) -> PlaceInListing | None:
-    """Return where a page begins; ``None`` or empty: with the newest row.
-
-    Raises:
-        HTTPException: With 422, if that is no place.
-    """
-    if not after:
-        return None
-    try:
-        return PlaceInListing.read(after)
-    except ValueError as error:
-        raise HTTPException(422, f"after={plain(after, 80)!r} cannot be read: {plain(error, 200)}.") from error
 
 
 Listing = Annotated[ConversionFilter, Depends(_listing)]

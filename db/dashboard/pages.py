@@ -17,13 +17,24 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from db.coverage import batch_members, coverage
 from db.dashboard.asked import After, Listing, Number, Overviewed, read_place
+from db.dashboard.axes import axes_picture
 from db.dashboard.gantt import timeline
 from db.dashboard.reading import CatalogReader
 from db.dashboard.snippets import snippets
 from db.dashboard.words import count_text, difference_text, duration_text, plain, size_text, time_text
 from db.errors import CatalogError
-from db.listing import ConversionFilter, count_up_to, list_page, model_history, timed_conversions
+from db.found import found_done_totals, list_found_done
+from db.listing import (
+    ConversionFilter,
+    ListedConversion,
+    count_up_to,
+    list_page,
+    listed_by_number,
+    model_history,
+    timed_conversions,
+)
 from db.models import Artifact, ArtifactFile
 from db.overview import (
     OverviewFilter,
@@ -37,7 +48,7 @@ from db.overview import (
     step_figures,
     totals_over_time,
 )
-from db.records import BatchTotals, ConversionRecord, OutputParityRecord
+from db.records import BatchTotals, ConversionRecord, GraphRecord, OutputParityRecord
 from db.repository import get_batch, get_conversion, list_batches
 from db.vocabulary import ConversionStatus, FailureKind
 
@@ -65,6 +76,16 @@ templates.env.filters |= {
     "count": count_text,
     "time": time_text,
 }
+
+
+def _operator_names(graph: GraphRecord) -> list[str]:
+    """Return the operators of a graph as stored and as exported, those with most nodes first."""
+    counts = [graph.operators, graph.operators_before_simplify]
+    most = {name: max(count.get(name, 0) for count in counts) for count in counts for name in count}
+    return sorted(most, key=lambda name: (-most[name], name))
+
+
+templates.env.globals["operator_names"] = _operator_names
 
 pages_router = APIRouter(include_in_schema=False)
 
@@ -148,6 +169,7 @@ def _models(request: Request, wanted: Listing, after: After = None) -> Response:
             "kinds": [kind.value for kind in FailureKind],
             "tasks": known_words(session, "task"),
             "model_types": known_words(session, "model_type"),
+            "coverage_page": "/coverage?" + urlencode(_asked(wanted)),
             "first_page": "/models?" + urlencode(_asked(wanted)),
             "next_page": "/models?" + urlencode(_asked(wanted) | {"after": str(page.next)}),
             "on_first_page": place is None,
@@ -172,12 +194,12 @@ def _asked(wanted: ConversionFilter) -> dict[str, str]:
 def _model(request: Request, number: Number) -> Response:
     with _reader(request).session() as session:
         record = _conversion(session, number)
-        # Cells of provider, optimisation level and shape, where this catalog's schema has them.
         values = {
             "page": "models",
             "record": record,
             "history": model_history(session, record.model_id),
-            "cells": record.parity[-1].cells if record.parity else (),
+            "covered": coverage(session, [number]),
+            "pictures": [axes_picture(graph) for graph in record.artifact.graphs] if record.artifact else [],
             "plots": [_parity_plot(check.outputs) for check in record.parity],
             "snippets": snippets(record),
         }
@@ -263,18 +285,57 @@ def _run(request: Request, number: Number) -> Response:
         if batch is None:
             raise HTTPException(404, f"No batch has number {number}. The list of runs shows what is there.")
         recorded = running_totals(session, number)
+        found = found_done_totals(session, number)
+        found_rows = list_found_done(session, number, limit=_ROWS)
         picture = timeline(timed_conversions(session, number, limit=_MOST_BARS))
         listing = list_page(session, ConversionFilter(batch_id=number), limit=_ROWS)
     values = {
         "page": "runs",
         "batch": batch,
         "totals": batch.totals or recorded,
-        "recorded": _sum(recorded),
+        "recorded": _sum(recorded) - _sum(found),
+        "found": _sum(found),
+        "found_rows": found_rows,
         "timeline": picture,
         "most_bars": _MOST_BARS,
         "listing": listing,
     }
     return templates.TemplateResponse(request, "run.html", values)
+
+
+@pages_router.get("/runs/{number}/coverage")
+def _run_coverage(
+    request: Request, number: Number, before: Annotated[int | None, Query(ge=1, le=_LARGEST)] = None
+) -> Response:
+    with _reader(request).session() as session:
+        if get_batch(session, number) is None:
+            raise HTTPException(404, f"No batch has number {number}. The list of runs shows what is there.")
+        members = batch_members(session, number, limit=_ROWS + 1, before=before)
+        rows = listed_by_number(session, members[:_ROWS])
+        values = _covered(session, rows) | {
+            "title": f"Run {number}",
+            "page": "runs",
+            "back": f"/runs/{number}",
+            "next_page": f"/runs/{number}/coverage?before={members[_ROWS - 1]}" if len(members) > _ROWS else None,
+        }
+    return templates.TemplateResponse(request, "coverage.html", values)
+
+
+@pages_router.get("/coverage")
+def _coverage(request: Request, wanted: Listing, after: After = None) -> Response:
+    with _reader(request).session() as session:
+        page = list_page(session, wanted, limit=_ROWS, after=read_place(after))
+        values = _covered(session, page.rows) | {
+            "title": "Models",
+            "page": "models",
+            "back": "/models?" + urlencode(_asked(wanted)),
+            "next_page": "/coverage?" + urlencode(_asked(wanted) | {"after": str(page.next)}) if page.next else None,
+        }
+    return templates.TemplateResponse(request, "coverage.html", values)
+
+
+def _covered(session: Session, rows: Sequence[ListedConversion]) -> dict[str, Any]:
+    return {"rows": rows, "covered": coverage(session, [row.id for row in rows])}
 
 
 @pages_router.get("/runs/{number}/events")
@@ -352,15 +413,18 @@ def _facts(record: ConversionRecord) -> dict[str, str]:
             facts |= {
                 f"{graph.role}: nodes": f"{graph.nodes} of {graph.nodes_before_simplify} exported",
                 f"{graph.role}: opset": graph.opset,
+                f"{graph.role}: operators": ", ".join(f"{name} {count}" for name, count in graph.operators.items()),
                 f"{graph.role}: inputs": "\n".join(_tensor(tensor) for tensor in graph.inputs),
                 f"{graph.role}: outputs": "\n".join(_tensor(tensor) for tensor in graph.outputs),
             }
-    if record.parity:
-        check = record.parity[-1]
+    # The newest on each device.
+    for check in {(check.device, check.provider): check for check in record.parity}.values():
         facts |= {
-            "parity": check.verdict,
-            "difference": f"{difference_text(check.max_abs_diff)} of {difference_text(check.tolerance)}",
-            "axes proven": ", ".join(check.axes_proven),
+            f"parity on {check.device}": check.verdict,
+            f"difference on {check.device}": (
+                f"{difference_text(check.max_abs_diff)} of {difference_text(check.tolerance)}"
+            ),
+            f"axes proven on {check.device}": ", ".join(check.axes_proven),
         }
     facts |= {f"time of {timing.step}": duration_text(timing.seconds) for timing in record.timings}
     facts |= {f"version of {name}": version for name, version in sorted(record.environment.items())}

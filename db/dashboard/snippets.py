@@ -1,64 +1,124 @@
-"""How a converted model is loaded, in the languages that people load it from; text to copy, never run here."""
+"""How a converted model is loaded, in the ways that people load it; text to copy, whole, and run by the tests alone."""
 
 from __future__ import annotations
 
+import ast
 import json
+import operator
+from collections.abc import Mapping
 from pathlib import PurePath
 
-from db.records import ConversionRecord
+from db.records import ArtifactRecord, ConversionRecord, TensorRecord
 
 __all__ = ["snippets"]
 
-# What stands for an axis of an input made up for a first run.
+# What stands for an axis of an input made up for a first run, where no check tells a size that was tried.
 _SMALL = 2
+_SENTENCE = "The ferry leaves the harbour at seven."
+_GENERATES = {"text-generation", "text2text-generation", "summarization", "translation"}
+_TEXTS = _GENERATES | {"text-classification", "token-classification", "feature-extraction", "fill-mask"}
+_IMAGES = {"image-classification", "image-feature-extraction", "object-detection", "image-segmentation"}
+_OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+}  # fmt: skip
 
 
 def snippets(record: ConversionRecord) -> list[tuple[str, str]]:
-    """Return title and code for each way to load the artifact; empty where there is none, or only one in quarantine."""
+    """Return title and code for each way to load the artifact; empty where there is none, or only one in quarantine.
+
+    Of an artifact in a store elsewhere, which other programs cannot read where it lies, there is one way: ours.
+    """
     artifact = record.artifact
     if artifact is None or artifact.quarantined or not artifact.graphs:
         return []
-    graph = artifact.graphs[0]
+    elsewhere = "://" in artifact.path
     # JSON's string is Python's and JavaScript's too, whatever the model's name has in it.
-    folder, file = json.dumps(artifact.path), json.dumps(str(PurePath(artifact.path) / graph.path))
-    feed = "\n".join(
-        f"    {json.dumps(tensor.name)}: np.ones({_sizes(tensor.shape)}, dtype={json.dumps(tensor.dtype)}),"
-        for tensor in graph.inputs
-    )
-    found = [
-        (
-            "onnx-ferry",
-            (
-                "from onnx_config import AutoModelForONNX\n\n"
-                f"model = AutoModelForONNX.from_pretrained({folder})\n"
-                "outputs = model(**inputs)"
-            ),
-        ),
-        (
-            "ONNX Runtime",
-            (
-                "import numpy as np\nimport onnxruntime\n\n"
-                f"session = onnxruntime.InferenceSession({file})\n"
-                f"outputs = session.run(None, {{\n{feed}\n}})"
-            ),
-        ),
-    ]
-    if record.task:
-        found.append(
-            (
-                "transformers.js",
-                (
-                    'import { env, pipeline } from "@huggingface/transformers";\n\n'
-                    "env.allowRemoteModels = false;\n"
-                    f"env.localModelPath = {json.dumps(str(PurePath(artifact.path).parent))};\n"
-                    f"const run = await pipeline({json.dumps(record.task)}, {json.dumps(PurePath(artifact.path).name)},"
-                    ' { dtype: "fp32", subfolder: "" });'
-                ),
-            )
-        )
+    found = [("onnx-ferry", _ferry(record, artifact, json.dumps(record.model_id if elsewhere else artifact.path)))]
+    if elsewhere:
+        return found
+    found.append(("ONNX Runtime", _runtime(record, artifact)))
+    names = {file.path for file in artifact.files}
+    if (record.task in _TEXTS and "tokenizer.json" in names) or (
+        record.task in _IMAGES and "preprocessor_config.json" in names
+    ):
+        found.append(("transformers.js", _javascript(record, artifact)))
     return found
 
 
-def _sizes(shape: tuple[int | str, ...]) -> str:
-    sizes = ", ".join(str(size) if isinstance(size, int) else str(_SMALL) for size in shape)
-    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"
+def _ferry(record: ConversionRecord, artifact: ArtifactRecord, name: str) -> str:
+    load = f"from onnx_config import AutoModelForONNX\n\nmodel = AutoModelForONNX.from_pretrained({name})\n"
+    if record.task not in _TEXTS or not any(file.path.startswith("tokenizer") for file in artifact.files):
+        given = f"inputs = {{\n{_feed(record, artifact)}\n}}"
+        return f"import numpy as np\n\n{load}{given}\noutputs = model(**inputs)\nprint(outputs)"
+    call = "model(**inputs)\nprint(outputs)"
+    if record.task in _GENERATES:
+        call = "model.generate(**inputs, max_new_tokens=20)\nprint(tokenizer.batch_decode(outputs))"
+    return (
+        f"from transformers import AutoTokenizer\n\n{load}tokenizer = AutoTokenizer.from_pretrained({name})\n"
+        f'inputs = tokenizer({json.dumps(_SENTENCE)}, return_tensors="pt")\noutputs = {call}'
+    )
+
+
+def _runtime(record: ConversionRecord, artifact: ArtifactRecord) -> str:
+    file = json.dumps(str(PurePath(artifact.path) / artifact.graphs[0].path))
+    return (
+        "import numpy as np\nimport onnxruntime\n\n"
+        f'session = onnxruntime.InferenceSession({file}, providers=["CPUExecutionProvider"])\n'
+        f"outputs = session.run(None, {{\n{_feed(record, artifact)}\n}})\n"
+        "for output, value in zip(session.get_outputs(), outputs):\n    print(output.name, value.shape)"
+    )
+
+
+def _javascript(record: ConversionRecord, artifact: ArtifactRecord) -> str:
+    folder = PurePath(artifact.path)
+    image = record.task in _IMAGES
+    names = "env, pipeline, RawImage" if image else "env, pipeline"
+    given = "new RawImage(new Uint8ClampedArray(64 * 64 * 3).fill(128), 64, 64, 3)" if image else json.dumps(_SENTENCE)
+    return (
+        f'import {{ {names} }} from "@huggingface/transformers";\n\n'
+        "env.allowRemoteModels = false;\n"
+        f"env.localModelPath = {json.dumps(str(folder.parent))};\n"
+        f"const run = await pipeline({json.dumps(record.task)}, {json.dumps(folder.name)}, {{\n"
+        '  dtype: "fp32",\n  subfolder: "",\n});\n'
+        f"console.log(await run({given}));"
+    )
+
+
+def _feed(record: ConversionRecord, artifact: ArtifactRecord) -> str:
+    graph = artifact.graphs[0]
+    cells = [cell for check in record.parity for cell in check.cells]
+    # Sizes at which the graph was verified: not every graph takes two of everything.
+    sizes = next((cell.sizes for cell in cells if cell.graph == graph.role and cell.verdict == "verified"), {})
+    return "\n".join(
+        f"    {json.dumps(tensor.name)}: np.ones({_shape(tensor, sizes)}, dtype={json.dumps(tensor.dtype)}),"
+        for tensor in graph.inputs
+    )
+
+
+def _shape(tensor: TensorRecord, sizes: Mapping[str, int]) -> str:
+    found = [size if isinstance(size, int) else _size(size, sizes) for size in tensor.shape]
+    return str(tuple(found))
+
+
+def _size(formula: str, sizes: Mapping[str, int]) -> int:
+    """Return what a formula over axes comes to.
+
+    >>> _size("past + sequence", {"past": 4, "sequence": 3}), _size("unknown", {})
+    (7, 2)
+    """
+    try:
+        return _value(ast.parse(formula, mode="eval").body, sizes)
+    except (SyntaxError, ValueError, RecursionError, ArithmeticError):
+        return _SMALL
+
+
+def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    match node:
+        case ast.Name(id=name):
+            return sizes.get(name, _SMALL)
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.BinOp(left=left, op=kind, right=right) if type(kind) in _OPERATORS:
+            return int(_OPERATORS[type(kind)](_value(left, sizes), _value(right, sizes)))
+        case _:
+            raise ValueError("no formula of sizes")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.limits import AxisLimit, limits_in
 from onnx_config.spec import TensorSpec
 
-__all__ = ["EMBED_LIMIT_BYTES", "GraphSummary", "forget_shapes", "read_graph", "summarize", "write_graph"]
+__all__ = [
+    "EMBED_LIMIT_BYTES",
+    "GraphSummary",
+    "count_operators",
+    "forget_shapes",
+    "read_graph",
+    "summarize",
+    "write_graph",
+]
 
 EMBED_LIMIT_BYTES = 1536 * 1024**2
 """Weights of up to 1.5 GiB stay inside the ``.onnx``, larger ones go to a file beside it: protobuf ends at 2 GiB."""
@@ -30,6 +39,8 @@ class GraphSummary:
     outputs: tuple[TensorSpec, ...]
     limits: tuple[AxisLimit, ...] = ()
     """Sizes beyond which the graph refuses, although the model would not."""
+    operators: Mapping[str, int] = field(default_factory=dict)
+    """Operator -> nodes of it, most first; those of another domain than ONNX's as ``domain::name``."""
 
 
 def read_graph(path: Path) -> onnx_ir.Model:
@@ -108,7 +119,18 @@ def summarize(model: onnx_ir.Model) -> GraphSummary:
         inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
         limits=limits_in(model),
+        operators=count_operators(model),
     )
+
+
+def count_operators(model: onnx_ir.Model) -> dict[str, int]:
+    """Return how many nodes of each operator there are, most first; nodes of subgraphs count."""
+    found = Counter(
+        f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        for graph in model.graphs()
+        for node in graph
+    )
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _tensor(value: onnx_ir.Value) -> TensorSpec:

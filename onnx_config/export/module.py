@@ -329,6 +329,8 @@ def _entry(made: ConvertedModule, graph: GraphSummary, before: GraphSummary) -> 
                 "opset": graph.opset,
                 "nodes": graph.nodes,
                 "nodes_before_simplify": before.nodes,
+                "operators": dict(graph.operators),
+                "operators_before_simplify": dict(before.operators),
                 "inputs": [asdict(t) for t in graph.inputs],
                 "outputs": [asdict(t) for t in graph.outputs],
             }

@@ -287,7 +287,13 @@ def simplify(request: Json) -> Json:
         summary = summarize(model)
         forget_shapes(model)
         write_graph(model, output, metadata=request["metadata"])
-        return {"graph": _summary(summary), "nodes_before": summary.nodes, "simplified": False, "reason": None}
+        return {
+            "graph": _summary(summary),
+            "nodes_before": summary.nodes,
+            "operators_before": summary.operators,
+            "simplified": False,
+            "reason": None,
+        }
     result = simplify_file(path)
     model = result.model or read_graph(path)
     forget_shapes(model)
@@ -295,6 +301,7 @@ def simplify(request: Json) -> Json:
     return {
         "graph": _summary(result.after),
         "nodes_before": result.before.nodes,
+        "operators_before": result.before.operators,
         "simplified": result.model is not None,
         "reason": result.reason,
     }

@@ -30,7 +30,7 @@ def trace(request: Json) -> Json:
     Raises:
         InputError: If the weights are not there or not whole.
     """
-    from onnx_config.export.graph_file import write_graph
+    from onnx_config.export.graph_file import count_operators, write_graph
     from onnx_config.export.origins import weightless
     from onnx_config.export.template import TemplateGraph, fold_transposes, lift_weights, lifted_weights, unused_removed
     from onnx_config.export.trace import reads_values
@@ -80,6 +80,7 @@ def trace(request: Json) -> Json:
         "direct": None,
         "notes": [*sample.notes(spec), *notes, *traced.notes],
         "nodes": sum(1 for graph in traced.model.graphs() for _ in graph),
+        "operators": count_operators(traced.model),
     }
 
 

@@ -20,16 +20,18 @@ MakeRecord = Callable[..., ConversionRecord]
 
 
 def fill(engine: Engine, make_record: MakeRecord, *, first: int = 1, count: int = 7) -> None:
+    numbers: list[int] = []
     with session_scope(engine) as session:
         batch = db.start_batch(session, engine="local", started_at=START)
         for number in range(first, first + count):
-            record_conversion(session, make_record(number), batch_id=batch)
+            numbers.append(record_conversion(session, make_record(number), batch_id=batch if number % 2 else None))
         # One that a later attempt replaces, one whose difference is no number, one that says odd things.
         record_conversion(session, make_record(first, failure="timeout"))
         (check,) = make_record(first).parity
         record_conversion(session, make_record(first, parity=(replace(check, max_abs_diff=math.nan),)))
         record_conversion(session, make_record(first + count, failure="internal", notes=("\0\ud800 ü",)))
         db.note_template(session, f"{first:064x}", architecture="BertModel", size_bytes=10, reused=False, at=START)
+        db.note_found_done(session, batch, [(number, "reused") for number in numbers], found_at=START)
         db.finish_batch(session, batch, db.BatchTotals(converted=count), finished_at=START)
 
 

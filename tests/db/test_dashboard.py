@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from db import ErrorRecord, make_engine, record_conversion, session_scope, start_batch
 from db.dashboard import create_app
+from db.dashboard.snippets import snippets
 
 HOSTILE = "<script>alert(1)</script>\u202eevil\x1b[2J" + "y" * 3000
 
@@ -65,3 +66,17 @@ def test_an_absent_catalog_says_what_to_type_and_stays_absent(tmp_path):
     assert answer.status_code == 503
     assert "ferry batch" in answer.text
     assert not (tmp_path / "none").exists()
+
+
+def test_what_lies_in_a_store_elsewhere_is_loaded_by_its_name(make_record):
+    record = make_record(1)
+    found = dict(snippets(replace(record, artifact=replace(record.artifact, path="s3://bucket/artifact"))))
+    assert list(found) == ["onnx-ferry"]
+    assert '"org/model-1"' in found["onnx-ferry"]
+
+
+@pytest.mark.parametrize("changes", [{"artifact": None}, {"status": "mismatch"}], ids=["failed", "quarantined"])
+def test_what_is_not_served_is_not_loaded(make_record, changes):
+    record = make_record(1, failure="mismatch", **changes)
+    kept = replace(make_record(2).artifact, quarantined=True)
+    assert snippets(replace(record, artifact=kept if "status" in changes else None)) == []

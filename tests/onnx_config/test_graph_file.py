@@ -100,6 +100,7 @@ def branching() -> onnx.ModelProto:
 def test_a_summary_counts_the_nodes_of_branches() -> None:
     summary = summarize(onnx_ir.from_proto(branching()))
     assert (summary.nodes, summary.opset) == (4, 19)
+    assert summary.operators == {"Abs": 1, "If": 1, "Neg": 1, "Relu": 1}
     assert [(t.name, t.dtype, t.shape) for t in summary.inputs] == [
         ("condition", "bool", ()),
         ("x", "float32", ("n", 3)),

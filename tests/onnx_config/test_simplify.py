@@ -31,6 +31,8 @@ def test_a_simplified_graph_is_smaller_and_takes_and_gives_the_same(name: str, r
     assert (after.inputs, after.outputs, after.opset) == (before.inputs, before.outputs, before.opset)
     assert (converted.simplified["simplified"], converted.simplified["reason"]) == (True, None)
     assert converted.simplified["nodes_before"] == before.nodes
+    assert converted.simplified["operators_before"] == before.operators
+    assert sum(after.operators.values()) == after.nodes
     assert converted.simplified["graph"]["nodes"] == after.nodes
 
 

@@ -19,6 +19,9 @@ from typing import Any
 
 import pytest
 
+import db
+from db.found import list_found_done
+from db.overview import running_totals
 from flows.batch import _outputs, run_batch
 from onnx_config.errors import (
     ErrorKind,
@@ -42,7 +45,7 @@ from tasks.memory import MemoryGate
 from tasks.parity import Checked
 from tasks.pipeline import convert_model, place_known
 from tasks.progress import Progress
-from tasks.register import record_entry, register
+from tasks.register import catalog, record_entry, register
 from tasks.report import (
     Engine,
     ErrorEntry,
@@ -207,6 +210,18 @@ def test_a_known_model_is_placed_without_work(done, tmp_path):
         assert (entry.status, entry.artifact) == (Status.REUSED, str(tmp_path / "out" / "model"))
         assert [graph.path for graph in entry.graphs] == [str(tmp_path / "out" / "model" / "model.onnx")]
         assert_whole(tmp_path / "out" / "model")
+
+
+def test_the_catalog_knows_what_a_run_found_done(done):
+    with db.session_scope(catalog(done.places)) as session:
+        before = db.list_batches(session)[0].id
+    run([done.request], done.places)
+    with db.session_scope(catalog(done.places), read_only=True) as session:
+        batch = db.list_batches(session)[0]
+        assert batch.id > before
+        (found,) = list_found_done(session, batch.id, limit=5)
+        assert (found.model_id, found.status) == (done.request.model_id, "reused")
+        assert running_totals(session, batch.id) == batch.totals
 
 
 def test_a_run_without_work_removes_what_a_killed_one_left(done):

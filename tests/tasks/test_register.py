@@ -52,6 +52,8 @@ graphs = st.builds(
     opset=st.integers(7, 30),
     nodes=counts,
     nodes_before_simplify=counts,
+    operators=st.dictionaries(words, counts, max_size=3),
+    operators_before_simplify=st.dictionaries(words, counts, max_size=3),
     inputs=st.lists(tensors, max_size=3).map(tuple),
     outputs=st.lists(tensors, max_size=3).map(tuple),
 )

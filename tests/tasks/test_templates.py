@@ -233,6 +233,12 @@ def test_fine_tunes_share_one_trace_and_a_wrong_one_is_not_called_converted(tmp_
     assert [entry.status for entry in entries.values()] == [Status.CONVERTED] * 3, entries
     assert sorted(str(entry.template) for entry in entries.values()) == ["reused", "reused", "traced"]
     assert all(entry.simplified for entry in entries.values())
+    for entry in entries.values():
+        (graph,) = entry.graphs
+        assert (sum(graph.operators.values()), sum(graph.operators_before_simplify.values())) == (
+            graph.nodes,
+            graph.nodes_before_simplify,
+        )
     assert_nothing_half_done(home)
     with db.session_scope(catalog(workspace(home))) as session:
         (record,) = db.list_templates(session)

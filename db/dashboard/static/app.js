@@ -28,7 +28,7 @@
       tzDate: (at) => uPlot.tzDate(new Date(at * 1e3), "UTC"),
       cursor: { show: false },
       legend: { show: false },
-      scales: { x: { time: true, range: [from, Math.max(chart.to, from + chart.step)] }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.05)] } },
+      scales: { x: { time: true, range: [from, Math.max(Math.ceil(chart.to / chart.step) * chart.step, from + chart.step)] }, y: { range: (_, low, high) => [0, Math.max(1, high * 1.05)] } },
       axes: [axis, Object.assign({ size: 56, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6] }, axis)],
       series: [{}].concat(series.map(({ data, ...rest }) => rest)),
     };
