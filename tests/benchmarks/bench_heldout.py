@@ -5,7 +5,7 @@
 
 Of each class a tiny model is made: the default config of its model type, shrunk as detection shrinks it, with random
 weights. Classes that cannot be built so are listed. Each is then detected in a process of its own, and what detection
-says is held against what ``forward`` takes. With ``--convert`` the models are converted, by ``ferry batch`` in batches,
+says is held against what ``forward`` takes. With ``--convert`` they are converted instead, by ``ferry batch`` in batches,
 and every converted one is compared with PyTorch once more, from outside and with inputs that conversion does not try:
 texts padded on the left, masks with holes, placeholders of images elsewhere, other sizes (``outside.py``).
 
@@ -72,19 +72,26 @@ def main() -> None:
     work: Path = arguments.workdir.absolute()
     work.mkdir(parents=True, exist_ok=True)
     cases = chosen(arguments)
-    built = step("built", cases, work, build, BUILD_SECONDS)
-    cases = [case for case in cases if not built[case[0]].get("error")]
-    for name, answer in built.items():
-        if answer.get("error"):
-            print(f"not built  {name}: {answer['error'][:200]}")
-    found = step("detected", cases, work, detect, DETECT_SECONDS, again="detect" in arguments.again)
-    for name, answer in found.items():
-        if answer.get("error"):
-            print(f"{'detect':10} {name}: {answer['error'][:300]}")
-    wrong = sum(bool(answer.get("error")) for answer in found.values())
-    print(f"classes {len(built)}  built {len(cases)}  detected {len(cases) - wrong}", flush=True)
+    made: list[tuple[str, str]] = []
+    detected = 0
+    for start in range(0, len(cases), 10):
+        part = cases[start : start + 10]
+        built = step("built", part, work, build, BUILD_SECONDS)
+        part = [case for case in part if not built[case[0]].get("error")]
+        for name, answer in built.items():
+            if answer.get("error"):
+                print(f"{'not built':10} {name}: {answer['error'][:200]}")
+        found = {}
+        if not arguments.convert or "detect" in arguments.again:
+            found = step("detected", part, work, detect, DETECT_SECONDS, again="detect" in arguments.again)
+        for name, answer in found.items():
+            if answer.get("error"):
+                print(f"{'detect':10} {name}: {answer['error'][:400]}")
+            detected += not answer.get("error")
+        made += part
+        print(f"classes {start + len(built)}  built {len(made)}  detected {detected}", flush=True)
     if arguments.convert:
-        convert(cases, work, arguments)
+        convert(made, work, arguments)
 
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
@@ -171,12 +178,12 @@ def build(cls: str, model_type: str, work: Path) -> Json:
     """Write the tiny model's folder; refuse one whose weights do not survive that."""
     from tiny_models import _disturb
 
-    from onnx_config.twin import default_config, shrink
+    from onnx_config.twin import default_config, twins
 
     folder = work / "models" / cls
     shutil.rmtree(folder, ignore_errors=True)
     made = getattr(transformers, cls)
-    twin = shrink(default_config(model_type), made, budget=BUDGET)
+    twin = next(twins(default_config(model_type), made, budget=BUDGET, asked=False))
     torch.manual_seed(0)
     model = made(twin.config).eval()
     _disturb(model)
@@ -274,19 +281,16 @@ def check(cls: str, model_type: str, work: Path) -> Json:
     """Compare a converted model with PyTorch on inputs that conversion does not try."""
     from outside import differences
 
-    from onnx_config.spec import ModelSpec
+    from onnx_config import UniversalOnnxConfig
 
     entry = next(
         a
         for a in reversed(list(map(json.loads, (work / "converted.jsonl").read_text().splitlines())))
         if a["cls"] == cls
     )
-    spec = next(
-        a["spec"] for a in map(json.loads, (work / "detected.jsonl").read_text().splitlines()) if a["cls"] == cls
-    )
     folder = work / "models" / cls
     model = getattr(transformers, entry["architecture"]).from_pretrained(folder).eval()
-    found = list(differences(model, folder, entry, ModelSpec.from_json(spec)))
+    found = list(differences(model, folder, entry, UniversalOnnxConfig.from_pretrained(folder).spec))
     wrong = [text for text in found if not text.startswith("ok ")]
     return {"verdict": "; ".join(wrong) if wrong else "exact" if found else "nothing compared", "compared": found}
 
