@@ -5,9 +5,9 @@
 
 Of each class a tiny model is made: the default config of its model type, shrunk as detection shrinks it, with random
 weights. Classes that cannot be built so are listed. Each is then detected in a process of its own, and what detection
-says is held against what ``forward`` takes. With ``--convert`` they are converted instead, by ``ferry batch`` in batches,
-and every converted one is compared with PyTorch once more, from outside and with inputs that conversion does not try:
-texts padded on the left, masks with holes, placeholders of images elsewhere, other sizes (``outside.py``).
+says is held against what ``forward`` takes. With ``--convert`` they are converted instead, by ``ferry batch``, and
+every converted one is compared with PyTorch once more, from outside and with inputs that conversion does not try: texts
+padded on the left, masks with holes, placeholders of images elsewhere, other sizes (``outside.py``).
 
 ``--sample N`` takes one class of each model type first; ``--without`` leaves out the classes that the lines of a file
 name (``"cls"``). All is kept in ``--workdir``, one line of JSON a class, so that a second call goes on where the first
