@@ -252,7 +252,7 @@ def convert(cases: list[tuple[str, str]], work: Path, arguments: argparse.Namesp
         command = [sys.executable, "-m", "flows.entry", "batch", str(manifest), "--engine", "local", "--output"]
         command += [str(work / "out"), "--report", str(report), "--workers", str(arguments.workers), "--retry-failed"]
         with (work / "batch.log").open("a") as log:
-            subprocess.run(command, stdout=log, stderr=log, check=False, env={**os.environ, "FERRY_TIMEOUT": "600"})
+            subprocess.run(command, stdout=log, stderr=log, check=False, env={"FERRY_TIMEOUT": "600", **os.environ})
         entries = {Path(e["id"]).name: e for e in json.loads(report.read_text())["models"]} if report.exists() else {}
         with path.open("a") as file:
             for cls, model_type in part:
