@@ -286,6 +286,6 @@ def _dtype_of(argument: Argument) -> str:
         return "float32"
     if argument.dtype is not None:
         return argument.dtype
-    if re.search(r"_ids$|mask$|^bbox$|_positions?$", name):
+    if re.search(r"_ids$|mask$|^bbox$|_positions?$", name) or GEOMETRY.search(name):
         return "int64"
     return "float32"

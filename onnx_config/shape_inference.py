@@ -8,13 +8,14 @@ size that moves with an axis is tied to it.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.config_sizes import config_size, modality_of
-from onnx_config.declarations import Declaration
+from onnx_config.declarations import Declaration, Role
 from onnx_config.draft import Draft
 from onnx_config.lessons import candidates
 from onnx_config.preprocessors import Preprocessor
@@ -32,6 +33,7 @@ __all__ = ["Inference", "infer"]
 _MAX_RUNS = 250
 _MAX_SECONDS = 30.0
 _MAX_ROUNDS = 20
+_NOISE = re.compile(r"(^|_)noise(_|$)")
 _MOST_NUMBERS = 1 << 23
 """In all inputs of a changed draft together, unless the draft that is changed has a quarter of that; 32 MiB of float32.
 What asks for more is a guess at an axis that is none."""
@@ -120,6 +122,7 @@ def infer(
     if isinstance(runner, Probe):
         return _varied(draft, result.outputs, lambda sizes: run(draft, sizes))
     draft, result = _without_measuring_masks(draft, result, runner, run, flags=flags)
+    draft, result = _without_chance(draft, result, run)
     return _varied_on_trial(draft, result, runner, run, flags=flags)
 
 
@@ -217,6 +220,32 @@ def _without_measuring_masks(
         f"{', '.join(masks)} was left out: what is inside depends on its values: {measured.refusal}"[:300]
     )
     return other, without
+
+
+def _without_chance(
+    draft: Draft, result: ProbeResult, run: Callable[[Draft], ProbeResult]
+) -> tuple[Draft, ProbeResult]:
+    """Give a model that draws random numbers those that it takes in their place, where it has an argument for them.
+
+    What is drawn anew at every run cannot be compared with anything.
+    """
+    if not result.drew or result.outputs is None:
+        return draft, result
+    lengths = dict.fromkeys(size for shape, _ in result.outputs.values() for size in shape[1:2])
+    for argument in draft.declaration.arguments:
+        if argument.name in draft.specs or argument.role is not Role.DATA or not _NOISE.search(argument.name):
+            continue
+        for length in lengths:
+            other = draft.copy()
+            other.add(argument.name)
+            rows = other.specs[argument.name].shape[0]
+            other.reshape(argument.name, (rows, length))
+            without = run(other)
+            if without.outputs == result.outputs and not without.drew:
+                other.learned.append(f"{argument.name} was added: the model draws random numbers in its place")
+                return other, without
+    draft.assumed.append("the model draws random numbers, and has no argument for them")
+    return draft, result
 
 
 def _varied_on_trial(

@@ -113,6 +113,8 @@ def _disturb(module: torch.nn.Module) -> None:
 
     with torch.no_grad():
         for parameter in module.parameters():
+            if not parameter.numel():
+                continue
             largest = float(parameter.abs().max())
             if 0 < largest < 1e-3:
                 parameter.copy_(0.3 + noise_like(parameter, 0.1))

@@ -29,6 +29,12 @@ _SAME: Mapping[Any, Any] = {
 }
 """Operator -> the one that it is another name for."""
 
+_UNTRANSLATED: Mapping[Any, Any] = {
+    _aten._is_all_true.default: _aten.all.default,
+    _aten._is_any_true.default: _aten.any.default,
+}
+"""The same, where the name has no translation, and taking the program apart does not change it."""
+
 _CASTS = frozenset({_aten.to.dtype, _aten.to.device, _aten.to.dtype_layout})
 """Conversions that return their argument itself where it is already as wanted, unless asked for a copy."""
 
@@ -75,6 +81,8 @@ def decomposed_where_needed() -> Any:
     original: Callable[..., Any] = _fx_passes.decompose_with_registry
 
     def decompose(program: Any, registry: Any) -> Any:
+        for node in program.graph_module.graph.nodes:
+            node.target = _UNTRANSLATED.get(node.target, node.target)
         translated = set(_decomp.get_onnx_implemented_overloads(registry))
         spelled = _spelled(program.graph_module.graph, translated)
         _name_outputs(program)

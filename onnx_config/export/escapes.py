@@ -107,6 +107,8 @@ class replayed(TorchFunctionMode):  # noqa: N801  # used as a context manager on
         self._all: dict[int, tuple[torch.Tensor, int]] = {}
         self.notes: list[str] = []
         """What the graph takes for granted."""
+        self.granted: dict[str, list[tuple[torch.Tensor, Any]]] = defaultdict(list)
+        """The same: what is taken for granted -> what was read while it is traced, and what it is taken to be."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -135,9 +137,13 @@ class replayed(TorchFunctionMode):  # noqa: N801  # used as a context manager on
             if not always:
                 raise ValueError(f"the model's code decides by the values of its inputs ({where})")
             self._note(f"{where} is taken to find {value}, as it does for all inputs that were tried")
+            self.granted[f"{where} is taken to find {value}"].append((args[0] != 0, bool(value)))
             return value
         if always:
             self._note(f"{where} is taken to read what it does for all inputs that were tried")
+            # Of fractions, which are rounded one way here and another there, nobody could say that they are the same.
+            if not args[0].is_floating_point() and all(isinstance(size, int) for size in args[0].shape):
+                self.granted[f"{where} is taken to read"].append((args[0], torch.tensor(value)))
             return value
         result = func(*args, **kwargs)
         _hint(result, value)

@@ -23,7 +23,7 @@ _MODELS = "transformers.models."
 def no_idle_work() -> Iterator[None]:
     """Trace and translate without it, until the exit."""
     with ExitStack() as stack:
-        for spare in (_no_strangers, _no_origins, _no_parsing, _no_second_run):
+        for spare in (_no_strangers, _no_origins, _no_parsing, _no_second_run, _no_moves):
             with suppress(ImportError, AttributeError):
                 stack.enter_context(spare())
         yield
@@ -74,3 +74,23 @@ def _no_second_run() -> Any:
         return node.meta["val"]
 
     return patch.object(interpreter, "run_node", run_node)
+
+
+def _no_moves() -> Any:
+    """Leave a module that is to be brought to an element type or a device where it is, if it is there already.
+
+    Some models do so whenever they are called, and the parameters of a model that is traced cannot be exchanged.
+    """
+    original: Callable[..., Any] = torch.nn.Module.to
+
+    def to(module: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        device, dtype, _, layout = torch._C._nn._parse_to(*arguments, **options)
+        tensors = (*module.parameters(), *module.buffers())
+        there = layout is None and all(
+            (device is None or device == tensor.device)
+            and (dtype is None or dtype == tensor.dtype or not (tensor.is_floating_point() or tensor.is_complex()))
+            for tensor in tensors
+        )
+        return module if there else original(module, *arguments, **options)
+
+    return patch.object(torch.nn.Module, "to", to)

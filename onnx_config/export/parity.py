@@ -519,6 +519,8 @@ def check_parity(
     returned = references[0].outputs.keys()
     if lost := sorted(returned & set(expected) - names):
         tally.mismatch = f"the graph lacks the output {', '.join(lost)}"
+    if bare := sorted(name for name in returned & names if not any(r.outputs[name].size for r in references)):
+        tally.unstable = f"{', '.join(bare)} is empty at all shapes: there is nothing to compare"
     provider = session.get_providers()[0]
     cells = []
     for reference in references:

@@ -24,6 +24,7 @@ from onnx_config.export.attention import hidden_rows_as_in_torch, keys_transpose
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import Escapes, replayed
+from onnx_config.export.granted import conditions_returned, refuse_otherwise
 from onnx_config.export.idle_work import no_idle_work
 from onnx_config.export.loops import loops_as_scans
 from onnx_config.export.operators import symbolic_operators
@@ -162,6 +163,7 @@ def trace_model(
                 inputs, reading = escapes()
                 attempts = _attempts(axes, sides=sides)
             continue
+        refuse_otherwise(program, kept)
         names, said, lost = _name_axes(program, tensors, attempt)
         # A graph for the one image size that a preprocessor makes is of use; one for the batch or the length that
         # happened to be traced is not.
@@ -308,6 +310,7 @@ def _export(
         ties_as_in_torch() if tied else contextlib.nullcontext(),
         contextlib.nullcontext() if before_optimizing is None else _hooked(before_optimizing),
         contextlib.nullcontext() if reading is None else replayed(reading) as replay,
+        contextlib.nullcontext() if replay is None else conditions_returned(model, replay),
     ):
         exported = exporter.export(model, {**_nested(inputs), **flags}, config)
     program = exported.program

@@ -198,7 +198,8 @@ class _Graphs:
         else:
             answer = self.decoders.begin(feed, keep=keep)
             cache = _grown(cache, answer) if keep else None
-        output = Seq2SeqLMOutput(logits=answer["logits"], past_key_values=cache, encoder_last_hidden_state=states)
+        logits = _kept(answer["logits"], given.get("logits_to_keep"))
+        output = Seq2SeqLMOutput(logits=logits, past_key_values=cache, encoder_last_hidden_state=states)
         return output.to_tuple() if given.get("return_dict") is False else output
 
     def _states(self, given: Mapping[str, Any], *, needed: bool) -> torch.Tensor | None:
@@ -231,8 +232,18 @@ def _forward(cls: type, model: Any, given: dict[str, Any]) -> Any:
 
 _TAKEN = frozenset({
     "attention_mask", "decoder_attention_mask", "decoder_input_ids", "decoder_position_ids", "encoder_outputs",
-    "past_key_values", "return_dict", "use_cache", *ASKED_OUTPUTS,
+    "logits_to_keep", "past_key_values", "return_dict", "use_cache", *ASKED_OUTPUTS,
 })  # fmt: skip
+
+
+def _kept(logits: torch.Tensor, wanted: int | torch.Tensor | None) -> torch.Tensor:
+    """Return the logits of the last ``wanted`` tokens, or of those at certain places; ``None`` and 0: of all.
+
+    ``generate`` asks for the last one only of every class that can be asked so; the graphs compute all of them.
+    """
+    if wanted is None:
+        return logits
+    return logits[:, wanted if isinstance(wanted, torch.Tensor) else slice(-wanted, None)]
 
 
 def _encoder_like(encoder: Any, graphs: _Graphs) -> Any:

@@ -102,6 +102,14 @@ def a_clip(y: torch.Tensor) -> torch.Tensor:
     return torch.clip(y, 2.0, 30.0) + torch.clip(y, torch.tensor(1.0), torch.tensor(9.0))
 
 
+def a_truth_about_all(y: torch.Tensor) -> torch.Tensor:
+    return y + torch.ops.aten._is_all_true(y > 0) + torch.ops.aten._is_any_true(y > 40)
+
+
+def a_truth_and_a_write_into_a_part(y: torch.Tensor) -> torch.Tensor:
+    return a_write_into_a_part(a_truth_about_all(y))
+
+
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 SPARED = [
@@ -116,6 +124,7 @@ SPARED = [
     a_batch_norm,
     poolings_to_one,
     a_clip,
+    a_truth_about_all,
 ]
 TRACED_AGAIN = [
     a_write_seen_through_a_view,
@@ -123,6 +132,7 @@ TRACED_AGAIN = [
     a_write_into_a_part,
     a_write_of_a_larger_type,
     a_pooling_to_more,
+    a_truth_and_a_write_into_a_part,
 ]
 
 

@@ -107,6 +107,36 @@ def test_what_is_always_read_is_a_constant(cls: type, note: str | None, tmp_path
         torch.testing.assert_close(torch.from_numpy(got), model(**feed)["y"].detach())
 
 
+class Twice(Small):
+    """Asks twice, of numbers that its input has and of ones that no input changes."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if (self.scale > 1e6).any():
+            x = x + 1
+        if int((x > 1000).sum()) == 0 and bool((x < 1000).all()):
+            x = x * self.scale
+        return {"count": (x > 0).sum(), "y": x}
+
+
+@pytest.mark.parametrize("cls", [Masking, Twice])
+def test_a_graph_refuses_what_its_model_decides_otherwise(cls: type, tmp_path: Path) -> None:
+    model = cls()
+    result = read_and_traced(model)
+    feed = feeds()[0]
+    torch.testing.assert_close(
+        torch.from_numpy(run(result, tmp_path / "model.onnx", **feed)["y"]), model(**feed)["y"].detach()
+    )
+    marked = {"x": feed["x"].clone()}
+    marked["x"][1, 2] = 2000
+    with pytest.raises(Exception, match=r"test_escapes_py_\d+_is_taken_to_(find|read)"):
+        run(result, tmp_path / "model.onnx", **marked)
+    checks = [node for node in result.model.graph if "taken" in (node.name or "")]
+    assert checks
+    assert all(node.op_type == "Expand" for node in checks)
+    # What the weights alone decide needs no check.
+    assert len(checks) == (1 if cls is Masking else 2)
+
+
 def test_a_decision_by_the_inputs_is_refused_with_its_place() -> None:
     with pytest.raises(ModelError, match=r"decides by the values of its inputs \(test_escapes.py:\d+\)") as caught:
         read_and_traced(Deciding())

@@ -60,6 +60,28 @@ def test_a_graph_is_the_same_without_idle_work(monkeypatch: pytest.MonkeyPatch) 
     assert any(n.op_type == "Cast" for n in spared.graph)
 
 
+class Moving(torch.nn.Module):
+    """Brings a part to an element type whenever it is called."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(8, 8)
+        self.dtype = dtype
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.inner = self.inner.to(self.dtype)
+        return {"y": self.inner(ids.to(self.dtype)), "places": ids}
+
+
+def test_a_part_is_brought_to_the_type_that_it_has_while_it_is_traced() -> None:
+    graph = graph_of(Moving(torch.float32), {"ids": torch.arange(16).reshape(2, 8)})
+    assert [v.name for v in graph.graph.outputs] == ["y", "places"]
+    with no_idle_work():
+        linear = torch.nn.Linear(2, 2)
+        assert linear.to("cpu", torch.float32) is linear
+        assert linear.to(torch.float64).weight.dtype is torch.float64
+
+
 def test_what_is_spared_is_the_libraries_own_work() -> None:
     """A release that is built otherwise would do all of it again, and nobody would notice but for the time."""
     from onnxscript._internal.values import TracedOnnxFunction

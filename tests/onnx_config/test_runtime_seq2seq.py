@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -244,6 +245,28 @@ def test_what_the_graphs_cannot_do_is_said(t5: Pair, options: dict[str, Any], wo
 def test_options_that_cannot_be_followed_are_refused(t5: Pair, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         t5.graphs.generate(**t5.inputs, **options)
+
+
+def test_a_class_that_can_be_asked_for_some_logits_generates(t5: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = transformers.T5ForConditionalGeneration
+    plain = cls.forward
+
+    def forward(self: Any, *given: Any, logits_to_keep: Any = 0, **options: Any) -> Any:
+        return plain(self, *given, **options)
+
+    # As that of T5Gemma, which generate asks for the last token's logits only.
+    known = inspect.signature(plain)
+    added = inspect.Parameter("logits_to_keep", inspect.Parameter.KEYWORD_ONLY, default=0)
+    names = sorted((*known.parameters.values(), added), key=lambda parameter: parameter.kind)
+    forward.__signature__ = known.replace(parameters=names)  # type: ignore[attr-defined]
+    monkeypatch.setattr(cls, "forward", forward)
+    graphs = AutoModelForONNX.from_pretrained(t5.artifact, threads=1)
+    feed = {"input_ids": t5.inputs["input_ids"], "decoder_input_ids": torch.arange(3, 8).expand(3, -1)}
+    whole = graphs(**feed).logits
+    places = torch.tensor([0, 2])
+    for wanted, kept in ((0, whole), (1, whole[:, -1:]), (3, whole[:, -3:]), (places, whole[:, places])):
+        torch.testing.assert_close(graphs(**feed, logits_to_keep=wanted).logits, kept)
+    assert torch.equal(generated(graphs, t5.inputs), generated(t5.graphs, t5.inputs))
 
 
 def test_a_mask_of_the_decoder_that_hides_nothing_is_taken(t5: Pair) -> None:

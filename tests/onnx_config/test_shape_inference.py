@@ -13,6 +13,7 @@ from tiny_models import FAMILIES
 from onnx_config import UniversalOnnxConfig
 from onnx_config.config_sizes import modality_of
 from onnx_config.declarations import declare
+from onnx_config.draft import Draft
 from onnx_config.errors import InputError
 from onnx_config.input_generator import generate_inputs
 from onnx_config.preprocessors import declared_preprocessors
@@ -236,6 +237,31 @@ def test_a_mask_that_makes_sizes_depend_on_values_is_left_out():
     assert [tensor.name for tensor in spec.inputs] == ["input_values"]
     assert any("attention_mask was left out" in note for note in spec.notes)
     assert "attention_mask" in detected("wav2vec2-ctc").get_input_names()
+
+
+@pytest.mark.parametrize("architecture", ["ViTMAEModel", "ViTMAEForPreTraining"])
+def test_what_a_model_would_draw_at_random_is_an_input(architecture):
+    config = transformers.ViTMAEConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37, image_size=30, patch_size=5,
+        decoder_hidden_size=32, decoder_num_hidden_layers=2, decoder_num_attention_heads=4,
+        decoder_intermediate_size=37, architectures=[architecture],
+    )  # fmt: skip
+    found = UniversalOnnxConfig(config)
+    assert {tensor.name: tensor.shape for tensor in found.spec.inputs} == {
+        "pixel_values": ("batch_size", 3, 30, 30), "noise": ("batch_size", 36),
+    }  # fmt: skip
+    model = found.model_class(config).eval()
+    inputs = found.generate_dummy_inputs(batch_size=3)
+    first, second = (dict(flat_outputs(model(**inputs))) for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert any("the model draws random numbers in its place" in note for note in found.spec.notes)
+
+
+def test_what_is_to_hold_sizes_holds_whole_numbers():
+    declared = declare(transformers.Qwen2VLForConditionalGeneration)
+    assert Draft(declared, transformers.Qwen2VLConfig(), ["image_grid_thw"]).specs["image_grid_thw"].dtype == "int64"
+    tower = declare(transformers.models.qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VisionTransformerPretrainedModel)
+    assert Draft(tower, transformers.Qwen2_5_VLConfig().vision_config, ["grid_thw"]).specs["grid_thw"].dtype == "int64"
 
 
 def test_without_a_probe_shapes_are_as_documented():
