@@ -55,6 +55,9 @@ class ProbeResult:
     progress: int = 0
     """How many modules had returned when it ended."""
 
+    draws: bool = False
+    """Whether it drew random numbers on the way; never, for a run on shapes alone."""
+
 
 class Probe:
     """A model class built without weights, to be called with shapes.

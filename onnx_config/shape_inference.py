@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.config_sizes import config_size, modality_of
-from onnx_config.declarations import Declaration
-from onnx_config.draft import Draft
+from onnx_config.declarations import Declaration, Role
+from onnx_config.draft import GEOMETRY, Draft
 from onnx_config.lessons import candidates
 from onnx_config.preprocessors import Preprocessor
 from onnx_config.probe import ProbeResult
 from onnx_config.proposal import propose_inputs
 from onnx_config.spec import TensorSpec, ValueRule
-from onnx_config.variation import Moved, vary_axes
+from onnx_config.variation import Moved, grow_unseen_axes, vary_axes
 
 if TYPE_CHECKING:
     from onnx_config.probe import Probe
@@ -120,6 +120,7 @@ def infer(
     if isinstance(runner, Probe):
         return _varied(draft, result.outputs, lambda sizes: run(draft, sizes))
     draft, result = _without_measuring_masks(draft, result, runner, run, flags=flags)
+    draft, result = _given_what_is_drawn(draft, result, run)
     return _varied_on_trial(draft, result, runner, run, flags=flags)
 
 
@@ -219,6 +220,31 @@ def _without_measuring_masks(
     return other, without
 
 
+def _given_what_is_drawn(
+    draft: Draft, result: ProbeResult, run: Callable[[Draft], ProbeResult]
+) -> tuple[Draft, ProbeResult]:
+    """Give the model what it draws at random unless it is given: no graph draws the numbers that PyTorch does.
+
+    One optional input mostly takes the place of all that is drawn; where none does, all of them together may.
+    """
+    if not result.draws:
+        return draft, result
+    optional = [
+        argument.name
+        for argument in draft.declaration.arguments
+        if argument.role is Role.DATA and argument.name not in draft.specs and not GEOMETRY.search(argument.name)
+    ]
+    for names in (*([name] for name in optional), optional):
+        other = draft.copy()
+        for name in names:
+            other.add(name)
+        given = run(other)
+        if given.outputs is not None and not given.draws:
+            other.learned.append(f"{', '.join(names)} was added, since the model draws it at random otherwise")
+            return other, given
+    return draft, result
+
+
 def _varied_on_trial(
     draft: Draft,
     result: ProbeResult,
@@ -247,6 +273,7 @@ def _varied(
     """Vary the axes of a draft that was accepted with ``outputs``."""
     before = dict(draft.sizes)
     moved = vary_axes(draft, run)
+    grow_unseen_axes(draft, moved, outputs, run)
     if any(draft.sizes[axis] != before.get(axis) for axis in draft.axes()):
         # A text that had to grow was not yet as long when the first axes were varied.
         outputs = run(draft.sizes).outputs or outputs

@@ -100,6 +100,7 @@ class Trial:
             _one_thread(),
         ):
             warnings.simplefilter("ignore")
+            before = torch.get_rng_state()
             try:
                 returned = self.model(**inputs, **flags)
             # The model's own code decides what it raises; whatever it is, it is an answer.
@@ -111,7 +112,8 @@ class Trial:
                 name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
                 for name, value in flat_outputs(returned)
             }
-        return ProbeResult(outputs=outputs, refusal=None, progress=counter[0])
+            draws = not torch.equal(before, torch.get_rng_state())
+        return ProbeResult(outputs=outputs, refusal=None, progress=counter[0], draws=draws)
 
 
 @contextmanager
