@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_config.config_sizes import config_size, modality_of
 from onnx_config.declarations import Declaration, Role
-from onnx_config.draft import Draft
+from onnx_config.draft import GEOMETRY, Draft
 from onnx_config.lessons import candidates
 from onnx_config.preprocessors import Preprocessor
 from onnx_config.probe import ProbeResult
 from onnx_config.proposal import propose_inputs
 from onnx_config.spec import TensorSpec, ValueRule
-from onnx_config.variation import Moved, vary_axes
+from onnx_config.variation import Moved, grow_unseen_axes, vary_axes
 
 if TYPE_CHECKING:
     from onnx_config.probe import Probe
@@ -225,25 +225,33 @@ def _without_measuring_masks(
 def _without_chance(
     draft: Draft, result: ProbeResult, run: Callable[[Draft], ProbeResult]
 ) -> tuple[Draft, ProbeResult]:
-    """Give a model that draws random numbers those that it takes in their place, where it has an argument for them.
+    """Give a model what it draws at random unless it is given: no graph draws the numbers that PyTorch does.
 
-    What is drawn anew at every run cannot be compared with anything.
+    One optional input mostly takes the place of all that is drawn; where none does, all of them together may. Noise has
+    a number for each step of what comes out, where its own shape is not told.
     """
     if not result.drew or result.outputs is None:
         return draft, result
+    optional = [
+        argument.name
+        for argument in draft.declaration.arguments
+        if argument.role is Role.DATA and argument.name not in draft.specs and not GEOMETRY.search(argument.name)
+    ]
     lengths = dict.fromkeys(size for shape, _ in result.outputs.values() for size in shape[1:2])
-    for argument in draft.declaration.arguments:
-        if argument.name in draft.specs or argument.role is not Role.DATA or not _NOISE.search(argument.name):
-            continue
-        for length in lengths:
-            other = draft.copy()
-            other.add(argument.name)
-            rows = other.specs[argument.name].shape[0]
-            other.reshape(argument.name, (rows, length))
-            without = run(other)
-            if without.outputs == result.outputs and not without.drew:
-                other.learned.append(f"{argument.name} was added: the model draws random numbers in its place")
-                return other, without
+    tries: list[tuple[list[str], int | None]]
+    tries = [([name], length) for name in optional if _NOISE.search(name) for length in lengths]
+    tries += [([name], None) for name in optional]
+    tries += [(optional, None)] if len(optional) > 1 else []
+    for names, length in tries:
+        other = draft.copy()
+        for name in names:
+            other.add(name)
+        if length is not None:
+            other.reshape(names[0], (other.specs[names[0]].shape[0], length))
+        given = run(other)
+        if given.outputs is not None and not given.drew and (length is None or given.outputs == result.outputs):
+            other.learned.append(f"{', '.join(names)} was added, since the model draws it at random otherwise")
+            return other, given
     draft.assumed.append("the model draws random numbers, and has no argument for them")
     return draft, result
 
@@ -276,6 +284,7 @@ def _varied(
     """Vary the axes of a draft that was accepted with ``outputs``."""
     before = dict(draft.sizes)
     moved = vary_axes(draft, run)
+    grow_unseen_axes(draft, moved, outputs, run)
     if any(draft.sizes[axis] != before.get(axis) for axis in draft.axes()):
         # A text that had to grow was not yet as long when the first axes were varied.
         outputs = run(draft.sizes).outputs or outputs

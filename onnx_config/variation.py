@@ -10,11 +10,13 @@ from onnx_config.draft import DEFAULT_SIZES, IMAGE_AXES, Draft, is_batch
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import token_counts
 
-__all__ = ["Moved", "Shapes", "vary_axes"]
+__all__ = ["Moved", "Shapes", "grow_unseen_axes", "vary_axes"]
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 Moved = dict[str, tuple[int, Shapes]]
 Run = Callable[[Mapping[str, int]], ProbeResult]
+
+_GROWTHS = (4, 16)
 
 
 def vary_axes(draft: Draft, run: Run) -> Moved:
@@ -43,6 +45,30 @@ def vary_axes(draft: Draft, run: Run) -> Moved:
             draft.learned.append(f"{axis} is fixed at {size}: {found.refusal}"[:300])
     _find_smallest(draft, [axis for axis in moved if axis in draft.axes()], run)
     return moved
+
+
+def grow_unseen_axes(draft: Draft, moved: Moved, outputs: Shapes, run: Run) -> None:
+    """Make axes longer that no output shows, where what is made of them may be one step only at these sizes.
+
+    Of a sound of two frames an encoder makes one step, and so it does of three. A graph that is traced there takes one
+    step for granted, as tracing does with every size of one. Changes ``draft.sizes``.
+    """
+    if not any(1 in shape[1:] for shape, _ in outputs.values()):
+        return
+    for axis, (_, there) in moved.items():
+        if is_batch(axis) or axis not in draft.sizes or axis in IMAGE_AXES or _shapes(there) != _shapes(outputs):
+            continue
+        most = draft.ranges()[axis][1]
+        for factor in _GROWTHS:
+            size = draft.sizes[axis] * factor
+            longer = None if most is not None and size > most else run({**draft.sizes, axis: size}).outputs
+            if longer is not None and _shapes(longer) != _shapes(outputs):
+                draft.sizes[axis] = size
+                break
+
+
+def _shapes(outputs: Shapes) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, (shape, _) in outputs.items()}
 
 
 def _split_rows(draft: Draft, run: Run) -> None:

@@ -12,6 +12,7 @@ import onnx_ir
 
 from onnx_config.export.choices import GraphChoice
 from onnx_config.export.graph_file import read_graph
+from onnx_config.export.turns import one_way
 
 __all__ = ["choices_of_graph"]
 
@@ -33,7 +34,7 @@ class _Place:
 def choices_of_graph(path: Path, inputs: Mapping[str, Array], *, device: str, threads: int) -> list[GraphChoice]:
     """Run the graph of a file with its choices as further outputs, and return those in the order of its nodes.
 
-    Choices inside loops are not seen. The file is only read.
+    Choices inside loops are not seen; of a graph that turns, those of the way that is taken. The file is only read.
 
     Raises:
         InputError: If the device is not there.
@@ -42,6 +43,7 @@ def choices_of_graph(path: Path, inputs: Mapping[str, Array], *, device: str, th
     from onnx_config.export.parity import open_session
 
     model = read_graph(path)
+    one_way(model, {name: value.shape for name, value in inputs.items()})
     chosen = list(_chosen(model.graph))
     names: dict[str, None] = {}
     given = {value.name or "" for value in model.graph.inputs}

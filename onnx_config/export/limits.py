@@ -21,9 +21,13 @@ import onnx_ir
 
 from onnx_config.spec import TensorSpec
 
-__all__ = ["AxisLimit", "is_worth_having", "limit_axis", "limits_in", "within"]
+__all__ = ["AxisLimit", "is_worth_having", "limit_axis", "limit_of", "limits_in", "within"]
 
-_NAME = re.compile(r"(?P<axis>\w+)_is_at_most_(?P<most>\d+)")
+_NAMES = {
+    "Expand": re.compile(r"(?P<axis>\w+)_is_at_most_(?P<most>\d+)"),
+    "LessOrEqual": re.compile(r"(?:\w+/)*(?P<axis>\w+)_turns_after_(?P<most>\d+)"),
+}
+"""Operator of the node that a limit is found by -> its name, behind those of the ways that lead there."""
 
 # A size of one can be expanded to any: the node below cannot refuse it.
 _FEWEST = 2
@@ -32,10 +36,12 @@ _SHARE = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisLimit:
-    """The largest size of one axis that a graph takes.
+    """The largest size of one axis that a graph takes, or that it computes in one way.
 
     >>> AxisLimit(axis="sequence_length", most=704).node
     'sequence_length_is_at_most_704'
+    >>> AxisLimit(axis="sequence_length", most=704, refuses=False).node
+    'sequence_length_turns_after_704'
     """
 
     axis: str
@@ -44,10 +50,13 @@ class AxisLimit:
     most: int
     """Its largest size, in elements."""
 
+    refuses: bool = True
+    """Whether the graph refuses more; else it computes in another way then, as its model does."""
+
     @property
     def node(self) -> str:
-        """Name of the node that refuses more."""
-        return f"{self.axis}_is_at_most_{self.most}"
+        """Name of the node that refuses more, or that asks which way to take."""
+        return f"{self.axis}_{'is_at_most' if self.refuses else 'turns_after'}_{self.most}"
 
 
 def is_worth_having(limit: AxisLimit, largest: int | None) -> bool:
@@ -118,21 +127,28 @@ def _pass_through(graph: onnx_ir.Graph, value: onnx_ir.Value, position: int, lim
 
 
 def limits_in(program: onnx_ir.Model) -> tuple[AxisLimit, ...]:
-    """Return the limits that a graph holds itself to."""
-    found = (_NAME.fullmatch(node.name or "") for node in program.graph if node.op_type == "Expand")
-    return tuple(AxisLimit(axis=name["axis"], most=int(name["most"])) for name in found if name is not None)
+    """Return the limits that a graph holds itself to, and where it turns."""
+    return tuple(limit for graph in program.graphs() for node in graph if (limit := limit_of(node)) is not None)
+
+
+def limit_of(node: onnx_ir.Node) -> AxisLimit | None:
+    """Return the limit that a node stands for; ``None``: for none."""
+    name = _NAMES[node.op_type].fullmatch(node.name or "") if node.op_type in _NAMES else None
+    if name is None:
+        return None
+    return AxisLimit(axis=name["axis"], most=int(name["most"]), refuses=node.op_type == "Expand")
 
 
 def within(
     ranges: Mapping[str, tuple[int, int | None]], limits: Iterable[AxisLimit]
 ) -> dict[str, tuple[int, int | None]]:
-    """Return ``ranges`` with no axis larger than its limit.
+    """Return ``ranges`` with no axis larger than its limit; where a graph only turns, it takes more.
 
     >>> within({"sequence_length": (2, None), "batch_size": (1, None)}, [AxisLimit(axis="sequence_length", most=704)])
     {'sequence_length': (2, 704), 'batch_size': (1, None)}
     """
     narrowed = dict(ranges)
-    for limit in limits:
+    for limit in (limit for limit in limits if limit.refuses):
         low, high = narrowed.get(limit.axis, (1, None))
         narrowed[limit.axis] = (low, limit.most if high is None else min(high, limit.most))
     return narrowed

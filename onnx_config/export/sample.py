@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from onnx_config.export.escapes import Escapes
+    from onnx_config.export.limits import AxisLimit
     from onnx_config.export.ties import TieWatch
     from onnx_config.export.trace import Trace
 
@@ -31,6 +32,8 @@ __all__ = [
 
 SIDES = ("height", "width")
 """Ends of the names of axes that are an image's."""
+
+EscapesAt = Callable[[ModelSpec, Mapping[str, int]], "tuple[Mapping[str, torch.Tensor], Escapes]"]
 
 _UNEVEN_LENGTH = 19
 _SHORTER = 3
@@ -117,15 +120,34 @@ def sample_of(spec: ModelSpec, universal: Any, model: Any, folder: Path, *, fixe
         return Sample(sizes=sizes, inputs=inputs, returned=tuple(returned), watch=watch, image_size=size)
 
 
-def trace_sample(spec: ModelSpec, universal: Any, model: Any, sample: Sample, **options: Any) -> Trace:
-    """Trace ``model`` with its sample, for the outputs of its spec; ``options`` are those of `trace_model`.
+def trace_sample(
+    spec: ModelSpec,
+    universal: Any,
+    model: Any,
+    sample: Sample,
+    *,
+    turns: Iterable[AxisLimit] = (),
+    escapes: EscapesAt | None = None,
+    **options: Any,
+) -> Trace:
+    """Trace ``model`` with its sample, for the outputs of its spec.
 
     A model that keeps states computes otherwise where it goes on with one token, for which it is traced once more.
-    """
-    from onnx_config.export.one_token import at_one_token, one_token_spec
-    from onnx_config.export.trace import trace_model
 
-    def trace(spec: ModelSpec, inputs: Mapping[str, torch.Tensor]) -> Trace:
+    Args:
+        spec: What the model takes and gives.
+        universal: Its configuration.
+        model: The loaded model.
+        sample: What it is traced with.
+        turns: Sizes after which it computes in another way, for which it is traced, too.
+        escapes: Returns inputs to trace with, and what the model's code reads on them; ``None``: not known.
+        **options: As of `trace_model`.
+    """
+    from onnx_config.export.one_token import ONE_TOKEN, one_token_spec
+    from onnx_config.export.trace import trace_model
+    from onnx_config.export.turns import in_two_ways, size_beyond
+
+    def trace(spec: ModelSpec, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor]) -> Trace:
         return trace_model(
             model,
             inputs,
@@ -134,19 +156,33 @@ def trace_sample(spec: ModelSpec, universal: Any, model: Any, sample: Sample, **
             axis_ranges=spec.axis_ranges,
             flags=universal.forward_flags,
             sides=sample.image_size is not None,
+            escapes=None if escapes is None else lambda: escapes(spec, sizes),
             **options,
         )
 
-    many = trace(spec, sample.inputs)
-    if not spec.states:
-        return many
-    single = one_token_spec(spec)
-    one = trace(single, tensors_of(single, universal, sample.sizes))
-    return replace(
-        many,
-        model=at_one_token(one.model, many.model),
-        notes=(*many.notes, *(note for note in one.notes if note not in many.notes)),
-    )
+    found = trace(spec, sample.sizes, sample.inputs)
+    for turn in (*turns, *((ONE_TOKEN,) if spec.states else ())):
+        beyond = turn.most >= sample.sizes[turn.axis]
+        other = one_token_spec(spec, turn.axis) if turn.most == 1 else spec
+        size = size_beyond(turn, spec.axis_ranges[turn.axis][1]) if beyond else turn.most
+        sizes = {**sample.sizes, turn.axis: size}
+        way = trace(other, sizes, tensors_of(other, universal, sizes))
+        few, many = (found, way) if beyond else (way, found)
+        found = replace(
+            found,
+            model=in_two_ways(few.model, many.model, turn, spec.inputs),
+            notes=(*found.notes, *(note for note in way.notes if note not in found.notes)),
+            # Models with states are compared at one token and at more in any case.
+            untried=found.untried if turn is ONE_TOKEN else _untried_together(few, many, turn),
+        )
+    return found
+
+
+def _untried_together(few: Trace, many: Trace, turn: AxisLimit) -> tuple[tuple[str, int], ...]:
+    """Return what of two ways is still to be tried: what neither holds for, and the sizes next to the turn."""
+    low = [(axis, size) for axis, size in few.untried if axis != turn.axis or size <= turn.most]
+    high = [(axis, size) for axis, size in many.untried if axis != turn.axis or size > turn.most]
+    return tuple(sorted({*low, *high, (turn.axis, turn.most), (turn.axis, turn.most + 1)}))
 
 
 def tensors_of(

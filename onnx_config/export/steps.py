@@ -5,7 +5,7 @@ Paths in requests are absolute. Nothing is written but the files that a request 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
@@ -20,6 +20,7 @@ from onnx_config.spec import ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
     from onnx_config.export.parity import ParityResult
+    from onnx_config.export.shapes import CheckShape
     from onnx_config.export.trace import Trace
 
 __all__ = [
@@ -40,6 +41,9 @@ __all__ = [
 Json = dict[str, Any]
 
 _LARGEST_TRIED = 4096
+_NEXT_TRIED = 32
+_MOST_TURNS = 2
+_PADDED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,16 +146,17 @@ def export(request: Json) -> Json:
     tied = sample.watch.seen or (sample.watch.chose and ties_in_padding(spec, universal, model, sample.sizes))
     path = Path(request["output"])
 
-    def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, tuple[Branch, ...]]:
+    def trace_with(fixed: tuple[str, ...], turns: tuple[AxisLimit, ...]) -> tuple[Trace, tuple[Branch, ...]]:
         trace = trace_sample(
             spec,
             universal,
             model,
             sample,
+            turns=turns,
             opset=request["opset"],
             fixed=fixed,
             tied=tied,
-            escapes=lambda: escapes_at(spec, universal, model, sample.sizes),
+            escapes=lambda spec, sizes: escapes_at(spec, universal, model, sizes),
         )
         write_graph(trace.model, path)
         return trace, branches_of(trace.untried, path, spec, universal, model)
@@ -164,7 +169,7 @@ def without_branches(
     spec: ModelSpec,
     sample: Sample,
     fixed: tuple[str, ...],
-    trace_with: Callable[[tuple[str, ...]], tuple[Trace, tuple[Branch, ...]]],
+    trace_with: Callable[[tuple[str, ...], tuple[AxisLimit, ...]], tuple[Trace, tuple[Branch, ...]]],
     *,
     write: Callable[[Trace], object],
 ) -> tuple[Trace, list[str]]:
@@ -174,25 +179,44 @@ def without_branches(
         spec: What the model takes and gives.
         sample: What it is traced with.
         fixed: Axes that are fixed from the start.
-        trace_with: Traces with the given axes fixed, and writes that; returns also where the model branches.
+        trace_with: Traces with the given axes fixed, in another way beyond each of the given turns, and writes that;
+            returns also where the model branches.
         write: Writes a trace whose graph was changed.
 
     Raises:
-        ModelError: If it computes otherwise at other sizes of an axis that can neither be fixed nor be limited to sizes
-            that are of use (``export_failed``).
+        ModelError: If it computes otherwise at other sizes of an axis that can neither be fixed, nor be traced in both
+            ways, nor be limited to sizes that are of use (``export_failed``).
     """
     notes: list[str] = []
     sides = {axis for axis in spec.axis_ranges if axis.endswith(SIDES)}
+    turns: tuple[AxisLimit, ...] = ()
+    trace, branches = trace_with(fixed, turns)
     while True:
-        trace, branches = trace_with(fixed)
         free = sides - set(fixed)
         moving = sorted(branch.axis for branch in branches if branch.axis in free)
-        if sample.image_size is None or not moving:
+        if sample.image_size is not None and moving:
+            # An image can be brought to the one size that preprocessors make.
+            why = next(branch.why for branch in branches if branch.axis == moving[0])
+            notes.append(
+                f"{', '.join(sorted(free))} is fixed, since the model computes otherwise at other sizes: {why}"
+            )
+            fixed = (*fixed, *free)
+        elif (turn := _turn_at(branches, spec, sample, turns)) is not None:
+            turns = (*turns, turn)
+        else:
             break
-        # An image can be brought to the one size that preprocessors make.
-        why = next(branch.why for branch in branches if branch.axis == moving[0])
-        notes.append(f"{', '.join(sorted(free))} is fixed, since the model computes otherwise at other sizes: {why}")
-        fixed = (*fixed, *free)
+        try:
+            trace, branches = trace_with(fixed, turns)
+        except ModelError:
+            if not turns:
+                raise
+            # The other way cannot be traced.
+            turns = turns[:-1]
+            break
+    for turn in turns:
+        notes.append(
+            f"up to {turn.axis} {turn.most} the graph computes in one way, and in another beyond, as the model does"
+        )
     for branch in branches:
         limit = _limit_before(branch, spec, sample)
         limit_axis(trace.model, limit, spec.inputs)
@@ -203,6 +227,23 @@ def without_branches(
     if branches:
         write(trace)
     return trace, notes
+
+
+def _turn_at(
+    branches: tuple[Branch, ...], spec: ModelSpec, sample: Sample, turns: tuple[AxisLimit, ...]
+) -> AxisLimit | None:
+    """Return the size after which a model that branches could be traced once more; ``None``: there is none to try."""
+    if len(turns) >= _MOST_TURNS or spec.states:
+        return None
+    for branch in branches:
+        traced = sample.sizes.get(branch.axis)
+        if traced is None or branch.axis.endswith((*SIDES, "batch_size")):
+            continue
+        most = branch.size - 1 if branch.size > traced else branch.size
+        turn = AxisLimit(axis=branch.axis, most=most, refuses=False)
+        if turn not in turns:
+            return turn
+    return None
 
 
 def _limit_before(branch: Branch, spec: ModelSpec, sample: Sample) -> AxisLimit:
@@ -227,33 +268,47 @@ def _limit_before(branch: Branch, spec: ModelSpec, sample: Sample) -> AxisLimit:
 def branches_of(
     untried: tuple[tuple[str, int], ...], path: Path, spec: ModelSpec, universal: Any, model: Any
 ) -> tuple[Branch, ...]:
-    """Return at which of the ``untried`` sizes of axes the model takes another branch than its graph."""
+    """Return at which of the ``untried`` sizes of axes the model takes another branch than its graph.
+
+    Of a length that is too short for the graph's way, it is the longest such: what is next to one is looked at, too.
+    """
     from onnx_config.export.parity import compute_references, difference_at, open_session
     from onnx_config.export.shapes import CheckShape, Float64
     from onnx_config.input_generator import generate_inputs
 
-    tries = [
-        (axis, size, CheckShape(label="another branch", sizes={**spec.sizes, axis: size}))
-        for axis, size in untried
-        if size <= _LARGEST_TRIED
-    ]
-    if not tries:
-        return ()
-    feeds = [
-        (
-            shape,
-            generate_inputs(spec.inputs, universal.config, universal.declaration, shape.sizes, rules=spec.values),
+    session = None
+
+    def apart(axis: str, sizes: Iterable[int]) -> Iterator[Branch]:
+        """Yield those of the sizes of an axis at which the two differ."""
+        nonlocal session
+        shapes = [CheckShape(label="another branch", sizes={**spec.sizes, axis: size}) for size in sizes]
+        feeds = [
+            (
+                shape,
+                generate_inputs(spec.inputs, universal.config, universal.declaration, shape.sizes, rules=spec.values),
+            )
+            for shape in shapes
+        ]
+        # What the model itself refuses is no branch of it.
+        references, _ = compute_references(
+            model, feeds, flags=universal.forward_flags, device="cpu", float64=Float64.NEVER
         )
-        for _, _, shape in tries
-    ]
-    # What the model itself refuses is no branch of it.
-    references, _ = compute_references(model, feeds, flags=universal.forward_flags, device="cpu", float64=Float64.NEVER)
-    session = open_session(path, device="cpu", threads=1) if references else None
+        if references and session is None:
+            session = open_session(path, device="cpu", threads=1)
+        for reference in references:
+            if (why := difference_at(session, reference)) is not None:
+                yield Branch(axis=axis, size=reference.shape.sizes[axis], why=why)
+
     found = []
-    for reference in references:
-        if (why := difference_at(session, reference)) is not None:
-            axis, size = next((axis, size) for axis, size, shape in tries if shape is reference.shape)
-            found.append(Branch(axis=axis, size=size, why=why))
+    for axis, size in untried:
+        if size > _LARGEST_TRIED:
+            continue
+        for branch in apart(axis, [size]):
+            longer = range(size + 1, min(size + _NEXT_TRIED, spec.sizes[axis])) if axis not in SIDES else ()
+            last = branch
+            for other in apart(axis, longer):
+                last = other if other.size == last.size + 1 else last
+            found.append(last)
     return tuple(found)
 
 
@@ -395,7 +450,7 @@ def parity(request: Json) -> Json:
         "count": request.get("count", 0),
     }
     shapes = check_shapes(sizes, spec.axis_ranges, **rows)
-    at_limits = [CheckShape(label="at the limit", sizes={**sizes, limit.axis: limit.most}) for limit in limits]
+    at_limits = [shape for limit in limits for shape in _around(limit, sizes, spec, masked=masked)]
     references, refused = compute([*shapes, *at_limits], model)
     if len(references) < FEWEST_SHAPES and (sides := [axis for axis in sizes if axis.endswith(("height", "width"))]):
         # The model may take images of one size only; of that size there are others to compare, and whoever asks for
@@ -426,7 +481,7 @@ def parity(request: Json) -> Json:
         result = more_ways(result, path, references, ways, threads=threads)
     if wrong_weight is not None:
         result = replace(result, outcome=Outcome.MISMATCH, detail=result.detail or wrong_weight)
-    for limit in limits:
+    for limit in (limit for limit in limits if limit.refuses):
         beyond = CheckShape(label="beyond the limit", sizes={**sizes, limit.axis: limit.most + 1})
         if not refuses(session, feed_of(beyond), by=limit.node):
             detail = f"the graph does not refuse {limit.axis}={limit.most + 1}, where the model computes otherwise"
@@ -457,6 +512,27 @@ def parity(request: Json) -> Json:
         "session": session_facts(device, level=usual, threads=threads, mapped=request["mapped"]),
         "device_memory_bytes": device_bytes,
     }
+
+
+def _around(limit: AxisLimit, sizes: Mapping[str, int], spec: ModelSpec, *, masked: bool) -> Iterator[CheckShape]:
+    """Yield the shapes at which a limit is compared: the last that it allows, and, where a graph turns, some beyond."""
+    from onnx_config.export.shapes import CheckShape
+    from onnx_config.export.turns import size_beyond
+
+    if not limit.refuses and spec.states:
+        # That of a model with states, which is compared at one token and at more in any case.
+        return
+    yield CheckShape(label="at the limit", sizes={**sizes, limit.axis: limit.most})
+    if limit.refuses:
+        return
+    largest = spec.axis_ranges[limit.axis][1]
+    for number, size in enumerate((limit.most + 1, *(size_beyond(limit, largest, whole=w) for w in (True, False)))):
+        yield CheckShape(
+            label=("after the turn", "blocks after the turn", "padded rows after the turn")[number],
+            sizes={**sizes, limit.axis: size},
+            padding=masked and number == _PADDED,
+            seed=20 + number,
+        )
 
 
 def row_elements(inputs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:

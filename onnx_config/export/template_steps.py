@@ -16,6 +16,7 @@ from onnx_config.export.steps import Branch, Json, branches_of, check_options, l
 from onnx_config.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from onnx_config.export.limits import AxisLimit
     from onnx_config.export.template import TemplateGraph, Weight
     from onnx_config.export.trace import Trace
 
@@ -45,13 +46,14 @@ def trace(request: Json) -> Json:
     path = Path(request["output"])
     lifted: list[tuple[Weight, ...]] = []
 
-    def trace_with(fixed: tuple[str, ...]) -> tuple[Trace, tuple[Branch, ...]]:
+    def trace_with(fixed: tuple[str, ...], turns: tuple[AxisLimit, ...]) -> tuple[Trace, tuple[Branch, ...]]:
         lifted.clear()
         traced = trace_sample(
             spec,
             universal,
             model,
             sample,
+            turns=turns,
             opset=request["opset"],
             fixed=fixed,
             # Zeros tie everywhere, and what a checkpoint holds must make no other graph.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -20,6 +20,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.export.asked_sizes import compared_with_one
 from onnx_config.export.attention import hidden_rows_as_in_torch, keys_transposed_at_once
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
@@ -142,7 +143,7 @@ def trace_model(
             continue
         try:
             with cpu_limit(attempt.cpu_seconds):
-                program, bounds, taken = _export(
+                program, bounds, taken, asked = _export(
                     model,
                     inputs if attempt.rows is None else _one_row(inputs, tensors, attempt.rows),
                     tensors,
@@ -184,7 +185,7 @@ def trace_model(
                 continue
             NameFixPass()(program)
             notes.append(f"the rows of {attempt.rows} are computed one after another, as the model's code does")
-        return Trace(model=program, notes=(*notes, *taken, *said), untried=_untried(names, bounds, axis_ranges))
+        return Trace(model=program, notes=(*notes, *taken, *said), untried=_untried(names, bounds, axis_ranges, asked))
     last = failures[-1][1]
     open_sides = not sides and any(axis.endswith(_IMAGE_AXES) for axis in axes)
     hint = f". {NO_SIZE}" if open_sides else ""
@@ -246,8 +247,11 @@ def _export(
     tied: bool,
     reading: Escapes | None,
     before_optimizing: Callable[[onnx_ir.Model], None] | None,
-) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]], list[str]]:
-    """Return the graph, the sizes for which its trace holds, by torch's symbols, and what it takes for granted."""
+) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]], list[str], set[str]]:
+    """Return the graph, the sizes for which its trace holds, by torch's symbols, and what it takes for granted.
+
+    And the symbols of the sizes that the model's code compares with one.
+    """
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_dynamo import DynamoExporter
     from transformers.exporters.exporter_onnx import OnnxExporter
@@ -303,6 +307,7 @@ def _export(
         decomposed_where_needed(),
         exact_patterns(),
         no_idle_work(),
+        compared_with_one() as asked,
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),
@@ -317,7 +322,7 @@ def _export(
     if not isinstance(program, onnx_ir.Model):
         raise TypeError(f"the exporter returned a {type(program).__name__}")
     _name_like_forward(program)
-    return program, bounds, [] if replay is None else replay.notes
+    return program, bounds, [] if replay is None else replay.notes, {str(size.node.expr) for size in asked}
 
 
 def _least_vouched_for(axis: str, specs: Iterable[TensorSpec], inputs: Mapping[str, torch.Tensor]) -> int:
@@ -374,7 +379,10 @@ def _ranges(traced: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _untried(
-    names: Mapping[str, str], bounds: Mapping[str, tuple[int, int]], declared: Mapping[str, tuple[int, int | None]]
+    names: Mapping[str, str],
+    bounds: Mapping[str, tuple[int, int]],
+    declared: Mapping[str, tuple[int, int | None]],
+    asked: Collection[str],
 ) -> tuple[tuple[str, int], ...]:
     """Return the axes with those sizes that are declared to be possible, next to the ones that the trace holds for."""
     found = []
@@ -386,6 +394,8 @@ def _untried(
         # Size 1 is compared at in any case; torch sets all else apart from it.
         if lowest > max(low, 2):
             found.append((axis, lowest - 1))
+        if symbol in asked and low <= 1:
+            found.append((axis, 1))
         if highest < (_UNBOUNDED if high is None else high):
             found.append((axis, highest + 1))
     return tuple(sorted(set(found)))

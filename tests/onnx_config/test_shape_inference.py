@@ -254,7 +254,7 @@ def test_what_a_model_would_draw_at_random_is_an_input(architecture):
     inputs = found.generate_dummy_inputs(batch_size=3)
     first, second = (dict(flat_outputs(model(**inputs))) for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert any("the model draws random numbers in its place" in note for note in found.spec.notes)
+    assert any("draws it at random otherwise" in note for note in found.spec.notes)
 
 
 def test_what_is_to_hold_sizes_holds_whole_numbers():

@@ -257,3 +257,61 @@ class Reshaped(Scores):
 def test_texts_and_images_are_of_two_numbers_only_where_each_meets_each(cls, texts, images):
     found = shapes(inferred(cls))
     assert (found["input_ids"][0], found["pixel_values"][0]) == (texts, images)
+
+
+class Strided(Picky):
+    """Makes one step of two frames and of three, as the encoder of a sound does."""
+
+    def forward(self, input_values):
+        """
+        input_values (`torch.FloatTensor` of shape `(batch_size, audio_length)`):
+            A sound.
+        """
+        return input_values.reshape(input_values.shape[0], -1, 4)[:, :: self.config.stride]
+
+
+@pytest.mark.parametrize(
+    ("stride", "size", "steps"),
+    [
+        pytest.param(1, 8, "output_dim_1", id="seen-at-once"),
+        pytest.param(8, 128, "output_dim_1", id="seen-when-longer"),
+        pytest.param(1000, 8, 1, id="never-seen"),
+    ],
+)
+def test_an_axis_of_which_one_step_is_made_is_made_longer(stride, size, steps):
+    found = inferred(Strided, stride=stride)
+    assert found.sizes["audio_length"] == size
+    assert found.outputs[0].shape == ("batch_size", steps, 4)
+    assert found.axis_ranges["audio_length"][0] == 4
+
+
+class Noisy(Picky):
+    """Draws what it is not given."""
+
+    def forward(self, input_ids, noise=None, shift=None):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        noise (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Noise.
+        shift (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            A shift.
+        """
+        drawn = {"noise": noise, "shift": shift}
+        for name in self.config.needs:
+            drawn[name] = torch.randn(input_ids.shape) if drawn[name] is None else drawn[name]
+        return input_ids + sum(drawn[name] for name in self.config.needs)
+
+
+@pytest.mark.parametrize(
+    ("needs", "inputs"),
+    [
+        pytest.param([], [], id="nothing"),
+        pytest.param(["shift"], ["shift"], id="one"),
+        pytest.param(["noise", "shift"], ["noise", "shift"], id="all"),
+    ],
+)
+def test_a_model_is_given_what_it_would_draw_at_random(needs, inputs):
+    found = inferred(Noisy, needs=needs)
+    assert list(shapes(found)) == ["input_ids", *inputs]
+    assert any("draws it at random otherwise" in note for note in found.learned) is bool(needs)
