@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FEWEST_SHAPES",
     "LEVELS",
+    "STOPS",
     "Cell",
     "Outcome",
     "OutputCheck",
@@ -71,6 +72,9 @@ FEWEST_SHAPES = 4
 
 LEVELS = ("disable", "basic", "extended", "all")
 """How far ONNX Runtime rewrites a graph before it runs it; ``all`` is what it does unless told otherwise."""
+
+STOPS = "ONNX Runtime stops"
+"""How what is said of a shape begins at which a graph gives nothing."""
 
 _SMALLEST_SCALE = 1e-2
 _SMALLEST_FALLBACK_SCALE = 1.0
@@ -572,9 +576,7 @@ def _run_and_compare(tally: _Tally, session: Any, reference: Reference, choices:
         values = session.run(names, _wanted(session, reference.inputs))
     # ONNX Runtime's exceptions share no base class of their own.
     except Exception as error:  # noqa: BLE001
-        tally.mismatch = (
-            tally.mismatch or f"ONNX Runtime stops at {_where(reference)}: {' '.join(str(error).split())[:300]}"
-        )
+        tally.mismatch = tally.mismatch or f"{STOPS} at {_where(reference)}: {' '.join(str(error).split())[:300]}"
         return False
     got = {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
     found = _compare_all(got, reference)

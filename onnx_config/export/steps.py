@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnx_config.cache_layout import PAST_AXIS
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.limits import AxisLimit, is_worth_having, limit_axis, within
 from onnx_config.export.sample import SIDES, Sample, escapes_at, sample_of, ties_in_padding, trace_sample
@@ -57,6 +58,9 @@ class Branch:
 
     why: str
     """What differs there."""
+
+    stops: bool = False
+    """Whether the graph gives nothing there, rather than other numbers: it refuses such sizes by itself."""
 
 
 def detect(request: Json) -> Json:
@@ -190,8 +194,9 @@ def without_branches(
     notes: list[str] = []
     sides = {axis for axis in spec.axis_ranges if axis.endswith(SIDES)}
     turns: tuple[AxisLimit, ...] = ()
-    trace, branches = trace_with(fixed, turns)
+    trace, found = trace_with(fixed, turns)
     while True:
+        branches = tuple(branch for branch in found if not _refuses_by_itself(branch, spec, sample))
         free = sides - set(fixed)
         moving = sorted(branch.axis for branch in branches if branch.axis in free)
         if sample.image_size is not None and moving:
@@ -206,7 +211,7 @@ def without_branches(
         else:
             break
         try:
-            trace, branches = trace_with(fixed, turns)
+            trace, found = trace_with(fixed, turns)
         except ModelError:
             if not turns:
                 raise
@@ -224,9 +229,28 @@ def without_branches(
             f"{limit.axis} is at most {limit.most}, and the graph refuses more: the model computes otherwise then, and "
             f"one graph holds one way of computing only ({branch.why})"
         )
+    for branch in found:
+        if _refuses_by_itself(branch, spec, sample):
+            notes.append(
+                f"beside the traced sizes of the other axes, {branch.axis} is at most {branch.size - 1}: the model"
+                " makes its tables longer then, and the graph stops"
+            )
     if branches:
         write(trace)
     return trace, notes
+
+
+def _refuses_by_itself(branch: Branch, spec: ModelSpec, sample: Sample) -> bool:
+    """Return whether a graph ends where a model only makes a table of positions longer, and is of use up to there."""
+    if not branch.stops or branch.size <= sample.sizes.get(branch.axis, branch.size):
+        return False
+    ranges = spec.axis_ranges
+    largest = ranges.get(branch.axis, (1, None))[1]
+    if largest is None and branch.axis == PAST_AXIS:
+        # A past is as long as the texts that it is of.
+        steps = [high for axis, (_, high) in ranges.items() if axis.endswith("sequence_length") and high is not None]
+        largest = max(steps, default=None)
+    return is_worth_having(AxisLimit(axis=branch.axis, most=branch.size - 1), largest)
 
 
 def _turn_at(
@@ -272,7 +296,7 @@ def branches_of(
 
     Of a length that is too short for the graph's way, it is the longest such: what is next to one is looked at, too.
     """
-    from onnx_config.export.parity import compute_references, difference_at, open_session
+    from onnx_config.export.parity import STOPS, compute_references, difference_at, open_session
     from onnx_config.export.shapes import CheckShape, Float64
     from onnx_config.input_generator import generate_inputs
 
@@ -297,7 +321,7 @@ def branches_of(
             session = open_session(path, device="cpu", threads=1)
         for reference in references:
             if (why := difference_at(session, reference)) is not None:
-                yield Branch(axis=axis, size=reference.shape.sizes[axis], why=why)
+                yield Branch(axis=axis, size=reference.shape.sizes[axis], why=why, stops=why.startswith(STOPS))
 
     found = []
     for axis, size in untried:

@@ -22,8 +22,9 @@ from onnx_config.export import parity as parity_module
 from onnx_config.export import steps
 from onnx_config.export.graph_file import read_graph, summarize
 from onnx_config.export.limits import AxisLimit
-from onnx_config.export.sample import ties_in_padding, uneven_sizes
+from onnx_config.export.sample import Sample, ties_in_padding, uneven_sizes
 from onnx_config.export.steps import Branch
+from onnx_config.export.ties import TieWatch
 from onnx_config.spec import ModelSpec, TensorSpec
 from tests.onnx_config.converted import Converted, edited
 from tests.tiny_models import IMAGE_SIZE
@@ -248,6 +249,38 @@ def test_what_branches_is_refused_unless_it_is_an_image(
         answer = steps.export(request)
     assert answer["graph"]["inputs"][0]["shape"] == ("batch_size", 3, 32, 32)
     assert "height, width is fixed, since the model computes otherwise at other sizes" in " ".join(answer["notes"])
+
+
+@pytest.mark.parametrize(
+    ("axis", "size", "stops", "kept"),
+    [
+        pytest.param("past_sequence_length", 41, True, True, id="past"),
+        pytest.param("past_sequence_length", 41, False, False, id="other-numbers"),
+        pytest.param("past_sequence_length", 24, True, False, id="too-short"),
+        pytest.param("past_sequence_length", 3, True, False, id="below"),
+        pytest.param("batch_size", 41, True, False, id="any-size"),
+    ],
+)
+def test_a_graph_that_stops_where_tables_grow_is_taken(
+    bert: Converted, axis: str, size: int, *, stops: bool, kept: bool
+) -> None:
+    sizes = {"batch_size": 2, "sequence_length": 8, "past_sequence_length": 5}
+    ranges = {"batch_size": (1, None), "sequence_length": (1, 64), "past_sequence_length": (0, None)}
+    spec = replace(bert.spec, sizes=sizes, axis_ranges=ranges)
+    sample = Sample(sizes=sizes, inputs={}, returned=(), watch=TieWatch(), image_size=None)
+    branch = Branch(axis=axis, size=size, why="y differs by 1", stops=stops)
+
+    def trace_with(fixed: tuple[str, ...], turns: tuple[AxisLimit, ...]) -> Any:
+        if turns:
+            raise ModelError("the other way cannot be traced", kind=ErrorKind.EXPORT_FAILED)
+        return None, (branch,)
+
+    if not kept:
+        with pytest.raises(ModelError, match="one graph holds one way of computing only"):
+            steps.without_branches(spec, sample, (), trace_with, write=pytest.fail)
+        return
+    _, (note,) = steps.without_branches(spec, sample, (), trace_with, write=pytest.fail)
+    assert "past_sequence_length is at most 40" in note
 
 
 def limited(bert: Converted, folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
