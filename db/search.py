@@ -127,12 +127,9 @@ class TextSearch:
         models = self._few_models(session)
         columns = select(Conversion.id, Conversion.finished_at)
         aside = _aside(self._conditions())
-        if models is None:
-            with_text = _models_with(session, self.text).subquery()
-            query = columns.join(with_text, with_text.c.id == Conversion.source_model_id).where(*aside)
-            yield _last_of(query, most)
-        elif models:
-            yield _last_of(columns.where(Conversion.source_model_id.in_(models), *aside), most)
+        among = _models_with(session, self.text) if models is None else models
+        if models != []:
+            yield _last_of(columns.where(Conversion.source_model_id.in_(among), *aside), most)
         if not self.everywhere:
             return
         text = _folded(self.text)
