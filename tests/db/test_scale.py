@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
@@ -22,6 +23,7 @@ from db import (
     search,
     session_scope,
 )
+from db.dashboard import create_app
 from db.listing import ConversionFilter, count_up_to, list_page
 from db.models import Base, Conversion, ConversionTotal, GroupedTotal, SourceModel
 from db.search import TextSearch, known_values
@@ -186,3 +188,22 @@ def test_totals_in_groups_add_up_to_all_attempts(filled, dimension, column):
         if column is not None:
             ours, theirs = select(GroupedTotal.word), select(getattr(ConversionTotal, column))
             assert set(session.scalars(ours.where(GroupedTotal.dimension == dimension))) == set(session.scalars(theirs))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/?period=all", "/models", "/models?q=bert", "/models?q=zq&every=true", "/models/1999", "/runs", "/runs/3"],
+)
+def test_a_page_is_small_with_all_that_it_loads(filled, path):
+    """300 kB at most, without the charts' library; a run of 500 models has the most to draw."""
+    engine, _ = filled
+    client = TestClient(create_app(engine), base_url="http://127.0.0.1")
+    page = client.get(path)
+    assert page.status_code == 200
+    assets = set(re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text))
+    assert {"/static/app.css", "/static/htmx.min.js"} <= assets
+    loaded = sum(len(client.get(name).content) for name in assets if "uplot" not in name)
+    assert len(page.content) + loaded < 300_000
+    if path.startswith("/runs/"):
+        assert page.text.count("<title>") == 1 + 300
+        assert re.search(r"<title>\S+: fetch [\d.]+ s, .*, converted</title><rect class=\"step-fetch\"", page.text)
