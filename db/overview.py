@@ -36,6 +36,7 @@ __all__ = [
     "running_batches",
     "running_totals",
     "step_figures",
+    "totals_of",
     "totals_over_time",
 ]
 
@@ -236,6 +237,19 @@ def running_batches(session: Session, *, now: datetime) -> list[BatchRecord]:
     """Return the batches of the last seven days that have no end, newest first: they run, or they were killed."""
     query = select(Batch).where(Batch.finished_at.is_(None), Batch.started_at >= now - _FORGOTTEN_AFTER)
     return [batch_record(row) for row in session.scalars(query.order_by(Batch.started_at.desc()).limit(20))]
+
+
+def totals_of(session: Session, batch: BatchRecord) -> BatchTotals:
+    """Return how the models of a batch ended; while it runs, those so far, with what it found done when it began."""
+    if batch.totals is not None:
+        return batch.totals
+    found, recorded = batch.found or BatchTotals(), running_totals(session, batch.id)
+    return BatchTotals(
+        converted=found.converted + recorded.converted,
+        reused=found.reused + recorded.reused,
+        failed=found.failed + recorded.failed,
+        mismatch=found.mismatch + recorded.mismatch,
+    )
 
 
 def running_totals(session: Session, batch_id: int) -> BatchTotals:

@@ -35,6 +35,7 @@ from db.overview import (
     running_batches,
     running_totals,
     step_figures,
+    totals_of,
     totals_over_time,
 )
 from db.records import BatchTotals, ConversionRecord, OutputParityRecord
@@ -117,9 +118,7 @@ def _overview(request: Request, wanted: Overviewed) -> Response:
             "periods": [(period.value, _PERIOD_WORDS[period]) for period in Period],
             "tasks": known_words(session, "task"),
             "model_types": known_words(session, "model_type"),
-            "running": [
-                (batch, running_totals(session, batch.id)) for batch in running_batches(session, now=wanted.now)
-            ],
+            "running": [(batch, totals_of(session, batch)) for batch in running_batches(session, now=wanted.now)],
             "latest_runs": list_batches(session, limit=5),
         }
     return templates.TemplateResponse(request, "overview.html", values)
@@ -246,7 +245,7 @@ def _file(request: Request, sha256: str, path: str, quarantined: bool = False) -
 def _runs(request: Request, offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0) -> Response:
     with _reader(request).session() as session:
         batches = list_batches(session, limit=_RUNS + 1, offset=offset)
-        rows = [(batch, batch.totals or running_totals(session, batch.id)) for batch in batches[:_RUNS]]
+        rows = [(batch, totals_of(session, batch)) for batch in batches[:_RUNS]]
     values = {
         "page": "runs",
         "rows": rows,
@@ -262,13 +261,13 @@ def _run(request: Request, number: Number) -> Response:
         batch = get_batch(session, number)
         if batch is None:
             raise HTTPException(404, f"No batch has number {number}. The list of runs shows what is there.")
-        recorded = running_totals(session, number)
+        recorded, totals = running_totals(session, number), totals_of(session, batch)
         picture = timeline(timed_conversions(session, number, limit=_MOST_BARS))
         listing = list_page(session, ConversionFilter(batch_id=number), limit=_ROWS)
     values = {
         "page": "runs",
         "batch": batch,
-        "totals": batch.totals or recorded,
+        "totals": totals,
         "recorded": _sum(recorded),
         "timeline": picture,
         "most_bars": _MOST_BARS,
@@ -286,7 +285,7 @@ async def _events(request: Request, number: Number) -> Response:
             batch = get_batch(session, number)
             if batch is None:
                 return None
-            totals = batch.totals or running_totals(session, number)
+            totals = totals_of(session, batch)
         return {"ended": batch.finished_at is not None, **{word: getattr(totals, word) for word in _STATUSES}}
 
     first = await run_in_threadpool(look)
