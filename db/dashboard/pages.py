@@ -116,8 +116,7 @@ def _overview(request: Request, wanted: Overviewed) -> Response:
         values = overview_values(session, wanted, reader) | {
             "page": "overview",
             "periods": [(period.value, _PERIOD_WORDS[period]) for period in Period],
-            "tasks": known_words(session, "task"),
-            "model_types": known_words(session, "model_type"),
+            **_words(session, reader),
             "running": [(batch, totals_of(session, batch)) for batch in running_batches(session, now=wanted.now)],
             "latest_runs": list_batches(session, limit=5),
         }
@@ -135,8 +134,8 @@ _PERIOD_WORDS = {
 
 @pages_router.get("/models")
 def _models(request: Request, wanted: Listing, after: After = None) -> Response:
-    place = read_place(after)
-    with _reader(request).session() as session:
+    place, reader = read_place(after), _reader(request)
+    with reader.session() as session:
         page = list_page(session, wanted, limit=_ROWS, after=place)
         values = {
             "page": "models",
@@ -145,13 +144,20 @@ def _models(request: Request, wanted: Listing, after: After = None) -> Response:
             "total": count_up_to(session, wanted, most=_MOST_COUNTED),
             "statuses": _STATUSES,
             "kinds": [kind.value for kind in FailureKind],
-            "tasks": known_words(session, "task"),
-            "model_types": known_words(session, "model_type"),
+            **_words(session, reader),
             "first_page": "/models?" + urlencode(_asked(wanted)),
             "next_page": "/models?" + urlencode(_asked(wanted) | {"after": str(page.next)}),
             "on_first_page": place is None,
         }
     return templates.TemplateResponse(request, "models.html", values)
+
+
+def _words(session: Session, reader: CatalogReader) -> dict[str, list[str]]:
+    """Return what the filters offer."""
+    return {
+        "tasks": reader.kept("tasks", lambda: known_words(session, "task")),
+        "model_types": reader.kept("model_types", lambda: known_words(session, "model_type")),
+    }
 
 
 def _asked(wanted: ConversionFilter) -> dict[str, str]:
