@@ -43,7 +43,9 @@ SEARCH_OBJECTS = ("source_models_search", "conversions_search")
 
 # So many of the newest attempts are looked through before anything else, and where these promise enough among more.
 _LOOK_FIRST = 2000
-_LOOK_ON = 10_000
+_LOOK_ON = 16_000
+# Of a text that many models have, so many of the newest attempts are counted.
+_COUNTED_AMONG = 10_000
 # So many models can be asked for their attempts one by one.
 _FEW_MODELS = 2000
 _GRAM = 3
@@ -94,10 +96,10 @@ class TextSearch:
             inner = select(Conversion.id).where(Conversion.source_model_id.in_(models), *_aside(self._conditions()))
             number = session.execute(select(func.count()).select_from(inner.limit(most + 1).subquery())).scalar_one()
             return min(number, most), number <= most
-        newest = _newest(self._conditions(), _LOOK_ON).subquery()
+        newest = _newest(self._conditions(), _COUNTED_AMONG).subquery()
         fits = func.count(case((contains(session, _model_id(newest.c.source_model_id), self.text), 1)))
         number, looked_at = session.execute(select(fits, func.count()).select_from(newest)).one()
-        return min(number, most), looked_at < _LOOK_ON and number <= most
+        return min(number, most), looked_at < _COUNTED_AMONG and number <= most
 
     def _conditions(self) -> list[ColumnElement[bool]]:
         return [*([Conversion.latest.is_(True)] if self.latest_only else []), *self.where]

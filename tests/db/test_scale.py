@@ -33,8 +33,6 @@ from tests.db.conftest import DATABASES, new_catalog
 from tests.db.plans import plan_of, statements_of
 
 LARGE = {table.name for table in Base.metadata.sorted_tables} - {"environments", "templates", "batches"}
-# Of a few thousand attempts these find what is far from the newest only by their indexes.
-LOOK_FIRST, LOOK_ON, FEW_MODELS = 40, 80, 30
 
 
 @pytest.fixture(scope="module", params=DATABASES)
@@ -48,8 +46,8 @@ def filled(
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the search take every one of its ways in a catalog of this size."""
-    for name, value in (("_LOOK_FIRST", LOOK_FIRST), ("_LOOK_ON", LOOK_ON), ("_FEW_MODELS", FEW_MODELS)):
+    """Have the search take every one of its ways in a catalog of this size: what is far back by its indexes alone."""
+    for name, value in (("_LOOK_FIRST", 40), ("_LOOK_ON", 80), ("_COUNTED_AMONG", 80), ("_FEW_MODELS", 30)):
         monkeypatch.setattr(search, name, value)
 
 
