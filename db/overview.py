@@ -37,6 +37,7 @@ __all__ = [
     "running_batches",
     "running_totals",
     "step_figures",
+    "totals_of",
     "totals_over_time",
 ]
 
@@ -237,6 +238,11 @@ def running_batches(session: Session, *, now: datetime) -> list[BatchRecord]:
     """Return the batches of the last seven days that have no end, newest first: they run, or they were killed."""
     query = select(Batch).where(Batch.finished_at.is_(None), Batch.started_at >= now - _FORGOTTEN_AFTER)
     return [batch_record(row) for row in session.scalars(query.order_by(Batch.started_at.desc()).limit(20))]
+
+
+def totals_of(session: Session, batch: BatchRecord) -> BatchTotals:
+    """Return how the models of a batch ended; while it runs, those so far, with what it found done."""
+    return batch.totals or running_totals(session, batch.id)
 
 
 def running_totals(session: Session, batch_id: int) -> BatchTotals:

@@ -15,10 +15,13 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Select,
+    Text,
     and_,
     case,
+    cast,
     column,
     func,
     literal_column,
@@ -40,7 +43,9 @@ SEARCH_OBJECTS = ("source_models_search", "conversions_search")
 
 # So many of the newest attempts are looked through before anything else, and where these promise enough among more.
 _LOOK_FIRST = 2000
-_LOOK_ON = 10_000
+_LOOK_ON = 16_000
+# Of a text that many models have, so many of the newest attempts are counted.
+_COUNTED_AMONG = 10_000
 # So many models can be asked for their attempts one by one.
 _FEW_MODELS = 2000
 _GRAM = 3
@@ -91,27 +96,23 @@ class TextSearch:
             inner = select(Conversion.id).where(Conversion.source_model_id.in_(models), *_aside(self._conditions()))
             number = session.execute(select(func.count()).select_from(inner.limit(most + 1).subquery())).scalar_one()
             return min(number, most), number <= most
-        newest = _newest(self._conditions(), _LOOK_ON).subquery()
-        model = SourceModel.id == newest.c.source_model_id
-        fits = func.count(case((contains(session, SourceModel.model_id, self.text), 1)))
-        number, looked_at = session.execute(
-            select(fits, func.count()).select_from(newest.join(SourceModel, model))
-        ).one()
-        return min(number, most), looked_at < _LOOK_ON and number <= most
+        newest = _newest(self._conditions(), _COUNTED_AMONG).subquery()
+        fits = func.count(case((contains(session, _model_id(newest.c.source_model_id), self.text), 1)))
+        number, looked_at = session.execute(select(fits, func.count()).select_from(newest)).one()
+        return min(number, most), looked_at < _COUNTED_AMONG and number <= most
 
     def _conditions(self) -> list[ColumnElement[bool]]:
         return [*([Conversion.latest.is_(True)] if self.latest_only else []), *self.where]
 
     def _among_newest(self, session: Session, number: int, most: int) -> dict[int, datetime]:
         newest = _newest(self._conditions(), number).subquery()
-        fits = [contains(session, SourceModel.model_id, self.text)]
+        fits = [contains(session, _model_id(newest.c.source_model_id), self.text)]
         if self.everywhere:
             fits += [contains(session, newest.c[one.key], self.text) for one in _WORD_COLUMNS]
             if len(self.text) >= _GRAM:
                 fits.append(contains(session, newest.c.error_message, self.text))
         query = (
             select(newest.c.id, newest.c.finished_at)
-            .join(SourceModel, SourceModel.id == newest.c.source_model_id)
             .where(or_(*fits))
             .order_by(newest.c.finished_at.desc(), newest.c.id.desc())
             .limit(most)
@@ -128,12 +129,9 @@ class TextSearch:
         models = self._few_models(session)
         columns = select(Conversion.id, Conversion.finished_at)
         aside = _aside(self._conditions())
-        if models is None:
-            with_text = _models_with(session, self.text).subquery()
-            query = columns.join(with_text, with_text.c.id == Conversion.source_model_id).where(*aside)
-            yield _last(query, most)
-        elif models:
-            yield _last(columns.where(Conversion.source_model_id.in_(models), *aside), most)
+        among = _models_with(session, self.text) if models is None else models
+        if models != []:
+            yield _last_of(columns.where(Conversion.source_model_id.in_(among), *aside), most)
         if not self.everywhere:
             return
         text = _folded(self.text)
@@ -148,7 +146,7 @@ class TextSearch:
             both = union_all(*parts[first : first + _PARTS_PER_STATEMENT]).subquery()
             yield select(both.c.id, both.c.finished_at)
         if len(self.text) >= _GRAM:
-            yield _last(_errors_with(session, self.text).where(*aside), most)
+            yield _last_of(_errors_with(session, self.text).where(*aside), most)
 
 
 def contains(
@@ -196,24 +194,38 @@ def _narrowed(
     """Return the query over the rows that may have the text alone, where an index can tell."""
     text = storable(text)
     if session.get_bind().dialect.name == "postgresql":
+        # There the index has every two letters in a row too.
         if len(text) < _GRAM - 1:
             return query
-        return query.where(func.catalog_grams(place).op("@>")(func.catalog_grams(text)))
+        asked = cast([_folded(gram) for gram in _grams(text)], ARRAY(Text))
+        return query.where(func.catalog_grams(place).op("@>")(asked))
     name = f"{place.class_.__tablename__}_search"
     if len(text) < _GRAM or not _has_table(session, name):
         return query
     found = table(name, column("rowid"))
-    # One after the other, and the last one: with those that overlap there is more to read and little more to learn.
-    places = {*range(0, len(text) - _GRAM + 1, _GRAM), len(text) - _GRAM}
-    grams = sorted({text[at : at + _GRAM] for at in places})
-    asked = " AND ".join('"' + gram.replace('"', '""') + '"' for gram in grams)
-    return query.join(found, found.c.rowid == number).where(literal_column(name).op("MATCH")(asked))
+    match = " AND ".join('"' + gram.replace('"', '""') + '"' for gram in _grams(text))
+    return query.join(found, found.c.rowid == number).where(literal_column(name).op("MATCH")(match))
+
+
+def _grams(text: str) -> list[str]:
+    """Return three letters after three letters, and the last three: those between are more to read and tell little.
+
+    >>> _grams("bert-base"), _grams("bert")
+    (['ase', 'ber', 't-b'], ['ber', 'ert'])
+    """
+    last = max(0, len(text) - _GRAM)
+    return sorted({text[at : at + _GRAM] for at in (*range(0, last, _GRAM), last)})
 
 
 def _has_table(session: Session, name: str) -> bool:
     # A SQLite without FTS5's trigrams makes a catalog without them, which reads more.
     listed = table("sqlite_master", column("name"))
     return session.execute(select(listed.c.name).where(listed.c.name == name)).first() is not None
+
+
+def _model_id(number: ColumnElement[int]) -> ColumnElement[str]:
+    """Return the id of the model with a number, looked up for each row: a join would read all models for a few."""
+    return select(SourceModel.model_id).where(SourceModel.id == number).scalar_subquery()
 
 
 def _newest(where: Where, number: int) -> Select[Any]:
@@ -223,6 +235,12 @@ def _newest(where: Where, number: int) -> Select[Any]:
 
 def _last(query: Select[Any], number: int) -> Select[Any]:
     return query.order_by(Conversion.finished_at.desc(), Conversion.id.desc()).limit(number)
+
+
+def _last_of(query: Select[Any], number: int) -> Select[Any]:
+    """Return the last of what a query finds, in words that keep a database from walking by time to look for it."""
+    found = query.offset(0).subquery()
+    return select(found.c.id, found.c.finished_at).order_by(found.c.finished_at.desc(), found.c.id.desc()).limit(number)
 
 
 def _aside(where: Where) -> Where:

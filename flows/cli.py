@@ -357,7 +357,9 @@ def batch(
         console = plain_console()
         _end(console, follow(watch, settings.workspace(), console), report)
     if manifest is None:
-        raise InputError("No manifest was given. Name one, such as models.yaml, or a batch to follow: --watch latest.")
+        raise InputError(
+            "Missing argument 'MANIFEST': name a list such as models.yaml, or a batch to follow, --watch latest."
+        )
     requests = read_manifest(manifest)
     asked_workers = workers
     workers, threads = workers_and_threads(workers)

@@ -58,12 +58,13 @@ class _Sizes(_Answer):
 
 
 class Run(_Answer):
-    """One batch; ``totals`` counts what is recorded so far while it has no end."""
+    """One batch; ``totals`` counts what is known so far while it has no end, ``models`` what was asked for."""
 
     id: int
     engine: str
     started_at: datetime
     finished_at: datetime | None
+    models: int | None
     totals: Totals
 
 

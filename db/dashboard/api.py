@@ -16,8 +16,8 @@ from db.overview import (
     count_by,
     current_totals,
     running_batches,
-    running_totals,
     step_figures,
+    totals_of,
     totals_over_time,
 )
 from db.records import BatchRecord
@@ -107,11 +107,11 @@ def _conversion(session: Session, number: int) -> Conversion:
 
 
 def _run(session: Session, batch: BatchRecord) -> Run:
-    totals = batch.totals or running_totals(session, batch.id)
     return Run(
         id=batch.id,
         engine=batch.engine,
         started_at=batch.started_at,
         finished_at=batch.finished_at,
-        totals=Totals.model_validate(totals),
+        models=batch.models,
+        totals=Totals.model_validate(totals_of(session, batch)),
     )

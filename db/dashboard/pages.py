@@ -46,6 +46,7 @@ from db.overview import (
     running_batches,
     running_totals,
     step_figures,
+    totals_of,
     totals_over_time,
 )
 from db.records import BatchTotals, ConversionRecord, GraphRecord, OutputParityRecord
@@ -136,11 +137,8 @@ def _overview(request: Request, wanted: Overviewed) -> Response:
         values = overview_values(session, wanted, reader) | {
             "page": "overview",
             "periods": [(period.value, _PERIOD_WORDS[period]) for period in Period],
-            "tasks": known_words(session, "task"),
-            "model_types": known_words(session, "model_type"),
-            "running": [
-                (batch, running_totals(session, batch.id)) for batch in running_batches(session, now=wanted.now)
-            ],
+            **_words(session, reader),
+            "running": [(batch, totals_of(session, batch)) for batch in running_batches(session, now=wanted.now)],
             "latest_runs": list_batches(session, limit=5),
         }
     return templates.TemplateResponse(request, "overview.html", values)
@@ -157,8 +155,8 @@ _PERIOD_WORDS = {
 
 @pages_router.get("/models")
 def _models(request: Request, wanted: Listing, after: After = None) -> Response:
-    place = read_place(after)
-    with _reader(request).session() as session:
+    place, reader = read_place(after), _reader(request)
+    with reader.session() as session:
         page = list_page(session, wanted, limit=_ROWS, after=place)
         values = {
             "page": "models",
@@ -167,14 +165,21 @@ def _models(request: Request, wanted: Listing, after: After = None) -> Response:
             "total": count_up_to(session, wanted, most=_MOST_COUNTED),
             "statuses": _STATUSES,
             "kinds": [kind.value for kind in FailureKind],
-            "tasks": known_words(session, "task"),
-            "model_types": known_words(session, "model_type"),
             "coverage_page": "/coverage?" + urlencode(_asked(wanted)),
+            **_words(session, reader),
             "first_page": "/models?" + urlencode(_asked(wanted)),
             "next_page": "/models?" + urlencode(_asked(wanted) | {"after": str(page.next)}),
             "on_first_page": place is None,
         }
     return templates.TemplateResponse(request, "models.html", values)
+
+
+def _words(session: Session, reader: CatalogReader) -> dict[str, list[str]]:
+    """Return what the filters offer."""
+    return {
+        "tasks": reader.kept("tasks", lambda: known_words(session, "task")),
+        "model_types": reader.kept("model_types", lambda: known_words(session, "model_type")),
+    }
 
 
 def _asked(wanted: ConversionFilter) -> dict[str, str]:
@@ -268,7 +273,7 @@ def _file(request: Request, sha256: str, path: str, quarantined: bool = False) -
 def _runs(request: Request, offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0) -> Response:
     with _reader(request).session() as session:
         batches = list_batches(session, limit=_RUNS + 1, offset=offset)
-        rows = [(batch, batch.totals or running_totals(session, batch.id)) for batch in batches[:_RUNS]]
+        rows = [(batch, totals_of(session, batch)) for batch in batches[:_RUNS]]
     values = {
         "page": "runs",
         "rows": rows,
@@ -284,7 +289,7 @@ def _run(request: Request, number: Number) -> Response:
         batch = get_batch(session, number)
         if batch is None:
             raise HTTPException(404, f"No batch has number {number}. The list of runs shows what is there.")
-        recorded = running_totals(session, number)
+        recorded, totals = running_totals(session, number), totals_of(session, batch)
         found = found_done_totals(session, number)
         found_rows = list_found_done(session, number, limit=_ROWS)
         picture = timeline(timed_conversions(session, number, limit=_MOST_BARS))
@@ -292,7 +297,7 @@ def _run(request: Request, number: Number) -> Response:
     values = {
         "page": "runs",
         "batch": batch,
-        "totals": batch.totals or recorded,
+        "totals": totals,
         "recorded": _sum(recorded) - _sum(found),
         "found": _sum(found),
         "found_rows": found_rows,
@@ -347,7 +352,7 @@ async def _events(request: Request, number: Number) -> Response:
             batch = get_batch(session, number)
             if batch is None:
                 return None
-            totals = batch.totals or running_totals(session, number)
+            totals = totals_of(session, batch)
         return {"ended": batch.finished_at is not None, **{word: getattr(totals, word) for word in _STATUSES}}
 
     first = await run_in_threadpool(look)

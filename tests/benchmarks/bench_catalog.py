@@ -178,24 +178,25 @@ def whole_reads(engine: Engine, catalog: BulkCatalog, name: str, large: set[str]
 def measure_pages(engine: Engine, catalog: BulkCatalog, *, samples: int, only: str) -> int:
     """Ask a dashboard in a process of its own for its pages, each several times."""
     over = 0
-    print(f"{'page':55}{'p50 ms':>9}{'p95 ms':>9}{'kB':>9}{'with assets':>12}")
-    with dashboard(engine) as port:
+    print(f"{'page':55}{'p50 ms':>9}{'p95 ms':>9}{'CPU ms':>9}{'kB':>9}{'with assets':>12}")
+    with dashboard(engine) as (port, process):
         assets = sum(len(body) for name, (_, body) in own_assets(port).items() if "uplot" not in name) / 1000
         for path in pages(catalog):
             if not re.search(only, path):
                 continue
-            taken, body = [], b""
-            for number in range(samples + 1):
+            first, body = ask(port, path.replace("{n}", "1"))
+            rest, before = [], seconds_of(process, engine)
+            for number in range(1, samples + 1):
                 first_byte, body = ask(port, path.replace("{n}", str(1 + number * 7919 % catalog.conversions)))
-                taken.append(first_byte)
-            first, *rest = taken
+                rest.append(first_byte)
+            processor = 1000 * (seconds_of(process, engine) - before) / samples
             rest.sort()
             p50, p95 = statistics.median(rest), rest[min(len(rest) - 1, int(0.95 * len(rest)))]
             size = len(body) / 1000
             marks = ["slow"] * (p95 > _FIRST_BYTE_MS) + ["large"] * (size + assets > _PAGE_KB)
             over += len(marks)
             print(
-                f"{path:55}{p50:9.1f}{p95:9.1f}{size:9.1f}{size + assets:12.1f}  {', '.join(marks)}"
+                f"{path:55}{p50:9.1f}{p95:9.1f}{processor:9.1f}{size:9.1f}{size + assets:12.1f}  {', '.join(marks)}"
                 f"{f' (first time {first:.0f} ms)' if first > _FIRST_BYTE_MS else ''}",
                 flush=True,
             )
@@ -227,8 +228,19 @@ def pages(catalog: BulkCatalog) -> list[str]:
     return [*found, "/healthz", "/openapi.json"]
 
 
+def seconds_of(process: psutil.Process, engine: Engine) -> float:
+    """Return the processor time of the dashboard, and of all of the server's processes."""
+    found = [process]
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            backend = psutil.Process(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        found += backend.parent().children()
+    times = [one.cpu_times() for one in found]
+    return sum(one.user + one.system for one in times)
+
+
 @contextmanager
-def dashboard(engine: Engine) -> Iterator[int]:
+def dashboard(engine: Engine) -> Iterator[tuple[int, psutil.Process]]:
     url = engine.url.render_as_string(hide_password=False)
     command = [sys.executable, "-m", "flows.entry", "dashboard", "--port", "0", "--catalog-url", url]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -248,7 +260,7 @@ def dashboard(engine: Engine) -> Iterator[int]:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.1)
-            yield int(found[1])
+            yield int(found[1]), psutil.Process(process.pid)
         finally:
             process.terminate()
 

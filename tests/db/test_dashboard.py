@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from fastapi.testclient import TestClient
 
-from db import ErrorRecord, make_engine, record_conversion, session_scope, start_batch
+from db import (
+    BatchTotals,
+    ErrorRecord,
+    make_engine,
+    note_found_done,
+    record_conversion,
+    session_scope,
+    start_batch,
+)
 from db.dashboard import create_app
 from db.dashboard.snippets import snippets
 
@@ -58,6 +67,23 @@ def test_only_files_that_the_catalog_names_are_given(client, number, path, code)
 
 def test_another_name_for_this_machine_is_refused(client):
     assert client.get("/", headers={"host": "evil.example"}).status_code == 421
+
+
+def test_a_run_that_goes_on_counts_what_it_found_done(engine, make_record):
+    record = make_record(1)
+    with session_scope(engine) as session:
+        start = datetime.now(UTC)
+        done = [record_conversion(session, make_record(number)) for number in range(2, 6)]
+        found = BatchTotals(reused=3, failed=1)
+        batch = start_batch(session, engine="local", started_at=start, models=20, found=found)
+        words = ("reused", "reused", "reused", "failed")
+        note_found_done(session, batch, zip(done, words, strict=True), found_at=start)
+        record_conversion(session, record, batch_id=batch)
+    client = TestClient(create_app(engine), base_url="http://127.0.0.1")
+    (run,) = client.get("/api/v1/runs").json()["runs"]
+    assert (run["models"], run["totals"]) == (20, {"converted": 1, "reused": 3, "mismatch": 0, "failed": 1})
+    assert "for 20 models" in client.get("/runs/1").text
+    assert "1 failed so far, of 20" in client.get("/").text
 
 
 def test_an_absent_catalog_says_what_to_type_and_stays_absent(tmp_path):

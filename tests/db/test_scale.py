@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
@@ -22,6 +23,7 @@ from db import (
     search,
     session_scope,
 )
+from db.dashboard import create_app
 from db.listing import ConversionFilter, count_up_to, list_page
 from db.models import Base, Conversion, ConversionTotal, GroupedTotal, SourceModel
 from db.search import TextSearch, known_values
@@ -31,8 +33,6 @@ from tests.db.conftest import DATABASES, new_catalog
 from tests.db.plans import plan_of, statements_of
 
 LARGE = {table.name for table in Base.metadata.sorted_tables} - {"environments", "templates", "batches"}
-# Of a few thousand attempts these find what is far from the newest only by their indexes.
-LOOK_FIRST, LOOK_ON, FEW_MODELS = 40, 80, 30
 
 
 @pytest.fixture(scope="module", params=DATABASES)
@@ -46,8 +46,8 @@ def filled(
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the search take every one of its ways in a catalog of this size."""
-    for name, value in (("_LOOK_FIRST", LOOK_FIRST), ("_LOOK_ON", LOOK_ON), ("_FEW_MODELS", FEW_MODELS)):
+    """Have the search take every one of its ways in a catalog of this size: what is far back by its indexes alone."""
+    for name, value in (("_LOOK_FIRST", 40), ("_LOOK_ON", 80), ("_COUNTED_AMONG", 80), ("_FEW_MODELS", 30)):
         monkeypatch.setattr(search, name, value)
 
 
@@ -186,3 +186,22 @@ def test_totals_in_groups_add_up_to_all_attempts(filled, dimension, column):
         if column is not None:
             ours, theirs = select(GroupedTotal.word), select(getattr(ConversionTotal, column))
             assert set(session.scalars(ours.where(GroupedTotal.dimension == dimension))) == set(session.scalars(theirs))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/?period=all", "/models", "/models?q=bert", "/models?q=zq&every=true", "/models/1999", "/runs", "/runs/3"],
+)
+def test_a_page_is_small_with_all_that_it_loads(filled, path):
+    """300 kB at most, without the charts' library; a run of 500 models has the most to draw."""
+    engine, _ = filled
+    client = TestClient(create_app(engine), base_url="http://127.0.0.1")
+    page = client.get(path)
+    assert page.status_code == 200
+    assets = set(re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text))
+    assert {"/static/app.css", "/static/htmx.min.js"} <= assets
+    loaded = sum(len(client.get(name).content) for name in assets if "uplot" not in name)
+    assert len(page.content) + loaded < 300_000
+    if path.startswith("/runs/"):
+        assert page.text.count("<title>") == 1 + 300
+        assert re.search(r"<title>\S+: fetch [\d.]+ s, .*, converted</title><rect class=\"step-fetch\"", page.text)

@@ -448,7 +448,7 @@ def test_the_documented_options_are_there() -> None:
         "--refresh",
     }  # fmt: skip
     assert options["batch"] == places | {"--output", "--workers", "--report", "--retry-failed", "--engine"} | {
-        "--refresh", "--shards", "--pool"
+        "--refresh", "--shards", "--pool", "--watch"
     }  # fmt: skip
     assert options["deploy"] == {"--dry-run", "--json"}
     assert options["publish"] == {"--to", "--private", "--branch", "--json"}

@@ -229,7 +229,7 @@ def test_a_batch_that_ended_well_is_a_zero(place, engine):
         pytest.param(["--watch", "7"], "there was none yet", id="no-batch"),
         pytest.param(["--watch", "1", "models.yaml"], "leave out the manifest", id="with-a-manifest"),
         pytest.param(["--watch", "1", "--retry-failed"], "leave out the manifest", id="with-options"),
-        pytest.param([], "No manifest was given", id="nothing"),
+        pytest.param([], "Missing argument 'MANIFEST'", id="nothing"),
     ],
 )
 def test_a_wrong_call_starts_nothing(place, engine, words, message):
