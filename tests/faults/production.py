@@ -114,6 +114,7 @@ class Site:
 
     def say(self, what: str) -> None:
         self.events.append(f"{time.monotonic() - self.started:7.1f} s  {what}")
+        sys.stderr.write(f"{self.events[-1]}\n")
 
     def environment(self, home: Path) -> dict[str, str]:
         kept = {name: text for name, text in os.environ.items() if not name.startswith(("PREFECT_", "FERRY_"))}
@@ -245,13 +246,13 @@ def write_models(folder: Path, story: Story) -> list[Path]:
     return models
 
 
-def _deployments(story: Story, *, active: bool) -> str:
+def _deployments(story: Story) -> str:
     """Return the deployment file: JSON is YAML."""
     deployment = {
         "name": "site",
         "manifest": "models.json",
         "work_pool": LEADING,
-        "schedules": [{"interval": 10, "active": active}],
+        "schedules": [{"interval": 10}],
         "parameters": {"shards": story.shards, "pool": CONVERTING, "workers": 1},
         "concurrency_limit": 1,
         "collision": "cancel_new",
@@ -273,8 +274,7 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 300.0, what: str)
 def tell(site: Site, story: Story) -> dict[str, Any]:
     """Tell the story; return its figures. Whatever is not as it should be at the end raises."""
     models = write_models(site.folder, story)
-    file = site.folder / "prefect.yaml"
-    file.write_text(_deployments(story, active=True), encoding="utf-8")
+    (site.folder / "prefect.yaml").write_text(_deployments(story), encoding="utf-8")
     site.deploy()
     site.started = time.monotonic()
     site.start_worker("lead", LEADING)
@@ -284,8 +284,7 @@ def tell(site: Site, story: Story) -> dict[str, Any]:
     run = wait_for(lambda: _scheduled(site, ("RUNNING",)), what="the scheduled run begins")[0]
     site.say(f"the server has scheduled {run['name']}, and a worker runs it")
     # No further one: what is still to come would only look.
-    file.write_text(_deployments(story, active=False), encoding="utf-8")
-    site.deploy()
+    httpx.post(f"{site.api}/deployments/{run['deployment_id']}/pause_deployment", trust_env=False).raise_for_status()
 
     def after(share: float) -> None:
         wanted = max(1, round(share * story.models))
@@ -435,10 +434,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["HF_HOME"] = str(folder / "cache" / "huggingface")
         site = opened.enter_context(open_site(folder))
-        try:
-            figures = tell(site, story)
-        finally:
-            sys.stdout.write("\n".join(site.events) + "\n")
+        figures = tell(site, story)
         sys.stdout.write(json.dumps(figures, indent=2) + "\n")
         again = story.models if options.scaling_models is None else options.scaling_models
         if again:
