@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.deployment_file import Deployment, DeploymentFile, GlobalLimit, PoolType, Schedule, TagLimit, WorkPool
+from flows.prefect_connection import until_answered
 from onnx_config.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ __all__ = ["ENTRYPOINT", "Action", "Registered", "apply", "register_deployment",
 ENTRYPOINT = "flows.convert_models"
 """Where workers find the flow: in the installed package, so that no code is pulled."""
 
+_COMMAND = "ferry deploy"
 # Intervals count from a moment that stays the same, so that registering again changes nothing.
 _ANCHOR = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -61,14 +64,19 @@ def apply(file: DeploymentFile, client: SyncPrefectClient, *, dry_run: bool = Fa
         InputError: If the server has a pool of this name and another type, or lacks a pool or limit that the file
             uses; nothing was changed then.
     """
-    _check_pools(file, client)
-    _check_limits(file, client)
-    done = [_pool(pool, client, dry_run) for pool in file.work_pools]
-    done += [_global_limit(limit, client, dry_run) for limit in file.concurrency_limits]
-    done += [_tag_limit(limit, client, dry_run) for limit in file.tag_limits]
-    for deployment in file.deployments:
-        done.append(_deployment(deployment, client, dry_run))
-    return done
+
+    def check() -> None:
+        _check_pools(file, client)
+        _check_limits(file, client)
+
+    until_answered(client, _COMMAND, check)
+    steps: list[Callable[[], Registered]] = [
+        *(partial(_pool, pool, client, dry_run) for pool in file.work_pools),
+        *(partial(_global_limit, limit, client, dry_run) for limit in file.concurrency_limits),
+        *(partial(_tag_limit, limit, client, dry_run) for limit in file.tag_limits),
+        *(partial(_deployment, deployment, client, dry_run) for deployment in file.deployments),
+    ]
+    return [until_answered(client, _COMMAND, step) for step in steps]
 
 
 def _found(ask: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -592,10 +593,11 @@ def _nearest(key: str, known: tuple[str, ...]) -> str:
 def _check_duplicates(found: list[tuple[int, ConversionRequest]], problems: _Problems) -> None:
     seen: dict[tuple[str, str, ConversionOptions], int] = {}
     for line, request in found:
+        identity = request.model_id
         if _is_folder(request.model_id):
-            identity = str(Path(request.model_id).expanduser().resolve())
-        else:
-            identity = request.model_id
+            # Of a "~" that is nobody's home, or links that lead in a circle, its own model says what is wrong.
+            with suppress(OSError, RuntimeError):
+                identity = str(Path(request.model_id).expanduser().resolve())
         first = seen.setdefault((identity, request.revision or "main", request.options), line)
         if first != line:
             problems.add(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from flows.prefect_environment import quiet_prefect
 from onnx_config.errors import ErrorKind, FerryError, InputError, TransientError
+from tasks.retry import is_transient, patience_with
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-__all__ = ["connected", "server_errors"]
+__all__ = ["connected", "until_answered"]
+
+Answer = TypeVar("Answer")
 
 _ANSWER_SECONDS = 20.0
 _QUOTED_CHARACTERS = 300
@@ -48,18 +51,32 @@ def connected(command: str) -> Iterator[SyncPrefectClient]:
                 f"http://127.0.0.1:4200/api, and run {command} again.",
                 kind=ErrorKind.NETWORK,
             ) from silence
-        with server_errors(url, command):
+        # It is there, so it is waited for should it be silent later.
+        patience_with(url).call(lambda: None, passes=is_transient)
+        with _server_errors(url, command):
             yield client
 
 
-@contextmanager
-def server_errors(url: str, command: str) -> Iterator[None]:
-    """Translate what a client raises into our errors; ``command`` is who asks.
+def until_answered(client: SyncPrefectClient, command: str, ask: Callable[[], Answer]) -> Answer:
+    """Return what ``ask`` returns, called again while the server is silent or too busy to answer, for about a minute.
+
+    What it tells the server must be the same told twice as told once. ``command`` is who asks.
 
     Raises:
-        InputError: If the server refuses what it is told (``bad_input``).
-        TransientError: If it does not answer, or is not well (``network``).
+        InputError: If the server refuses it (``bad_input``).
+        TransientError: If it does not answer (``network``).
     """
+    url = str(client.api_url)
+
+    def once() -> Answer:
+        with _server_errors(url, command):
+            return ask()
+
+    return patience_with(url).call(once, passes=is_transient)
+
+
+@contextmanager
+def _server_errors(url: str, command: str) -> Iterator[None]:
     from httpx import HTTPError, HTTPStatusError
 
     try:

@@ -16,7 +16,7 @@ import db
 from flows.batch import BatchPlan, Runner
 from flows.deploy import register_deployment, run_in
 from flows.partition import partition, structures
-from flows.prefect_connection import connected, server_errors
+from flows.prefect_connection import connected, until_answered
 from flows.settings import Settings
 from flows.shards import Look, Outcome, run_key, run_parts
 from onnx_config.errors import FerryError, InputError
@@ -81,7 +81,7 @@ class PoolRuns:
         self._workspace = plan.workspace
         self._said_unclaimed = False
         self._started = time.monotonic()
-        self._deployment = self._register()
+        self._deployment = until_answered(client, _COMMAND, self._register)
         batch = find_batch(plan.workspace, plan.batch_id)
         assert batch is not None
         self._parameters: dict[str, Any] = {
@@ -129,14 +129,17 @@ class PoolRuns:
         Raises:
             TransientError: If the server is away (``network``).
         """
-        with server_errors(str(self._client.api_url), _COMMAND):
-            run = self._client.create_flow_run_from_deployment(
+        run = until_answered(
+            self._client,
+            _COMMAND,
+            lambda: self._client.create_flow_run_from_deployment(
                 self._deployment,
                 parameters={**self._parameters, "models": [_model(request) for request in requests]},
                 name=f"batch {self._batch} part {part}" + (f" again {attempt - 1}" if attempt > 1 else ""),
                 tags=["ferry", f"ferry-batch-{self._batch}"],
                 idempotency_key=f"{self._parameters['batch_started_at']} {self._batch} {part} {attempt}",
-            )
+            ),
+        )
         return str(run.id)
 
     def look(self, runs: Collection[str]) -> Mapping[str, Look]:

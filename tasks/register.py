@@ -324,7 +324,13 @@ def environment_now() -> dict[str, str]:
 
 def catalog_id(model_id: str) -> str:
     """Return the id under which the catalog knows a model: a Hub id as it is, a folder by its absolute path."""
-    return str(Path(model_id).expanduser().resolve()) if is_folder(model_id) else model_id
+    if not is_folder(model_id):
+        return model_id
+    try:
+        return str(Path(model_id).expanduser().resolve())
+    # A "~" that is nobody's home, or links that lead in a circle: there is no such folder, whatever it is called.
+    except (OSError, RuntimeError):
+        return str(Path(model_id).absolute())
 
 
 def known_results(workspace: Workspace, keys: Iterable[str]) -> dict[str, db.ConversionRecord]:

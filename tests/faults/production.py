@@ -37,7 +37,7 @@ from tests.faults.harness import ROOT, tiny, write_manifest
 from tests.postgres import PostgresServer
 from tests.s3_server import S3Server
 
-__all__ = ["Site", "Story", "measure", "open_site", "tell"]
+__all__ = ["Site", "Story", "measure", "open_site", "prepare", "tell"]
 
 STRUCTURES = ("patchtst-model", "bert-model", "vit-model", "gpt2-model")
 STORE = "s3://ferry/onnx"
@@ -114,6 +114,7 @@ class Site:
 
     def say(self, what: str) -> None:
         self.events.append(f"{time.monotonic() - self.started:7.1f} s  {what}")
+        sys.stderr.write(f"{self.events[-1]}\n")
 
     def environment(self, home: Path) -> dict[str, str]:
         kept = {name: text for name, text in os.environ.items() if not name.startswith(("PREFECT_", "FERRY_"))}
@@ -235,23 +236,25 @@ def _prefect_server(home: Path) -> Iterator[str]:
         server.wait()
 
 
-def write_models(folder: Path, story: Story) -> list[Path]:
-    """Make the models and their list, ``models.json``."""
+def prepare(site: Site, story: Story) -> list[Path]:
+    """Make the models and their list, ``models.json``, and register pools and deployment."""
     models = [
-        tiny(folder / "models" / f"m{number:03}", STRUCTURES[number % story.structures], seed=number)
+        tiny(site.folder / "models" / f"m{number:03}", STRUCTURES[number % story.structures], seed=number)
         for number in range(story.models)
     ]
-    write_manifest(folder / "models.json", models)
+    write_manifest(site.folder / "models.json", models)
+    (site.folder / "prefect.yaml").write_text(_deployments(story), encoding="utf-8")
+    site.deploy()
     return models
 
 
-def _deployments(story: Story, *, active: bool) -> str:
+def _deployments(story: Story) -> str:
     """Return the deployment file: JSON is YAML."""
     deployment = {
         "name": "site",
         "manifest": "models.json",
         "work_pool": LEADING,
-        "schedules": [{"interval": 10, "active": active}],
+        "schedules": [{"interval": 10}],
         "parameters": {"shards": story.shards, "pool": CONVERTING, "workers": 1},
         "concurrency_limit": 1,
         "collision": "cancel_new",
@@ -272,10 +275,7 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 300.0, what: str)
 
 def tell(site: Site, story: Story) -> dict[str, Any]:
     """Tell the story; return its figures. Whatever is not as it should be at the end raises."""
-    models = write_models(site.folder, story)
-    file = site.folder / "prefect.yaml"
-    file.write_text(_deployments(story, active=True), encoding="utf-8")
-    site.deploy()
+    models = prepare(site, story)
     site.started = time.monotonic()
     site.start_worker("lead", LEADING)
     names = [f"w{number}" for number in range(1, story.workers + 1)]
@@ -284,8 +284,7 @@ def tell(site: Site, story: Story) -> dict[str, Any]:
     run = wait_for(lambda: _scheduled(site, ("RUNNING",)), what="the scheduled run begins")[0]
     site.say(f"the server has scheduled {run['name']}, and a worker runs it")
     # No further one: what is still to come would only look.
-    file.write_text(_deployments(story, active=False), encoding="utf-8")
-    site.deploy()
+    httpx.post(f"{site.api}/deployments/{run['deployment_id']}/pause_deployment", trust_env=False).raise_for_status()
 
     def after(share: float) -> None:
         wanted = max(1, round(share * story.models))
@@ -397,7 +396,11 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def measure(site: Site, story: Story, *, workers: int) -> dict[str, float]:
-    """Convert the models anew, into an empty catalog, with so many workers; return seconds, and models a minute."""
+    """Convert the models anew, into an empty catalog, with so many workers; return how long it took.
+
+    Once as a whole, and once from the beginning of the first conversion to the end of the last: what comes before is
+    the same for however many workers and models.
+    """
     for worker in site.workers.values():
         worker.kill()
     site.workers.clear()
@@ -411,7 +414,8 @@ def measure(site: Site, story: Story, *, workers: int) -> dict[str, float]:
     site.ferry("batch", "models.json", "--shards", str(workers), "--pool", CONVERTING, "--workers", "1")
     seconds = time.monotonic() - began
     assert site.converted() == story.models
-    return {"workers": workers, "seconds": round(seconds, 1), "models_a_minute": round(60 * story.models / seconds, 2)}
+    (working,) = site.rows("SELECT extract(epoch FROM max(finished_at) - min(started_at)) FROM conversions")[0]
+    return {"workers": workers, "seconds": round(seconds, 1), "seconds_of_conversions": round(float(working), 1)}
 
 
 def _online(site: Site) -> int:
@@ -426,6 +430,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--shards", type=int, default=6)
     parser.add_argument("--outage", type=float, default=20.0, metavar="SECONDS")
+    parser.add_argument("--scaling-only", action="store_true", help="leave the story out")
     parser.add_argument("--scaling-models", type=int, metavar="N", help="of the second part; 0: leave it out")
     parser.add_argument("--folder", type=Path, help="where all is kept; default: a temporary folder that is removed")
     options = parser.parse_args()
@@ -435,18 +440,17 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["HF_HOME"] = str(folder / "cache" / "huggingface")
         site = opened.enter_context(open_site(folder))
-        try:
-            figures = tell(site, story)
-        finally:
-            sys.stdout.write("\n".join(site.events) + "\n")
-        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+        if options.scaling_only:
+            prepare(site, story)
+        else:
+            sys.stdout.write(json.dumps(tell(site, story), indent=2) + "\n")
         again = story.models if options.scaling_models is None else options.scaling_models
         if again:
             part = Story(models=again, workers=options.workers)
             write_manifest(folder / "models.json", sorted((folder / "models").iterdir())[:again])
             one, two = (measure(site, part, workers=number) for number in (1, 2))
-            ratio = one["seconds"] / two["seconds"]
-            sys.stdout.write(json.dumps({"one": one, "two": two, "times_as_fast": round(ratio, 2)}, indent=2) + "\n")
+            ratios = {name: round(one[name] / two[name], 2) for name in one if name != "workers"}
+            sys.stdout.write(json.dumps({"one": one, "two": two, "times_as_fast": ratios}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

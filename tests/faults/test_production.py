@@ -20,10 +20,7 @@ def test_a_site_loses_nothing_and_does_nothing_twice(tmp_path: Path) -> None:
     # One structure: what is told here is not how long a trace takes.
     story = Story(models=8, structures=1, shards=3, outage_seconds=6, restart_seconds=2)
     with open_site(tmp_path) as site:
-        try:
-            figures = tell(site, story)
-        finally:
-            sys.stdout.write("\n".join(site.events) + "\n")
+        figures = tell(site, story)
     assert figures["models"] == 8
     # Three parts, and those that had a worker killed under them once more.
     assert 4 <= figures["runs_of_parts"] <= 5

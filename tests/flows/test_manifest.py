@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
+import string
+import time
 from pathlib import Path
 
 import pytest
@@ -224,6 +227,25 @@ def test_many_mistakes_are_counted() -> None:
     with pytest.raises(InputError, match=r"500 problems: line 2: .*and 480 more") as caught:
         read("models:\n" + "- a b\n" * 500)
     assert len(caught.value.message) < 5000
+
+
+@pytest.mark.parametrize("suffix", ["", ".txt", ".yaml", ".json"])
+@pytest.mark.parametrize(
+    "letters",
+    [
+        pytest.param(string.printable, id="printable"),
+        pytest.param(string.ascii_letters + " :-#{}[],&*'\"", id="nearly-yaml"),
+        pytest.param("".join(map(chr, range(1, 0x2000))), id="any"),
+    ],
+)
+def test_ten_thousand_lines_of_garbage_are_a_paragraph(letters: str, suffix: str) -> None:
+    chance = random.Random(suffix + letters)
+    lines = ("".join(chance.choices(letters, k=chance.randint(1, 60))) for _ in range(10_000))
+    started = time.process_time()
+    with pytest.raises(InputError) as caught:
+        read("\n".join(lines), f"models{suffix}")
+    assert len(caught.value.message) < 10_000
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize("name", ["absent.yaml", "a\0b"])

@@ -162,6 +162,19 @@ def test_a_store_that_refuses_for_a_while_is_waited_for(store, server, tmp_path,
     assert store.is_whole(place, [(name, len(text)) for name, text in FILES.items()])
 
 
+def test_a_store_that_is_slow_is_waited_for(store, server, tmp_path):
+    def slow(_method: str, _path: str) -> str:
+        time.sleep(0.15)
+        return "pass"
+
+    server.before = slow
+    started = time.monotonic()
+    place = published(store, tmp_path / "new")
+    forget_copies(store)
+    assert_whole(store.folder(place))
+    assert time.monotonic() - started > 1
+
+
 def test_a_server_killed_in_the_middle_of_an_upload_and_started_again(tmp_path, monkeypatch):
     monkeypatch.setattr(retry, "PATIENCE_SECONDS", 30.0)
     monkeypatch.setattr(remote_store, "_PIECE_BYTES", 5 * 1024**2)
