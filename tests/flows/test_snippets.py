@@ -21,8 +21,8 @@ from tests.interop.environments import make_node
 
 ROOT = Path(__file__).parents[2]
 
-# A text in, a class out; a text that goes on; two graphs, of which one has no tokenizer's inputs; an image.
-NAMES = ("bert-sequence-classification", "gpt2-causal-lm", "t5-conditional-generation", "vit-image-classification")
+# A text in, a class out; a text that goes on, with its cache; an image.
+NAMES = ("bert-sequence-classification", "gpt2-causal-lm", "vit-image-classification")
 
 pytestmark = pytest.mark.slow
 
