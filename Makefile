@@ -43,7 +43,7 @@ interop: $(STAMP)
 	@$(BIN)/python -m pytest --interop -m interop tests/interop
 
 docs: $(STAMP)
-	@$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 	@echo "Open build/site/index.html"
 
 lint: $(STAMP)

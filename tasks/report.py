@@ -94,14 +94,19 @@ class GraphEntry(_Value):
     path: str
     """The file; absolute in a report, relative to the folder in ``ferry.json`` and the catalog."""
     opset: int
+    """ONNX opset of the default domain."""
     nodes: int
+    """Nodes of the graph as stored, those of its branches included."""
     nodes_before_simplify: int
+    """Nodes of the graph as exported."""
     operators: dict[str, int] = Field(default_factory=dict)
     """Operator -> nodes of it; those of another domain than ONNX's as ``domain::name``."""
     operators_before_simplify: dict[str, int] = Field(default_factory=dict)
     """The same of the graph as exported; empty where nobody counted them."""
     inputs: tuple[TensorEntry, ...]
+    """In the graph's order, as in the next one."""
     outputs: tuple[TensorEntry, ...]
+    """Each with its name, its element type and its shape."""
 
 
 class OutputDifference(_Value):
@@ -142,6 +147,7 @@ class ParityEntry(_Value):
     """The verdict and what it rests on."""
 
     verdict: Verdict
+    """``unstable``: PyTorch differs from itself by as much, so that nothing is proven."""
     device: str
     """``cpu`` or ``cuda``."""
     provider: str
@@ -149,11 +155,13 @@ class ParityEntry(_Value):
     shapes: int
     """How many input shapes other than the traced one were compared."""
     max_abs_diff: float | None
+    """Largest absolute difference of an output."""
     tolerance: float | None
     """Largest absolute difference allowed where it came closest to failing."""
     axes_proven: tuple[str, ...]
     """Dynamic axes that were compared at two sizes at least."""
     outputs: tuple[OutputDifference, ...] = ()
+    """Each output's largest difference over all shapes."""
     detail: str | None = None
     """What differed and where; ``None`` where nothing did."""
     cells: tuple[ParityCellEntry, ...] = ()
@@ -232,8 +240,11 @@ class ErrorEntry(_Value):
     """Why a model is not converted."""
 
     kind: ErrorKind
+    """What happens next depends on it."""
     message: str
+    """What was asked, what was found, what to do; one paragraph."""
     step: Step
+    """Where it happened."""
     reproduce: str
     """A shell command that shows it again."""
 
@@ -246,24 +257,35 @@ class ModelEntry(_Value):
     revision: str | None
     """Commit of the Hub, or content hash of a folder; ``None`` where it could not be looked up."""
     status: Status
+    """``converted`` and ``reused`` mean verified."""
     task: str | None
+    """As asked for, or as the config declares."""
     model_type: str | None
+    """``model_type`` of the config."""
     architecture: str | None
+    """Class of the model."""
     artifact: str | None
     """Folder that holds the files; of a mismatch, the quarantine folder."""
     graphs: tuple[GraphEntry, ...] = ()
+    """One for each ``.onnx`` file that the model became."""
     template: str | None
     """``traced``, ``reused`` or ``direct``."""
     simplified: bool
+    """Whether the simplifier's graph is the one stored."""
     parity: ParityEntry | None
+    """The comparison with PyTorch; ``None`` where it did not come to that."""
     variants: tuple[VariantEntry, ...] = ()
     """Those that were asked for; the graphs above are none of them."""
     seconds: dict[Step, float] = Field(default_factory=dict)
+    """Wall time of each step that ran."""
     peak_rss_bytes: int | None
+    """Largest resident size of a converting process."""
     attempts: int
+    """Tries of the model in this batch."""
     notes: tuple[str, ...] = ()
     """What a reader should know: an axis that had to be fixed, why the plain graph was kept."""
     error: ErrorEntry | None
+    """Why it is not converted; ``None`` where it is."""
 
 
 class Totals(_Value):
@@ -279,10 +301,15 @@ class Report(_Value):
     """What a batch did."""
 
     schema_: int = Field(default=1, alias="schema")
+    """Grows where a key changes its meaning."""
     started_at: datetime
+    """When the batch began; UTC."""
     seconds: float
+    """How long it took."""
     totals: Totals
+    """Models by status."""
     models: tuple[ModelEntry, ...]
+    """In the order of the manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-__all__ = ["Comparison", "Conversion", "ListedModel", "Models", "Overview", "Problem", "Run", "Runs", "Totals"]
+__all__ = [
+    "Comparison",
+    "Conversion",
+    "FoundDone",
+    "ListedModel",
+    "Models",
+    "Overview",
+    "Problem",
+    "Run",
+    "Runs",
+    "Totals",
+]
 
 
 def _finite(value: Any) -> Any:
@@ -114,6 +125,12 @@ class Models(_Answer):
     next: str | None
 
 
+class FoundDone(_Answer):
+    """What a run found done, with the status that the run reports; the rest is of the conversion that was found."""
+
+    models: list[ListedModel]
+
+
 class _Tensor(_Answer):
     name: str
     dtype: str
@@ -154,6 +171,20 @@ class _Output(_Answer):
     tolerance: Number
 
 
+class _Cell(_Answer):
+    graph: str
+    provider: str
+    optimization: str
+    dtype: str
+    shape: str
+    sizes: dict[str, int]
+    verdict: str
+    output: str | None
+    max_abs_diff: Number
+    tolerance: Number
+    detail: str | None
+
+
 class _Parity(_Answer):
     verdict: str
     device: str
@@ -163,6 +194,7 @@ class _Parity(_Answer):
     tolerance: Number
     axes_proven: list[str]
     outputs: list[_Output]
+    cells: list[_Cell]
     detail: str | None
     checked_at: datetime
 

@@ -7,9 +7,21 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from sqlalchemy.orm import Session
 
-from db.dashboard.answers import Comparison, Conversion, ListedModel, Models, Overview, Problem, Run, Runs, Totals
+from db.dashboard.answers import (
+    Comparison,
+    Conversion,
+    FoundDone,
+    ListedModel,
+    Models,
+    Overview,
+    Problem,
+    Run,
+    Runs,
+    Totals,
+)
 from db.dashboard.asked import After, Limit, Listing, Number, Overviewed, read_place
 from db.dashboard.reading import CatalogReader
+from db.found import list_found_done
 from db.listing import list_page
 from db.overview import (
     artifact_sizes,
@@ -87,6 +99,18 @@ def _one_run(request: Request, number: Number) -> Run:
         if batch is None:
             raise HTTPException(404, f"No batch has number {number}; /api/v1/runs lists what is there.")
         return _run(session, batch)
+
+
+@api_router.get("/runs/{number}/found", responses=_ProblemAnswers)
+def _found(request: Request, number: Number, limit: Limit = 50) -> FoundDone:
+    """What a batch did not convert, since it was done; those recorded last come first."""
+    reader: CatalogReader = request.app.state.reader
+    with reader.session() as session:
+        if get_batch(session, number) is None:
+            raise HTTPException(404, f"No batch has number {number}; /api/v1/runs lists what is there.")
+        return FoundDone(
+            models=[ListedModel.model_validate(row) for row in list_found_done(session, number, limit=limit)]
+        )
 
 
 @api_router.get("/compare", responses=_ProblemAnswers)

@@ -74,6 +74,8 @@ def _javascript(record: ConversionRecord, artifact: ArtifactRecord) -> str:
     image = record.task in _IMAGES
     names = "env, pipeline, RawImage" if image else "env, pipeline"
     given = "new RawImage(new Uint8ClampedArray(64 * 64 * 3).fill(128), 64, 64, 3)" if image else json.dumps(_SENTENCE)
+    if record.task in _GENERATES:
+        given += ", { max_new_tokens: 20 }"
     return (
         f'import {{ {names} }} from "@huggingface/transformers";\n\n'
         "env.allowRemoteModels = false;\n"

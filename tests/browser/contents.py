@@ -103,7 +103,7 @@ def fill(engine: Engine, make_record: MakeRecord, folder: Path, *, now: datetime
             record_conversion(session, _ordinary(make_record, number, begin), batch_id=ended)
         found = [
             record_conversion(session, _ordinary(make_record, number, begin - timedelta(hours=30)))
-            for number in range(180, 188)
+            for number in (180, 181, 182, 183, 184, 185, 186, 188)
         ]
         older = record_conversion(session, _whole(make_record, folder, begin - timedelta(days=3)))
         failed = record_conversion(session, _failed(make_record, begin), batch_id=ended)

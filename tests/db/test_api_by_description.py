@@ -20,7 +20,7 @@ from db.dashboard.asked import PLACE_FORMAT
 from db.listing import PlaceInListing
 from tests.browser.contents import fill
 
-OPERATIONS = ("overview", "models", "models/{number}", "runs", "runs/{number}", "compare")
+OPERATIONS = ("overview", "models", "models/{number}", "runs", "runs/{number}", "runs/{number}/found", "compare")
 EXAMPLES = 25
 
 PLACES = st.builds(
@@ -72,6 +72,11 @@ def test_whatever_is_recorded_is_answered_as_described(description: Any) -> None
     assert len(numbers) == 86
     for number in numbers:
         assert one.Case(path_parameters={"number": number}).call_and_validate().status_code == 200
+
+
+def test_what_a_run_found_done_is_answered(description: Any) -> None:
+    asked = description["/api/v1/runs/{number}/found"]["GET"].Case(path_parameters={"number": 1}, query={"limit": 200})
+    assert [row["status"] for row in asked.call_and_validate().json()["models"]] == ["reused"] * 9
 
 
 def _all_models(description: Any) -> list[dict[str, Any]]:

@@ -21,9 +21,10 @@ from tests.interop.environments import make_node
 
 ROOT = Path(__file__).parents[2]
 
-FAST = ("bert-sequence-classification",)
-SLOW = ("bert-model", "gpt2-causal-lm", "t5-conditional-generation", "vit-image-classification", "patchtst-model")
-NAMES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+# A text in, a class out; a text that goes on, with its cache; an image.
+NAMES = ("bert-sequence-classification", "gpt2-causal-lm", "vit-image-classification")
+
+pytestmark = pytest.mark.slow
 
 
 class Converted:
@@ -80,8 +81,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in (*FAST, *SLOW) if name != "patchtst-model"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_javascript_on_a_models_page_runs(converted: Converted, node: Path, name: str) -> None:
     script = node / f"{name}.mjs"
     script.write_text(converted.snippets(name)["transformers.js"], encoding="utf-8")
