@@ -37,6 +37,7 @@ _MAX_GROWTH = 1 << 17
 _IMAGE_SIZES = (32, 64, 224, 16, 30)
 _MAX_POSITIONS = 12
 _NO_RULE = ValueRule()
+_MASK = re.compile(r"_(attention_)?mask$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,6 +369,25 @@ def _more_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candid
             yield Candidate(draft=other, why=f"{name} was added: {answer.refusal}"[:300], sure=False)
 
 
+def _masked_data(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give what a mask among the inputs is the mask of, where that is optional and was left out."""
+    for mask in draft.specs:
+        stem = _MASK.sub("", mask)
+        if stem in ("", mask) or any(name != mask and name.startswith(f"{stem}_") for name in draft.specs):
+            continue
+        for argument in draft.declaration.arguments:
+            name = argument.name
+            if (
+                argument.role is Role.DATA
+                and name.startswith(f"{stem}_")
+                and re.search(r"_(embeds|values|feats)$", name)
+            ):
+                other = draft.copy()
+                other.add(name)
+                why = f"{name} was added, which {mask} is the mask of: {answer.refusal}"
+                yield Candidate(draft=other, why=why[:300], sure=True)
+
+
 def _columns(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     """Give whole numbers a last axis where they met a row of offsets, one for each of its columns."""
     if not answer.frames or "must match the size of tensor" not in (answer.refusal or ""):
@@ -498,6 +518,7 @@ _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] =
     _transposed,
     _columns,
     _more_inputs,
+    _masked_data,
     _solved_sizes,
     _growth,
     _image_sizes,

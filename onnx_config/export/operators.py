@@ -2,7 +2,8 @@
 
 ``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not.
 ``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made; ``linspace`` makes as
-many numbers as for the sample, and a list of sizes becomes a tensor of the sample's.
+many numbers as for the sample, and a list of sizes becomes a tensor of the sample's. What is counted from the end by a
+size is counted from the start.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = ["symbolic_operators"]
 
@@ -124,6 +126,45 @@ def _from_numpy(original: Any) -> Any:
     return from_numpy
 
 
+def _taken(original: Any) -> Any:
+    def taken(tensor: torch.Tensor, key: Any) -> Any:
+        keys = key if isinstance(key, tuple) else (key,)
+        if not any(isinstance(k, slice) and _is_from_end(k) for k in keys):
+            return original(tensor, key)
+        if any(isinstance(k, (torch.Tensor, list, bool)) for k in keys):
+            return original(tensor, key)
+        return original(tensor, tuple(_from_start(tensor, keys)))
+
+    return taken
+
+
+def _is_from_end(key: slice) -> bool:
+    return _counted(key.start, 0) is not key.start or _counted(key.stop, 0) is not key.stop
+
+
+def _from_start(tensor: torch.Tensor, keys: tuple[Any, ...]) -> Iterator[Any]:
+    """Yield the keys with what they count from the end counted from the start.
+
+    A model that cuts off what it filled up with does so only where that is something, and a graph has no such question:
+    to leave out the last none is to take nothing when it is counted from the end, and all when from the start.
+    """
+    axes = [k for k in keys if k is not None and k is not Ellipsis]
+    axis = 0
+    for key in keys:
+        if isinstance(key, slice):
+            size = tensor.shape[axis]
+            yield slice(_counted(key.start, size), _counted(key.stop, size), key.step)
+        else:
+            yield key
+        if key is not None:
+            axis += tensor.dim() - len(axes) if key is Ellipsis else 1
+
+
+def _counted(end: Any, size: Any) -> Any:
+    """Return one end of a slice, counted from the start where it is a size counted from the end."""
+    return size + end if isinstance(end, torch.SymInt) and statically_known_true(end < 0) else end
+
+
 def _remainder(original: Any) -> Any:
     def remainder(first: torch.Tensor, second: Any) -> Any:
         # The operator takes a number or a tensor, and a size that is a symbol is neither to it.
@@ -194,6 +235,7 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         (torch, "as_tensor", _tensor_of),
         (torch, "tensor", _tensor_of),
         (torch, "from_numpy", _from_numpy),
+        (torch.Tensor, "__getitem__", _taken),
         (torch.Tensor, "__mod__", _remainder),
         (torch.Tensor, "__rfloordiv__", _reversed_floor_division),
         (torch.autograd.Function, "apply", _apply),

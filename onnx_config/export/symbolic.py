@@ -1,8 +1,8 @@
-"""Keeps sizes symbolic where a model's code takes them through Python's ``len``, ``range`` and ``list``.
+"""Keeps sizes symbolic where a model's code takes them through Python's ``len``, ``range`` and ``list``, or NumPy.
 
-Python insists that ``len`` of a tensor and the members of a ``range`` are numbers, so that tracing fixes the axis at
-the size of the sample. While a model is traced, its modules see these three names bound to ones that do the same with
-a size that is still a symbol.
+Python insists that ``len`` of a tensor and the members of a ``range`` are numbers, and NumPy that an array's sizes are,
+so that tracing fixes the axis at the size of the sample. While a model is traced, its modules see these names bound to
+ones that do the same with a size that is still a symbol.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 __all__ = ["Positions", "Rows", "symbolic_builtins"]
@@ -155,8 +156,58 @@ class _List(metaclass=_Like):
         return given if isinstance(given, (Positions, Rows)) else builtins.list(*arguments)
 
 
+class _Numpy:
+    """NumPy, but for arrays of sizes that are symbols and what is made of them: these are tensors."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def zeros(self, shape: Any, dtype: Any = float, **options: Any) -> Any:
+        return torch.zeros(shape, dtype=_dtype(dtype)) if _holds_symbols(shape) else np.zeros(shape, dtype, **options)
+
+    def ones(self, shape: Any, dtype: Any = float, **options: Any) -> Any:
+        return torch.ones(shape, dtype=_dtype(dtype)) if _holds_symbols(shape) else np.ones(shape, dtype, **options)
+
+    def arange(self, *limits: Any, dtype: Any = None, **options: Any) -> Any:
+        if not _holds_symbols(limits):
+            return np.arange(*limits, dtype=dtype, **options)
+        return torch.arange(*limits, dtype=None if dtype is None else _dtype(dtype))
+
+    def array(self, data: Any, *arguments: Any, **options: Any) -> Any:
+        return torch.tensor(data) if _holds_symbols(data) else np.array(data, *arguments, **options)
+
+    def stack(self, arrays: Any, axis: int = 0, **options: Any) -> Any:
+        tensors = _tensors(arrays)
+        return np.stack(arrays, axis, **options) if tensors is None else torch.stack(tensors, axis)
+
+    def concatenate(self, arrays: Any, axis: int = 0, **options: Any) -> Any:
+        tensors = _tensors(arrays)
+        return np.concatenate(arrays, axis, **options) if tensors is None else torch.cat(tensors, axis)
+
+
+def _dtype(dtype: Any) -> torch.dtype:
+    """Return torch's name for what NumPy understands by ``dtype``."""
+    found: torch.dtype = getattr(torch, np.dtype(dtype).name)
+    return found
+
+
+def _holds_symbols(data: Any) -> bool:
+    if isinstance(data, (builtins.list, tuple)):
+        return any(map(_holds_symbols, data))
+    return isinstance(data, torch.SymInt)
+
+
+def _tensors(arrays: Any) -> builtins.list[torch.Tensor] | None:
+    """Return arrays as tensors where some are; ``None`` where none is."""
+    if not isinstance(arrays, (builtins.list, tuple)) or not any(isinstance(a, torch.Tensor) for a in arrays):
+        return None
+    return [a if isinstance(a, torch.Tensor) else torch.tensor(np.asarray(a).tolist()) for a in arrays]
+
+
 def _tensor(original: Any) -> Any:
     def tensor(data: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(data, torch.Tensor) and not arguments and not options.get("requires_grad"):
+            return data.detach().clone().to(**{k: v for k, v in options.items() if k in ("dtype", "device")})
         if isinstance(data, torch.SymInt):
             return torch.full((), data, **{"dtype": torch.int64, **options})  # type: ignore[call-overload]  # a symbol
         return data.tensor(**options) if isinstance(data, Positions) else original(data, *arguments, **options)
@@ -166,7 +217,7 @@ def _tensor(original: Any) -> Any:
 
 @contextmanager
 def symbolic_builtins(model: torch.nn.Module) -> Iterator[None]:
-    """Bind the three names, in the modules of transformers that the model's classes come from, until the exit."""
+    """Bind these names, in the modules of transformers that the model's classes come from, until the exit."""
     modules = [sys.modules[name] for name in sorted({type(m).__module__ for m in model.modules()})]
     modules = [module for module in modules if module.__name__.startswith(_MODELS)]
     names: dict[str, Any] = {"len": _len, "range": _Range, "list": _List}
@@ -174,6 +225,8 @@ def symbolic_builtins(model: torch.nn.Module) -> Iterator[None]:
         for module in modules:
             for name in names.keys() - vars(module).keys():
                 stack.enter_context(patch.object(module, name, names[name], create=True))
+            for name in [name for name, value in vars(module).items() if value is np]:
+                stack.enter_context(patch.object(module, name, _Numpy()))
         stack.enter_context(patch.object(torch, "tensor", _tensor(torch.tensor)))
         stack.enter_context(patch.object(torch, "cat", _joined(torch.cat, stack=False)))
         stack.enter_context(patch.object(torch, "stack", _joined(torch.stack, stack=True)))

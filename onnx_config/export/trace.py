@@ -33,6 +33,7 @@ from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
+from onnx_config.export.vacuous import no_vacuous_equations
 from onnx_config.module_state import preserved_state
 from onnx_config.spec import TensorSpec, axes_of, base_axis, is_sum, size_of
 
@@ -307,6 +308,7 @@ def _export(
         decomposed_where_needed(),
         exact_patterns(),
         no_idle_work(),
+        no_vacuous_equations(),
         compared_with_one() as asked,
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),

@@ -42,7 +42,8 @@ def in_two_ways(few: onnx_ir.Model, many: onnx_ir.Model, turn: AxisLimit, specs:
     inputs: dict[str, onnx_ir.Value] = {}
     for value in (*many.graph.inputs, *few.graph.inputs):
         inputs.setdefault(value.name or "", _like(value))
-    outputs = [_like(value) for value in many.graph.outputs]
+    short = {value.name: value for value in few.graph.outputs}
+    outputs = [_of_both(value, short.get(value.name)) for value in many.graph.outputs]
     names = [value.name or "" for value in outputs]
     shared: Shared = {}
     branches = [branch_of(model.graph, side, inputs, names, shared) for side, model in (("few", few), ("many", many))]
@@ -130,6 +131,18 @@ def _place(axis: str, specs: Iterable[TensorSpec]) -> tuple[str, int]:
             if size == axis:
                 return spec.name, position
     raise ValueError(f"no input has the axis {axis}")
+
+
+def _of_both(many: onnx_ir.Value, few: onnx_ir.Value | None) -> onnx_ir.Value:
+    """Return an output with sizes as a reader wants them: each way has a formula of its own for the same size."""
+    value = _like(many)
+    if few is None or few.shape is None or value.shape is None or len(few.shape) != len(value.shape):
+        return value
+    pairs = zip(few.shape, value.shape, strict=True)
+    value.shape = onnx_ir.Shape(
+        [a if isinstance(b, int) or (not isinstance(a, int) and len(str(a)) < len(str(b))) else b for a, b in pairs]
+    )
+    return value
 
 
 def _like(value: onnx_ir.Value) -> onnx_ir.Value:

@@ -240,3 +240,32 @@ def test_a_candidate_leaves_the_draft_as_it_was():
     assert list(found[0].draft.specs) == ["input_ids", "positions"]
     assert draft.signature == before
     assert all(candidate.draft.signature != before for candidate in found)
+
+
+class Regions(picky.Picky):
+    """Counts on what a mask is the mask of, and does not ask for it."""
+
+    def forward(self, input_ids, visual_embeds=None, visual_attention_mask=None, visual_token_type_ids=None):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        visual_embeds (`torch.FloatTensor` of shape `(batch_size, num_regions, 20)`, *optional*):
+            Regions.
+        visual_attention_mask (`torch.LongTensor` of shape `(batch_size, num_regions)`, *optional*):
+            Their mask.
+        visual_token_type_ids (`torch.LongTensor` of shape `(batch_size, num_regions)`, *optional*):
+            Their segments.
+        """
+        if visual_attention_mask is None:
+            raise ValueError("visual_attention_mask must be provided")
+        regions = 0 if visual_embeds is None else visual_embeds.shape[1]
+        if regions != visual_attention_mask.shape[1]:
+            raise ValueError(f"{regions} regions and {visual_attention_mask.shape[1]} in their mask")
+        return visual_embeds * visual_attention_mask[..., None]
+
+
+def test_what_a_mask_is_the_mask_of_is_given_with_it():
+    found = inferred(Regions)
+    assert found.refusal is None
+    assert list(shapes(found)) == ["input_ids", "visual_embeds", "visual_attention_mask"]
+    assert shapes(found)["visual_embeds"] == ("batch_size", "num_regions", 20)

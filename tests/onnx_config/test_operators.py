@@ -85,3 +85,24 @@ def test_torch_is_left_as_it_was() -> None:
     after = (torch.nn.functional.max_pool1d, torch.div, torch.linspace, vars(torch.autograd.Function)["apply"])
     assert after == before
     assert vars(model)["function"] is kept
+
+
+class Filled(Small):
+    """Fills its rows up to whole blocks, and cuts that off where it is something."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        missing = (4 - x.shape[1] % 4) % 4
+        filled = torch.nn.functional.pad(x, (0, 0, 0, missing)) * self.scale
+        if missing > 0:
+            return {"y": filled[:, :-missing], "z": filled.transpose(1, 2)[..., :-missing]}
+        return {"y": filled, "z": filled.transpose(1, 2)}
+
+
+def test_what_is_cut_off_may_be_nothing(tmp_path: Path) -> None:
+    model = Filled()
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 9), ("", 3))}, ["y", "z"])
+    assert shapes(result)["x"] == ("batch_size", "sequence_length", 3)
+    for length in (5, 8):
+        x = torch.rand(3, length, 3)
+        for name, value in run(result, tmp_path / "model.onnx", x=x).items():
+            torch.testing.assert_close(torch.from_numpy(value), model(x)[name].detach())

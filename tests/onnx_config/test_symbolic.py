@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,35 @@ class Counting(Small):
         behind = torch.arange(positions[-1] + 1, device=x.device)
         backwards = torch.tensor(list(range(x.shape[1]))[::-1], device=x.device)
         return {"y": x.reshape(len(x), -1) * self.scale + backwards, "z": behind * len(positions)}
+
+
+class Planning(Small):
+    """Makes arrays of NumPy as long as its rows, and tensors of those."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        length = x.shape[1]
+        rows = np.stack([np.zeros((length, 2), dtype=np.int32)[1:], np.ones((length - 1, 2), dtype=np.int32)], axis=0)
+        steps = np.concatenate([np.arange(length), np.arange(3)])
+        halves = np.array([length, 4]) // 2
+        same = torch.tensor(np.zeros(3) + np.arange(3.0), dtype=torch.float32)
+        return {
+            "y": x * self.scale * torch.tensor(rows, dtype=torch.long).sum(),
+            "steps": torch.tensor(steps),
+            "halves": torch.tensor(halves),
+            "same": same * self.scale,
+        }
+
+
+def test_an_array_of_as_many_rows_stays_dynamic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "_MODELS", __name__)
+    model = Planning()
+    names = ["y", "steps", "halves", "same"]
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 6))}, names)
+    assert shapes(result)["x"] == ("batch_size", "sequence_length")
+    x = torch.rand(5, 9)
+    for name, value in run(result, tmp_path / "model.onnx", x=x).items():
+        torch.testing.assert_close(torch.from_numpy(value), model(x)[name].detach(), check_dtype=False)
+    assert vars(sys.modules[__name__])["np"] is np
 
 
 def test_a_length_asked_of_python_stays_dynamic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,27 @@ def test_a_graph_that_does_not_turn_stays_as_it_is() -> None:
     assert [node.op_type for node in model.graph] == before
 
 
+@pytest.mark.parametrize(
+    ("few", "many", "size"),
+    [
+        (1, "sequence_length", "sequence_length"),
+        ("sequence_length", 3, "sequence_length"),
+        ("sequence_length", "4*((sequence_length + 3)//4)", "sequence_length"),
+        ("4*((sequence_length + 3)//4)", "sequence_length", "sequence_length"),
+        (3, 3, 3),
+    ],
+)
+def test_of_two_names_of_an_outputs_size_the_plainer_one_stays(
+    few: int | str, many: int | str, size: int | str
+) -> None:
+    sides = graph("Mul", "sequence_length"), graph("Add", "sequence_length")
+    for side, name in zip(sides, (few, many), strict=True):
+        side.graph.outputs[0].shape = onnx_ir.Shape(["batch_size", name, 3])
+    found = merged(*sides, most=3).graph.outputs[0].shape
+    assert found is not None
+    assert str(found[1]) == str(size)
+
+
 def test_only_an_axis_of_an_input_can_turn() -> None:
     with pytest.raises(ValueError, match="no input has the axis height"):
         in_two_ways(graph("Mul", 1), graph("Add", 1), AxisLimit(axis="height", most=1, refuses=False), [])
