@@ -111,7 +111,7 @@ class Declaration:
 
 
 _ARGUMENT_LINE = re.compile(r"^(?P<indent> *)(?P<name>[A-Za-z_]\w*):? \((?P<type>.*`.*)\)?:?\s*$")
-_SHAPE = re.compile(r"(?:of shape|shape:?)\s*[`*]*\(((?: \* |[^`*])*)")
+_SHAPE = re.compile(r"(?:of shape|shape:?)\s*[`'*]*\(((?: \* |[^`'*])*)")
 _RETURNED_WHEN = re.compile(r"returned (?:when|if)\s+(?:either\s+)?`(?:config\.)?(\w+)(?:=True)?`")
 _LABEL_TEXT = re.compile(r"^(labels? |future values|mask labels|class labels)", re.IGNORECASE)
 _LABEL_NAME = re.compile(r"^(?!input_)(.*_)?labels?$|^(start|end)_positions$|^future_values$|^is_impossible$")

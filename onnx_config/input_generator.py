@@ -143,7 +143,7 @@ def _values(
         return generator.standard_normal(shape).astype(dtype)
     if spec.name.endswith("input_ids") or spec.name == "input_ids":
         return _token_ids(spec.name, shape, config, generator).astype(dtype)
-    if spec.name == "bbox" or (spec.name.endswith("boxes") and shape[-1:] == (4,)):
+    if spec.name.endswith(("bbox", "boxes")) and shape[-1:] == (4,):
         return _boxes(shape, _limit(spec.name, config, declaration, 1000), generator).astype(dtype)
     return generator.integers(0, _limit(spec.name, config, declaration, 2), shape).astype(dtype)
 

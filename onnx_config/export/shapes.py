@@ -96,6 +96,9 @@ def check_shapes(
             doubled=not heavy,
         ),
     ]
+    if longer := _longer(sizes, limits):
+        one = _with(sizes, limits, batch=1, other=_medium)
+        shapes.append(CheckShape(label="a long text", sizes={**one, **longer}, seed=10))
     if masked:
         shapes.append(
             CheckShape(label="padded rows", sizes=_with(sizes, limits, batch=3, other=_medium), padding=True, seed=6)
@@ -111,6 +114,21 @@ def check_shapes(
     if not sizes:
         return tuple(shapes[:4] + shapes[5:])
     return tuple(_whole(shape, steps, limits) for shape in _unlike(_moved(shapes, limits), sizes, limits))
+
+
+def _longer(sizes: Mapping[str, int], limits: Mapping[str, tuple[int, int | None]]) -> dict[str, int]:
+    """Return lengths that hold several chunks of a model that works through a text by chunks.
+
+    A graph of its first chunk alone is right up to there, and at none of the sizes next to that of the trace would it
+    be anything else.
+    """
+    found = {}
+    for axis, traced in sizes.items():
+        high = limits[axis][1]
+        length = _LONG_TEXT if high is None else min(_LONG_TEXT, high)
+        if axis.endswith("sequence_length") and axis != PAST_AXIS and length > _large.plain(traced):
+            found[axis] = length
+    return found
 
 
 def _continued(
@@ -237,6 +255,8 @@ class _Change:
 _LONG_PAST = 33
 # The usual shapes have the large sizes; many more of those would cost more than they tell.
 _MOST_RANDOM = 1.4
+# Chunks are of 64, of 128 or of 256 tokens; this is a multiple of none.
+_LONG_TEXT = 300
 _STEPS = (("one token", 1, 1, 5), ("one token after many", 2, 1, _LONG_PAST), ("more tokens after some", 3, 4, 9))
 # An image of 800 pixels each way: what is computed of five such takes gigabytes.
 _MANY_ELEMENTS = 3 * 800**2

@@ -208,7 +208,9 @@ def generated(folder: Path, model: Any, entry: Mapping[str, Any], spec: ModelSpe
     from onnx_config import AutoModelForONNX
 
     loaded = AutoModelForONNX.from_pretrained(entry["artifact"], threads=1)
-    shapes = {t.name: list(t.shape) for t in spec.inputs}
+    # Of an image that the graphs hold at one size, that is the size.
+    held = {i["name"]: i["shape"] for graph in entry["graphs"] for i in graph["inputs"]}
+    shapes = {t.name: held.get(t.name, list(t.shape)) for t in spec.inputs}
     for label, feed in feeds(folder, model, spec, shapes):
         given = {k: torch.from_numpy(v.copy()) for k, v in feed.items()}
         try:

@@ -31,6 +31,7 @@ MOST_PATTERNS = 34
         ),
         pytest.param("`bool`, *optional*", None, id="none"),
         pytest.param("", None, id="empty"),
+        pytest.param("of shape '(batch_size, num_boxes, 4)'", ("batch_size", "num_boxes", 4), id="other-quotes"),
         pytest.param("of shape (batch_size, 3)", ("batch_size", 3), id="not-marked-as-code"),
     ],
 )

@@ -85,6 +85,15 @@ def test_text_is_checked_at_one_row_odd_small_long_and_padded() -> None:
     assert padded.sizes["sequence_length"] >= 3  # shorter rows are not padded
 
 
+@pytest.mark.parametrize(("most", "length"), [(None, 300), (512, 300), (128, 128), (41, None)])
+def test_a_text_is_as_long_as_several_chunks_once(most: int | None, length: int | None) -> None:
+    sizes = {"batch_size": 2, "sequence_length": 16, "past_sequence_length": 8, "height": 32}
+    shapes = check_shapes(sizes, {"sequence_length": (1, most), "past_sequence_length": (0, None)}, masked=True)
+    found = [shape for shape in shapes if shape.label == "a long text"]
+    assert [shape.sizes["sequence_length"] for shape in found] == ([] if length is None else [length])
+    assert all(shape.sizes["batch_size"] == 1 and shape.sizes["height"] == 32 for shape in found)
+
+
 @pytest.mark.parametrize(
     "traced", [{"height": 224, "width": 224}, {"height": 96, "width": 128}, {"height": 32, "width": 32}]
 )
@@ -142,11 +151,11 @@ def test_a_model_with_states_begins_texts_of_all_sizes_and_goes_on_with_some(pas
     limits = {axis: (0 if axis in past else 1, None) for axis in sizes}
     found = check_shapes(sizes, limits, masked=True, states=True)
     begun, going_on = ([s for s in found if s.begins is begins] for begins in (True, False))
-    assert (len(begun), len(going_on)) == (6, 3)
-    assert {s.sizes["sequence_length"] for s in begun} >= {1, 41}
+    assert (len(begun), len(going_on)) == (7, 3)
+    assert {s.sizes["sequence_length"] for s in begun} >= {1, 41, 300}
     assert {s.sizes["sequence_length"] for s in going_on} == {1, 5}
     assert {s.sizes["batch_size"] for s in going_on} == {1, 2, 3}
-    assert len({s.seed for s in found}) == len({s.label for s in found}) == 9
+    assert len({s.seed for s in found}) == len({s.label for s in found}) == 10
     if past:
         assert {s.sizes["past_sequence_length"] for s in begun} == {0}
         assert all(s.sizes["past_sequence_length"] > 0 for s in going_on)

@@ -43,7 +43,7 @@ def test_one_graph_begins_a_text_and_goes_on_with_it(made: Continued) -> None:
     assert result["outcome"] == "verified", result["detail"]
     attends = {"past_sequence_length"} if "past_sequence_length" in made.spec.sizes else set()
     assert set(result["axes_proven"]) == {"batch_size", "sequence_length", *attends}
-    assert result["shapes"] == 9
+    assert result["shapes"] == 10
     assert result["notes"] == [
         f"generates the {NEW_TOKENS} tokens that PyTorch does, after 3 prompts padded on the left"
     ]
