@@ -9,8 +9,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnx_config.errors import ModelError
 from onnx_config.export.limits import AxisLimit, limits_in
 from onnx_config.export.one_token import ONE_TOKEN, one_token_spec
+from onnx_config.export.sample import Sample
+from onnx_config.export.steps import Branch, without_branches
+from onnx_config.export.ties import TieWatch
+from onnx_config.export.trace import Trace
 from onnx_config.export.turns import in_two_ways, one_way, size_beyond
 from onnx_config.spec import ModelSpec, TensorSpec
 
@@ -161,3 +166,38 @@ def test_what_covers_the_past_is_as_long_as_ever() -> None:
         *(t.shape for t in spec.inputs[2:]),
     ]
     assert single.inputs[1].resolve(single.sizes) == (2, 9)
+
+
+@pytest.mark.parametrize(
+    ("branches", "turns"),
+    [
+        pytest.param({"sequence_length": 89}, [88], id="beyond"),
+        pytest.param({"sequence_length": 3}, [3], id="below"),
+        pytest.param({"batch_size": 5}, [], id="rows-never-turn"),
+    ],
+)
+def test_where_a_model_branches_its_graph_turns(branches: dict[str, int], turns: list[int]) -> None:
+    spec = ModelSpec(
+        model_type="t", task="fill-mask", task_family="fill-mask", architecture="T", inputs=(), outputs=(),
+        axis_ranges={"sequence_length": (1, 512), "batch_size": (1, 512)}, preprocessor=None, parameters=None,
+        sizes={"batch_size": 2, "sequence_length": 16},
+    )  # fmt: skip
+    sample = Sample(sizes=spec.sizes, inputs={}, returned=(), watch=TieWatch(), image_size=None)
+    found = tuple(Branch(axis=axis, size=size, why="y differs") for axis, size in branches.items())
+    asked = []
+
+    def trace_with(_: tuple[str, ...], turns: tuple[AxisLimit, ...]) -> tuple[Trace, tuple[Branch, ...]]:
+        asked.append([turn.most for turn in turns])
+        trace = Trace(model=graph("Mul", 1), notes=())
+        return trace, () if turns else found
+
+    if not turns:
+        with pytest.raises(ModelError, match="computes otherwise at other sizes of batch_size"):
+            without_branches(spec, sample, (), trace_with, write=lambda _: None)
+        assert asked == [[]]
+        return
+    _, notes = without_branches(spec, sample, (), trace_with, write=lambda _: None)
+    assert asked == [[], turns]
+    assert notes == [
+        f"up to sequence_length {turns[0]} the graph computes in one way, and in another beyond, as the model does"
+    ]
