@@ -118,7 +118,7 @@ def model_id(number: int, models: int) -> str:
     """Return the id of a model, always the same for a number.
 
     >>> model_id(5, 100), model_id(7, 100)
-    ('org-5/bert-base-finetuned-5', '/srv/models/finetuned-7')
+    ('oldorg/llama-uncased-5', '/srv/models/large-7')
     """
     if number <= 3:
         return f"org-{number}/{RARE_WORD}-{number}"
