@@ -62,7 +62,7 @@ def first_node_apart(
     Args:
         path: The graph.
         inputs: What it is run on.
-        usual: Arguments of `onnx_config.export.parity.open_session` for the run that is taken to be right.
+        usual: Arguments of `onnx_config.export.session.open_session` for the run that is taken to be right.
         other: The same for the run that is not.
 
     Raises:
@@ -107,7 +107,7 @@ def _apart(
 
 
 def _value_of(path: Path, number: int, inputs: Mapping[str, Array], how: Mapping[str, Any]) -> Array | None:
-    from onnx_config.export.parity import open_session
+    from onnx_config.export.session import open_session
 
     model = read_graph(path)
     value = _floats(model)[number]
@@ -188,7 +188,7 @@ def first_module_apart(
 
 def _inside(path: Path, inputs: Mapping[str, Array], threads: int) -> list[tuple[onnx_ir.Value, Array]] | None:
     """Return what the nodes of a graph compute; ``None`` where that is too much to be held."""
-    from onnx_config.export.parity import open_session
+    from onnx_config.export.session import open_session
 
     model = read_graph(path)
     values = _floats(model)

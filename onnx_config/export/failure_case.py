@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from onnx_config.export.parity import Cell, Reference
+    from onnx_config.export.parity import Cell
+    from onnx_config.export.reference import Reference
 
 __all__ = ["CASE_FILE", "INPUTS_FILE", "SCRIPT_FILE", "WANTED_FILE", "write_case"]
 

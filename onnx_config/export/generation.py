@@ -65,7 +65,7 @@ def compare_generation(session: Any, model: CachedModel, spec: ModelSpec, univer
     """Generate greedily with the model, and compare the graph's logits and its choice at every step.
 
     Args:
-        session: As `onnx_config.export.parity.open_session` returns it.
+        session: As `onnx_config.export.session.open_session` returns it.
         model: The loaded model.
         spec: What the graph takes and gives.
         universal: Its configuration.

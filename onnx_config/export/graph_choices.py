@@ -40,7 +40,7 @@ def choices_of_graph(path: Path, inputs: Mapping[str, Array], *, device: str, th
         InputError: If the device is not there.
         ModelError: If ONNX Runtime refuses the graph.
     """
-    from onnx_config.export.parity import open_session
+    from onnx_config.export.session import open_session
 
     model = read_graph(path)
     one_way(model, {name: value.shape for name, value in inputs.items()})

@@ -97,7 +97,7 @@ def magnitudes(path: Path, feeds: Iterable[Mapping[str, Array]]) -> dict[str, fl
     Raises:
         ModelError: If ONNX Runtime refuses the graph.
     """
-    from onnx_config.export.parity import open_session
+    from onnx_config.export.session import open_session
 
     model = _typed(path)
     graph = model.graph

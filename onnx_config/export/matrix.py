@@ -12,7 +12,9 @@ from onnx_config.errors import ModelError
 from onnx_config.export.bisect import Divergence, first_module_apart, first_node_apart
 from onnx_config.export.failure_case import write_case
 from onnx_config.export.graph_choices import choices_of_graph
-from onnx_config.export.parity import Cell, Outcome, ParityResult, Reference, check_parity, open_session
+from onnx_config.export.parity import Cell, Outcome, ParityResult, check_parity
+from onnx_config.export.reference import Reference
+from onnx_config.export.session import open_session
 
 __all__ = ["Way", "keep_failure", "more_ways", "where_they_part"]
 
@@ -24,10 +26,10 @@ class Way:
     device: str
     """``cpu`` or ``cuda``."""
     level: str
-    """One of `onnx_config.export.parity.LEVELS`."""
+    """One of `onnx_config.export.session.LEVELS`."""
 
     def session(self, threads: int) -> dict[str, Any]:
-        """Return the arguments of `onnx_config.export.parity.open_session`."""
+        """Return the arguments of `onnx_config.export.session.open_session`."""
         return {"device": self.device, "level": self.level, "threads": threads}
 
 

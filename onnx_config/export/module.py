@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
     from onnx_config.export.graph_file import GraphSummary
-    from onnx_config.export.parity import ParityResult, Reference
+    from onnx_config.export.parity import ParityResult
+    from onnx_config.export.reference import Reference
     from onnx_config.universal_config import UniversalOnnxConfig
 
 __all__ = ["ConvertedModule", "convert_module"]
@@ -88,7 +89,9 @@ def convert_module(
         ModelError: If the module accepts no inputs, cannot be traced, or its graph does not hold (``mismatch``).
     """
     from onnx_config.export.graph_choices import choices_of_graph
-    from onnx_config.export.parity import Outcome, check_parity, choose_device, compute_references, open_session
+    from onnx_config.export.parity import Outcome, check_parity
+    from onnx_config.export.reference import compute_references
+    from onnx_config.export.session import choose_device, open_session
     from onnx_config.universal_config import UniversalOnnxConfig
 
     target = Path(folder).expanduser().absolute()

@@ -1,57 +1,39 @@
 """Whether a stored graph computes what the unmodified PyTorch model computes.
 
-The reference runs in a process where no exporter patch was ever applied. The tolerance comes from
-the model itself: what it differs by between float32 and float64 on the same inputs. Where that
+The tolerance comes from the model itself: what it differs by between float32 and float64 on the same inputs. Where that
 alone exceeds what anyone would accept, the output is called unstable, never verified.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnx_config.cuda import CUDA_PROVIDER, cuda_problem, load_cuda_libraries
-from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.export.child import names_memory
-from onnx_config.export.shapes import CheckShape, Float64
-from onnx_config.module_state import preserved_state
+from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.export.reference import Array, Reference
+from onnx_config.export.session import known_inputs
+from onnx_config.export.shapes import CheckShape
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from onnx_config.export.choices import ChoiceWatch, GraphChoice, Pinned, Run
+    from onnx_config.export.choices import GraphChoice, Pinned, Run
 
 __all__ = [
     "FEWEST_SHAPES",
-    "LEVELS",
     "STOPS",
     "Cell",
     "Outcome",
     "OutputCheck",
     "ParityResult",
-    "Reference",
     "check_parity",
-    "choose_device",
-    "compute_references",
     "difference_at",
-    "free_device_bytes",
     "max_difference",
-    "open_session",
-    "refuses",
-    "session_facts",
-    "session_options",
 ]
 
-Array = npt.NDArray[Any]
 GraphChoices = Callable[[Mapping[str, Array]], Sequence["GraphChoice"]]
 """Returns what a graph chooses on these inputs."""
 
@@ -70,8 +52,6 @@ FALLBACK_TOLERANCE = 1e-4
 FEWEST_SHAPES = 4
 """How many shapes must be compared before a graph is called anything."""
 
-LEVELS = ("disable", "basic", "extended", "all")
-"""How far ONNX Runtime rewrites a graph before it runs it; ``all`` is what it does unless told otherwise."""
 
 STOPS = "ONNX Runtime stops"
 """How what is said of a shape begins at which a graph gives nothing."""
@@ -108,7 +88,7 @@ class Cell:
 
     provider: str
     optimization: str
-    """One of `LEVELS`."""
+    """One of `onnx_config.export.session.LEVELS`."""
     dtype: str
     """Element type of the graph's weights."""
     shape: str
@@ -148,26 +128,6 @@ class ParityResult:
     def first_failure(self) -> int | None:
         """Number of the first shape that does not hold; ``None``: all hold."""
         return next((at for at, cell in enumerate(self.cells) if cell.verdict is not Outcome.VERIFIED), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """What the PyTorch model returns at one shape."""
-
-    shape: CheckShape
-    inputs: Mapping[str, Array]
-    outputs: Mapping[str, Array]
-    precise: Mapping[str, Array] | None
-    """The same in float64; ``None`` where the model was not run in it."""
-    device: str = "cpu"
-    in_float64: Callable[[], Mapping[str, Array] | None] | None = None
-    """Runs the model in float64, where that was put off until it is needed; ``None``: it cannot be run any more."""
-    run: Run | None = None
-    """Runs the model once more and has it take certain choices; ``None``: it cannot be run any more."""
-
-    def precisely(self) -> Mapping[str, Array] | None:
-        """Return the outputs in float64, computing them now where that was put off; ``None`` if there are none."""
-        return self.in_float64() if self.precise is None and self.in_float64 is not None else self.precise
 
 
 @dataclass(slots=True)
@@ -239,253 +199,6 @@ def _ratio(difference: float, tolerance: float) -> float:
     return difference / tolerance if tolerance else (0.0 if difference == 0 else float("inf"))
 
 
-def choose_device(asked: str) -> str:
-    """Return ``"cpu"`` or ``"cuda"`` for ``auto``, ``cpu`` or ``cuda``.
-
-    Raises:
-        InputError: If ``cuda`` is asked for and PyTorch or ONNX Runtime cannot use it, or the name is another one.
-    """
-    problem = cuda_problem() if asked in ("auto", "cuda") else None
-    if asked == "cuda" and problem is not None:
-        raise InputError(
-            f"The device 'cuda' was asked for, but {problem} Install the GPU builds, or ask for the device 'auto' or "
-            "'cpu'."
-        )
-    if asked == "auto":
-        return "cpu" if problem else "cuda"
-    if asked not in ("cpu", "cuda"):
-        raise InputError(f"The device {asked!r} was asked for; the devices are 'auto', 'cpu' and 'cuda'.")
-    return asked
-
-
-def open_session(
-    path: Path,
-    *,
-    device: str,
-    threads: int = 1,
-    mapped: bool = False,
-    providers: Sequence[Any] | None = None,
-    options: Any = None,
-    graph: bytes | None = None,
-    level: str = "all",
-) -> Any:
-    """Return an ONNX Runtime session, at the optimisation level of production unless told otherwise.
-
-    A ``mapped`` one does not rearrange weights into a faster layout, so that those beside the graph are pages of their
-    file: the system reads them when they are needed and drops them when memory is. ``providers`` and ``options``, as
-    ONNX Runtime takes them, stand in for those of the device and of all else. A ``graph`` takes the place of the one
-    in the file, beside which its weights may lie.
-
-    Raises:
-        InputError: If the device is ``cuda`` and ONNX Runtime falls back to the CPU.
-        ModelError: If ONNX Runtime refuses the graph (``runtime_failed``).
-    """
-    import onnxruntime
-
-    if options is None:
-        options = session_options(threads=threads, level=level)
-    if mapped:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    if graph is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    if device == "cuda":
-        load_cuda_libraries()
-    if providers is None:
-        providers = ["CPUExecutionProvider"]
-        if device == "cuda":
-            providers = [(CUDA_PROVIDER, {"use_tf32": 0}), *providers]
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path) if graph is None else graph, options, providers=list(providers)
-        )
-    # ONNX Runtime's exceptions share no base class of their own.
-    except Exception as error:
-        if names_memory(str(error)):
-            raise
-        raise ModelError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses the graph {path.name}: {error}",
-            kind=ErrorKind.RUNTIME_FAILED,
-        ) from error
-    # Where CUDA cannot start, ONNX Runtime warns and goes on with the CPU.
-    if device == "cuda" and session.get_providers()[0] != CUDA_PROVIDER:
-        raise InputError(
-            f"The device 'cuda' was asked for, but ONNX Runtime {onnxruntime.__version__} could not start its "
-            "CUDAExecutionProvider and fell back to the CPU. Install the CUDA libraries that it names in its log, "
-            "or ask for the device 'cpu'."
-        )
-    return session
-
-
-def session_options(*, threads: int = 1, level: str = "all") -> Any:
-    """Return the options of a session at one of `LEVELS`."""
-    import onnxruntime
-
-    name = "ORT_DISABLE_ALL" if level == "disable" else f"ORT_ENABLE_{level.upper()}"
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
-    return options
-
-
-def session_facts(device: str, *, level: str, threads: int, mapped: bool) -> dict[str, Any]:
-    """Return how `open_session` asks ONNX Runtime to run, for the record."""
-    facts: dict[str, Any] = {"graph_optimization_level": level, "intra_op_num_threads": threads}
-    if mapped:
-        facts["session.disable_prepacking"] = "1"
-    if device == "cuda":
-        facts["use_tf32"] = 0
-    return facts
-
-
-def free_device_bytes(device: str) -> int | None:
-    """Return how much memory of the GPU nobody holds; ``None`` on the CPU."""
-    if device != "cuda":
-        return None
-    import torch
-
-    free: int = torch.cuda.mem_get_info()[0]
-    return free
-
-
-def compute_references(
-    model: PreTrainedModel,
-    shapes: Iterable[tuple[CheckShape, Mapping[str, Array]]],
-    *,
-    flags: Mapping[str, Any],
-    device: str = "cpu",
-    float64: Float64 = Float64.HALF,
-    reload: Callable[[], PreTrainedModel] | None = None,
-) -> tuple[list[Reference], list[str]]:
-    """Run the PyTorch model at each shape in float32, and at some in float64.
-
-    The model is moved to ``device`` and then turned into float64, since it may be too large to be held twice. Shapes
-    that are not to be doubled are left alone. At the other shapes a reference runs it in float64 once it is asked to:
-    where nothing differs by more than what counts as equal, the model's own error decides nothing.
-
-    Args:
-        model: The model; not to be used afterwards.
-        shapes: Where to run it, with the inputs.
-        flags: Further keyword arguments of ``forward``.
-        device: ``cpu`` or ``cuda``.
-        float64: When it is run in float64.
-        reload: Returns the model anew, for runs in float64 that are put off: it is then not held until they are asked
-            for.
-
-    Returns:
-        The references, and what the model said to the shapes that it refused.
-
-    Raises:
-        MemoryError: If memory ran out; PyTorch's own errors that say so are raised as they are.
-    """
-    import torch
-
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-    model = model.to(device)  # type: ignore[arg-type]
-    references: list[Reference] = []
-    refused: list[str] = []
-    for shape, inputs in shapes:
-        outputs = _run_torch(model, inputs, flags, device, None)
-        if isinstance(outputs, str):
-            refused.append(f"{shape.label}: {outputs}")
-            continue
-        if empty := _without_numbers(outputs):
-            # A deviation over one frame, say: such a size has no answer that could be right or wrong.
-            refused.append(f"{shape.label}: {empty} holds no finite number")
-            continue
-        references.append(Reference(shape=shape, inputs=inputs, outputs=outputs, precise=None, device=device))
-    if float64 is Float64.NEVER:
-        return references, refused
-    at_once = _Again(partial(_itself, model), flags, device)
-    later = at_once if reload is None else _Again(reload, flags, device)
-    # A model that is not stable is so at small sizes too; the time goes into the large ones.
-    by_size = sorted(range(len(references)), key=lambda i: sum(value.size for value in references[i].inputs.values()))
-    half = -(-len(references) // 2) if float64 is Float64.HALF else 0
-    for number, at in enumerate(by_size):
-        reference = replace(references[at], run=partial(later.run, references[at].inputs))
-        if not reference.shape.doubled:
-            references[at] = reference
-        elif number < half:
-            references[at] = replace(reference, precise=at_once.run(reference.inputs, torch.float64))
-        else:
-            references[at] = replace(reference, in_float64=cache(partial(later.run, reference.inputs, torch.float64)))
-    return references, refused
-
-
-def _itself(model: PreTrainedModel) -> PreTrainedModel:
-    return model
-
-
-class _Again:
-    """Runs a model in float64, or once more in float32; it is loaded when it is first asked to."""
-
-    def __init__(self, load: Callable[[], PreTrainedModel], flags: Mapping[str, Any], device: str) -> None:
-        self._load, self._flags, self._device = load, flags, device
-        self._model: PreTrainedModel | None = None
-        self._is_single = False
-
-    def run(
-        self, inputs: Mapping[str, Array], dtype: torch.dtype, watch: ChoiceWatch | None = None
-    ) -> dict[str, Array] | None:
-        """Return the outputs by name; ``None`` where the model refuses the element type."""
-        import torch
-
-        if self._model is None:
-            self._model = self._load().to(self._device)  # type: ignore[arg-type]  # a device's name
-            tensors = (*self._model.parameters(), *self._model.buffers())
-            # What is all float32 is the same again after it was float64.
-            self._is_single = all(t.dtype in (torch.float32, torch.float64) for t in tensors if t.is_floating_point())
-        if dtype is torch.float32 and not self._is_single:
-            return None
-        self._model = self._model.double() if dtype is torch.float64 else self._model.float()
-        answer = _run_torch(self._model, inputs, self._flags, self._device, dtype, watch=watch)
-        return None if isinstance(answer, str) else answer
-
-
-def _run_torch(
-    model: Any,
-    inputs: Mapping[str, Array],
-    flags: Mapping[str, Any],
-    device: str,
-    dtype: torch.dtype | None,
-    *,
-    watch: ChoiceWatch | None = None,
-) -> dict[str, Array] | str:
-    """Return the outputs by name, or what the model said when it refused."""
-    import torch
-
-    from onnx_config.export.double import DoubleOperators
-    from onnx_config.probe import flat_outputs
-
-    tensors = {}
-    for name, value in inputs.items():
-        tensor = torch.from_numpy(value).to(device)
-        tensors[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-    torch.manual_seed(0)
-    try:
-        doubled = DoubleOperators() if dtype is torch.float64 else nullcontext()
-        with torch.no_grad(), preserved_state(model), doubled, watch or nullcontext():
-            returned = model(**tensors, **flags)
-    # The model's own code decides what it raises for a size that it does not take.
-    except Exception as error:
-        if isinstance(error, MemoryError) or names_memory(str(error)):
-            raise
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return {
-        name: value.detach().cpu().numpy() for name, value in flat_outputs(returned) if value.dtype != torch.bfloat16
-    }
-
-
-def _without_numbers(outputs: Mapping[str, Array]) -> str | None:
-    """Return the first output that is not empty and has no finite number, if there is one."""
-    return next(
-        (name for name, v in outputs.items() if v.dtype.kind == "f" and v.size and not np.isfinite(v).any()), None
-    )
-
-
 def check_parity(
     session: Any,
     references: Sequence[Reference],
@@ -554,26 +267,11 @@ def difference_at(session: Any, reference: Reference) -> str | None:
     return tally.mismatch
 
 
-def refuses(session: Any, inputs: Mapping[str, Array], *, by: str) -> bool:
-    """Return whether a session stops at these inputs, and at the node named ``by``."""
-    try:
-        session.run(None, _wanted(session, inputs))
-    # ONNX Runtime's exceptions share no base class of their own.
-    except Exception as error:  # noqa: BLE001
-        return f"'{by}'" in str(error)
-    return False
-
-
-def _wanted(session: Any, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    names = {i.name for i in session.get_inputs()}
-    return {name: value for name, value in inputs.items() if name in names}
-
-
 def _run_and_compare(tally: _Tally, session: Any, reference: Reference, choices: GraphChoices | None = None) -> bool:
     """Note what differs at one shape; return whether the session ran there."""
     names = [o.name for o in session.get_outputs()]
     try:
-        values = session.run(names, _wanted(session, reference.inputs))
+        values = session.run(names, known_inputs(session, reference.inputs))
     # ONNX Runtime's exceptions share no base class of their own.
     except Exception as error:  # noqa: BLE001
         tally.mismatch = tally.mismatch or f"{STOPS} at {_where(reference)}: {' '.join(str(error).split())[:300]}"

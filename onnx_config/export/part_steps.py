@@ -39,9 +39,9 @@ def generation(request: Json) -> Json:
         ModelError: If ONNX Runtime refuses a graph.
     """
     from onnx_config.export.fusion_generation import compare_fusion_generation
-    from onnx_config.export.parity import choose_device, open_session
     from onnx_config.export.prompted import prompted_difference
     from onnx_config.export.seq2seq_generation import compare_seq2seq_generation
+    from onnx_config.export.session import choose_device, open_session
 
     specs = {Role(part["part"]): ModelSpec.from_json(part) for part in request["parts"]}
     universal, model = loaded_model(request, ModelSpec.from_json(request["spec"]))

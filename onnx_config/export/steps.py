@@ -81,7 +81,7 @@ def check_options(request: Json) -> Json:
         InputError: If the opset is not one that is written, or the device is not there.
         ModelError: If the element type is not supported.
     """
-    from onnx_config.export.parity import choose_device
+    from onnx_config.export.session import choose_device
 
     _check_dtype(request["dtype"])
     _check_opset(request["opset"])
@@ -296,7 +296,9 @@ def branches_of(
 
     Of a length that is too short for the graph's way, it is the longest such: what is next to one is looked at, too.
     """
-    from onnx_config.export.parity import STOPS, compute_references, difference_at, open_session
+    from onnx_config.export.parity import STOPS, difference_at
+    from onnx_config.export.reference import compute_references
+    from onnx_config.export.session import open_session
     from onnx_config.export.shapes import CheckShape, Float64
     from onnx_config.input_generator import generate_inputs
 
@@ -413,18 +415,9 @@ def parity(request: Json) -> Json:
     """
     from onnx_config.export.graph_choices import choices_of_graph
     from onnx_config.export.matrix import Way, keep_failure, more_ways, where_they_part
-    from onnx_config.export.parity import (
-        FEWEST_SHAPES,
-        Outcome,
-        Reference,
-        check_parity,
-        choose_device,
-        compute_references,
-        free_device_bytes,
-        open_session,
-        refuses,
-        session_facts,
-    )
+    from onnx_config.export.parity import FEWEST_SHAPES, Outcome, check_parity
+    from onnx_config.export.reference import Reference, compute_references
+    from onnx_config.export.session import choose_device, free_device_bytes, open_session, refuses, session_facts
     from onnx_config.export.shapes import CheckShape, Float64, check_shapes
     from onnx_config.export.weights_check import weight_difference
     from onnx_config.input_generator import generate_inputs, with_room

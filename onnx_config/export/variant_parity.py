@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_config.export.child import names_memory
-from onnx_config.export.parity import Outcome, Reference, max_difference
+from onnx_config.export.parity import Outcome, max_difference
+from onnx_config.export.reference import Reference
 from onnx_config.variants import Variant
 
 __all__ = [
@@ -158,7 +159,7 @@ def compare_variant(
     """Compare a session with what PyTorch computes in float32.
 
     Args:
-        session: As `onnx_config.export.parity.open_session` returns it.
+        session: As `onnx_config.export.session.open_session` returns it.
         references: What PyTorch computed.
         variant: What the graph's numbers are.
         own: What PyTorch computed in the variant's own type, reference by reference; shorter where it was not asked,

@@ -16,7 +16,9 @@ import numpy as np
 from onnx_config.config_sizes import config_for
 from onnx_config.errors import ErrorKind, FerryError, ModelError
 from onnx_config.export.limits import AxisLimit, within
-from onnx_config.export.parity import Outcome, Reference, choose_device, compute_references, open_session
+from onnx_config.export.parity import Outcome
+from onnx_config.export.reference import Reference, compute_references
+from onnx_config.export.session import choose_device, open_session
 from onnx_config.export.shapes import CheckShape, Float64, check_shapes
 from onnx_config.export.steps import Json, as_in_graph, loaded_model, row_elements
 from onnx_config.export.texts import tokenized

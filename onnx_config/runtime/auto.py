@@ -336,7 +336,7 @@ def _open(
     """
     import torch
 
-    from onnx_config.export.parity import choose_device, open_session
+    from onnx_config.export.session import choose_device, open_session
     from onnx_config.runtime.graph_session import GraphSession
     from onnx_config.runtime.integrity import missing_weights
 

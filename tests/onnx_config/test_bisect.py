@@ -42,14 +42,14 @@ def test_two_runs_of_one_graph_are_nowhere_apart(bert: Converted) -> None:
 
 @pytest.mark.parametrize("at", [0, 5, ROUNDS - 1])
 def test_the_first_node_apart_is_found_by_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    from onnx_config.export import parity
+    from onnx_config.export import session
 
     right, wrong = (
         chain(tmp_path / "right.onnx", at=at, adds="one"),
         chain(tmp_path / "wrong.onnx", at=at, adds="other"),
     )
     asked = []
-    open_session = parity.open_session
+    open_session = session.open_session
 
     def other_graph(path: Path, *, wrongly: bool = False, graph: bytes | None = None, **how: object) -> object:
         asked.append(wrongly)
@@ -58,7 +58,7 @@ def test_the_first_node_apart_is_found_by_halves(tmp_path: Path, monkeypatch: py
             model.graph.node[at].CopyFrom(onnx.load(str(wrong)).graph.node[at])
         return open_session(path, graph=model.SerializeToString(), device="cpu")
 
-    monkeypatch.setattr(parity, "open_session", other_graph)
+    monkeypatch.setattr(session, "open_session", other_graph)
     inputs = {"x0": np.float32([1, 2]), "other": np.float32([5, 5])}
     found = first_node_apart(right, inputs, usual={}, other={"wrongly": True})
     assert found is not None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from onnx_config.cache_layout import with_past
 from onnx_config.export import steps, template_steps
 from onnx_config.export.generation import NEW_TOKENS, compare_generation
-from onnx_config.export.parity import open_session
+from onnx_config.export.session import open_session
 from onnx_config.spec import ModelSpec
 from tests.onnx_config.converted import check_request
 

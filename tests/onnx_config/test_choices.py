@@ -16,7 +16,9 @@ from onnx import helper, numpy_helper
 from onnx_config.export.choices import ChoiceWatch, Order, Threshold
 from onnx_config.export.graph_choices import choices_of_graph
 from onnx_config.export.graph_file import write_graph
-from onnx_config.export.parity import Outcome, ParityResult, Reference, check_parity, compute_references, open_session
+from onnx_config.export.parity import Outcome, ParityResult, check_parity
+from onnx_config.export.reference import Reference, compute_references
+from onnx_config.export.session import open_session
 from onnx_config.export.shapes import CheckShape
 from tests.onnx_config.converted import edited
 from tests.onnx_config.test_trace import Small, traced

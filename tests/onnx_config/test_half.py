@@ -16,7 +16,7 @@ from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_te
 
 from onnx_config.export import half
 from onnx_config.export.half import magnitudes, rounded, write_bfloat16, write_float16
-from onnx_config.export.parity import open_session
+from onnx_config.export.session import open_session
 
 FLOAT, HALF, LONG = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64
 RANDOM = np.random.default_rng(0)

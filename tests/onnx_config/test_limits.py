@@ -13,7 +13,7 @@ import pytest
 from onnx_config.export import simplify as simplify_module
 from onnx_config.export.graph_file import read_graph, summarize, write_graph
 from onnx_config.export.limits import AxisLimit, limit_axis, limits_in
-from onnx_config.export.parity import open_session, refuses
+from onnx_config.export.session import open_session, refuses
 from onnx_config.export.simplify import simplify_file
 from onnx_config.spec import TensorSpec
 from tests.onnx_config.converted import Converted

@@ -22,16 +22,9 @@ from onnx_config import UniversalOnnxConfig
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export import parity
 from onnx_config.export.checkpoint import load_model
-from onnx_config.export.parity import (
-    Outcome,
-    ParityResult,
-    Reference,
-    check_parity,
-    choose_device,
-    compute_references,
-    max_difference,
-    open_session,
-)
+from onnx_config.export.parity import Outcome, ParityResult, check_parity, max_difference
+from onnx_config.export.reference import Reference, compute_references
+from onnx_config.export.session import choose_device, open_session
 from onnx_config.export.shapes import CheckShape, Float64, check_shapes
 from onnx_config.input_generator import generate_inputs
 from tests.onnx_config.converted import Converted, edited

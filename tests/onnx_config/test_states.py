@@ -15,7 +15,7 @@ from onnx_config.cached_model import cache_of, held_in
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.artifact import copy_side_files
 from onnx_config.export.generation import NEW_TOKENS
-from onnx_config.export.parity import open_session
+from onnx_config.export.session import open_session
 from tests.onnx_config.test_cached_model import Continued
 from tests.onnx_config.test_runtime import HIDDEN, PROMPTS, WAYS
 

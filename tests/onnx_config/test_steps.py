@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from onnx_config import UniversalOnnxConfig
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.export import parity as parity_module
+from onnx_config.export import reference as reference_module
 from onnx_config.export import steps
 from onnx_config.export.graph_file import read_graph, summarize
 from onnx_config.export.limits import AxisLimit
@@ -305,13 +305,13 @@ def test_a_graph_of_one_branch_is_compared_up_to_its_limit_and_refuses_more(
     assert summary.limits == (AxisLimit(axis="sequence_length", most=80),)
     assert [str(tensor.shape) for tensor in summary.inputs] == ["('batch_size', 'sequence_length')"] * 3
     compared = []
-    original = parity_module.compute_references
+    original = reference_module.compute_references
 
     def seen(model: Any, feeds: Any, **options: Any) -> Any:
         compared.extend(shape.sizes["sequence_length"] for shape, _ in feeds)
         return original(model, feeds, **options)
 
-    monkeypatch.setattr(parity_module, "compute_references", seen)
+    monkeypatch.setattr(reference_module, "compute_references", seen)
     result = bert.parity(stored)
     assert (result["outcome"], result["detail"]) == ("verified", None)
     assert "sequence_length" in result["axes_proven"]
@@ -336,7 +336,7 @@ def test_a_graph_of_a_branch_that_is_of_no_use_is_refused(
 def test_a_model_that_takes_one_image_size_is_compared_at_that_size(
     vit: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = parity_module.compute_references
+    original = reference_module.compute_references
     side = vit.spec.sizes.get("height", IMAGE_SIZE)
     image = replace(vit.spec.inputs[0], shape=("batch_size", 3, "height", "width"))
 
@@ -345,7 +345,7 @@ def test_a_model_that_takes_one_image_size_is_compared_at_that_size(
         references, refused = original(model, taken, **options)
         return references, [*refused, *["another size"] * (len(feeds) - len(taken))]
 
-    monkeypatch.setattr(parity_module, "compute_references", picky)
+    monkeypatch.setattr(reference_module, "compute_references", picky)
     monkeypatch.setattr(steps, "as_in_graph", lambda *_: (image,))
     spec = replace(vit.spec, sizes={"batch_size": 2, "height": side, "width": side})
     result = vit.parity(spec=spec.to_json())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_config.export.parity import Reference
+from onnx_config.export.reference import Reference
 from onnx_config.export.shapes import CheckShape
 from onnx_config.export.variant_parity import VariantResult, compare_variant
 from onnx_config.variants import Variant

@@ -21,7 +21,7 @@ from flows.cli import app
 from onnx_config import AutoModelForONNX
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.artifact import FERRY_FILE
-from onnx_config.export.parity import LEVELS
+from onnx_config.export.session import LEVELS
 from onnx_config.file_hash import sha256_of
 from tasks.lookup import Lookup, look_up
 from tasks.parity import Effort
