@@ -48,6 +48,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("onnx-ferry")
     group.addoption("--slow", action="store_true", help="run tests marked slow; CI=1 or SLOW=1 mean the same")
+    group.addoption("--long", action="store_true", help="run tests marked long too, which CI has no time for")
     group.addoption("--gpu", action="store_true", help="run tests marked gpu; they fail where there is no CUDA device")
     group.addoption("--interop", action="store_true", help="run tests marked interop; `make interop` does")
     group.addoption("--screenshots", metavar="DIR", help="folder that the tests marked browser write pictures to")
@@ -64,6 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="interop: needs foreign loaders, run `make interop`"))
         elif "browser" in item.keywords and chromium is None:
             item.add_marker(pytest.mark.skip(reason="browser: needs Chromium, `apt install chromium` or CHROMIUM=path"))
+        elif "long" in item.keywords and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="long: takes minutes, run with --long"))
         elif "slow" in item.keywords and not slow:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow, SLOW=1 or CI=1"))
 
@@ -72,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Count what did not run, so that a green line is never read as more than it is."""
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
     gpu = sum("gpu: " in reason for reason in reasons)
-    slow = sum("slow: " in reason for reason in reasons)
+    slow = sum("slow: " in reason or "long: " in reason for reason in reasons)
     interop = sum("interop: " in reason for reason in reasons)
     browser = sum("browser: " in reason for reason in reasons)
     other = len(reasons) - gpu - slow - interop - browser

@@ -190,7 +190,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 RUNNABLE = [name for name, path in TEXTS.items() if "\n<!-- runs" in path.read_text(encoding="utf-8")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [name for name in RUNNABLE if name != "tutorial.md"])
 def test_a_page_can_be_followed(place: Place, name: str) -> None:

@@ -11,7 +11,7 @@ from tests.faults.production import Story, open_site, tell
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="isolation is built on Linux's process control"),
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
 ]
 

@@ -1,4 +1,4 @@
-"""A batch killed again and again at moments that nobody chose; ``TEST_KILLS`` says how often (default: 8)."""
+"""A batch killed again and again at moments that nobody chose; ``TEST_KILLS`` says how often (default: 5)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
 ]
-KILLS = int(os.environ.get("TEST_KILLS", "8"))
+KILLS = int(os.environ.get("TEST_KILLS", "5"))
 STRUCTURES = ("patchtst-model", "bert-model", "vit-model", "gpt2-model")
 EACH = 5
 WORDS = ("batch", "models.json", "--engine", "local", "--workers", "2", "--output", "out", "--report", "report.json")

@@ -49,7 +49,7 @@ def test_one_graph_reads_a_text_and_goes_on_with_it(continued: Continued) -> Non
     result = continued.parity()
     assert result["outcome"] == "verified", result["detail"]
     assert result["axes_proven"] == ("batch_size", "past_sequence_length", "sequence_length")
-    assert result["shapes"] == 9
+    assert result["shapes"] == 10
     assert result["notes"] == [
         f"generates the {NEW_TOKENS} tokens that PyTorch does, after 3 prompts padded on the left"
     ]
