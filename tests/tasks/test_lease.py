@@ -186,9 +186,12 @@ def test_a_database_that_is_away_for_a_while_costs_no_lease(tmp_path, monkeypatc
         with held_lease(places, KEY, stopping=threading.Event()) as held:
             server.stop(hard=True)
             time.sleep(0.5)
-            threading.Timer(0.5, server.start).start()
+            back = threading.Timer(0.5, server.start)
+            back.start()
             held.confirm()
             assert holder(places) == held.record
+            # It looks whether the server answers, until it has seen it.
+            back.join()
             server.stop(hard=True)
             monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.2)
         # Nobody to give it back to: the end of the work is the end of the work.
