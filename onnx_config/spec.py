@@ -227,8 +227,12 @@ class ModelSpec:
     @property
     def states(self) -> tuple[TensorSpec, ...]:
         """Inputs that hold what the model keeps of a text in a fixed size, rather than for each of its steps."""
-        # All else of a cache has an axis of its own for the steps, as the encoder's part of it has.
-        return tuple(t for t in self.inputs if is_past(t.name) and all(isinstance(size, int) for size in t.shape[1:]))
+        # All else of a cache has an axis of its own for the steps; what an encoder gave may be of one size always.
+        return tuple(
+            t
+            for t in self.inputs
+            if is_past(t.name) and ".encoder." not in t.name and all(isinstance(size, int) for size in t.shape[1:])
+        )
 
     @property
     def size_bytes(self) -> int | None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onnx_config.cuda import CUDA_PROVIDER
 from onnx_config.errors import ModelError
 from onnx_config.export.bisect import Divergence, first_module_apart, first_node_apart
 from onnx_config.export.failure_case import write_case
@@ -72,7 +73,7 @@ def _with(result: ParityResult, cells: tuple[Cell, ...], outcome: Outcome, detai
 
 def _refused(way: Way, reference: Reference, why: str, dtype: str) -> Cell:
     return Cell(
-        provider="CUDAExecutionProvider" if way.device == "cuda" else "CPUExecutionProvider",
+        provider=CUDA_PROVIDER if way.device == "cuda" else "CPUExecutionProvider",
         optimization=way.level,
         dtype=dtype,
         shape=reference.shape.label,

@@ -161,9 +161,7 @@ def trace_sample(
         )
 
     found = trace(spec, sample.sizes, sample.inputs)
-    # What an encoder's part of a cache holds may be of a fixed size too, and says nothing of a decoder's steps.
-    steps = spec.states and ONE_TOKEN.axis in sample.sizes
-    for turn in (*turns, *((ONE_TOKEN,) if steps else ())):
+    for turn in (*turns, *((ONE_TOKEN,) if spec.states else ())):
         beyond = turn.most >= sample.sizes[turn.axis]
         other = one_token_spec(spec, turn.axis) if turn.most == 1 else spec
         size = size_beyond(turn, spec.axis_ranges[turn.axis][1]) if beyond else turn.most

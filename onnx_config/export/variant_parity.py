@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_config.export.child import names_memory
-from onnx_config.export.parity import Outcome, max_difference
+from onnx_config.export.parity import STOPS, Outcome, max_difference
 from onnx_config.export.reference import Reference
 from onnx_config.variants import Variant
 
@@ -179,7 +179,7 @@ def compare_variant(
             if names_memory(str(error)):
                 raise
             said = " ".join(str(error).split())[:300]
-            tally.problem = tally.problem or f"ONNX Runtime stops at {where}: {said}"
+            tally.problem = tally.problem or f"{STOPS} at {where}: {said}"
             continue
         compared += 1
         half = own[number] if number < len(own) else None
