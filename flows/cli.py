@@ -121,6 +121,12 @@ _ModelArgument = Annotated[
 _TaskOption = Annotated[
     str | None, typer.Option("--task", metavar="T", help="Task by name; without it, what the config declares.")
 ]
+_TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Let code that the model brings run: of a folder, or of a repository at a commit."
+    ),
+]
 _JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 _OutputOption = Annotated[
     Path | None, typer.Option("--output", metavar="DIR", help="Also place the files here, one folder per model.")
@@ -172,6 +178,7 @@ def detect(
     *,
     task: _TaskOption = None,
     json: _JsonOption = False,
+    trust_remote_code: _TrustOption = False,
     home: _HomeOption = None,
     catalog_url: _CatalogOption = None,
     store_url: _StoreOption = None,
@@ -182,7 +189,7 @@ def detect(
     settings = load_settings(
         home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
     )
-    request = read_model(model, options=select_options(task=task))
+    request = read_model(model, options=select_options(task=task, trust_remote_code=trust_remote_code))
     workspace = settings.workspace(threads=cores())
     from tasks.detect import detect_model
 
@@ -229,9 +236,7 @@ def convert(
         list[Variant] | None,
         typer.Option("--variant", help="Also in fewer bits, beside the float32 graph; may be given several times."),
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code from the model's own folder run.")
-    ] = False,
+    trust_remote_code: _TrustOption = False,
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a Hub model.")
     ] = None,

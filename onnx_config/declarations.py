@@ -167,12 +167,14 @@ def declare(cls: type) -> Declaration:
     """
     forward = inspect.unwrap(cls.forward)  # type: ignore[attr-defined]
     documented = _documented_arguments(cls.forward.__doc__ or "")  # type: ignore[attr-defined]
+    # transformers documents its own classes by these words, where they mean no others.
+    usual = _no_words if cls.__module__.partition(".")[0] == "transformers" else _usual_words
     unread: list[str] = []
     arguments: list[Argument] = []
     for parameter in inspect.signature(forward).parameters.values():
         if parameter.name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
-        head, text = documented.get(parameter.name, ("", ""))
+        head, text = documented.get(parameter.name) or usual(parameter.name)
         annotation = _annotation_text(parameter.annotation)
         arguments.append(
             Argument(
@@ -203,6 +205,20 @@ def declare(cls: type) -> Declaration:
         outputs=outputs,
         unread=tuple(unread),
     )
+
+
+def _no_words(name: str) -> tuple[str, str]:  # as `_usual_words`
+    return "", ""
+
+
+def _usual_words(name: str) -> tuple[str, str]:
+    """Return what transformers says of an argument of that name wherever it stands, as `_documented_arguments` does."""
+    from transformers.utils.auto_docstring import ModelArgs
+
+    said = getattr(ModelArgs, name, None)
+    if not isinstance(said, dict):
+        return "", ""
+    return f"`torch.Tensor` {said['shape']}" if said.get("shape") else "", " ".join(said["description"].split())
 
 
 def _documented_arguments(docstring: str) -> dict[str, tuple[str, str]]:

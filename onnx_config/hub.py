@@ -29,6 +29,8 @@ from onnx_config.timm_models import as_wrapper_config, is_timm_config
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from onnx_config.remote_code import RemoteCode
+
 __all__ = [
     "Source",
     "config_from_dict",
@@ -36,6 +38,7 @@ __all__ = [
     "download_chosen",
     "fetch_config",
     "is_folder",
+    "is_pinned",
     "is_repository",
     "list_files",
     "list_models",
@@ -47,8 +50,10 @@ __all__ = [
 ]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_CODE = ("*.py",)
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -73,6 +78,16 @@ def is_folder(model_id: str) -> bool:
     (True, False)
     """
     return model_id.startswith((".", "/", "~")) or Path(model_id).is_dir() or not _HUB_ID.match(model_id)
+
+
+def is_pinned(model_id: str, *, revision: str | None = None) -> bool:
+    """Return whether a model cannot become another: it is a folder, or a repository at a whole commit.
+
+    >>> is_pinned("org/name@main"), is_pinned("./models/mine"), is_pinned("org/name", revision="a1" * 20)
+    (False, True, True)
+    """
+    name, revision = _split_revision(model_id, revision)
+    return is_folder(name) or (revision is not None and _COMMIT.fullmatch(revision) is not None)
 
 
 def is_repository(model_id: str) -> bool:
@@ -157,10 +172,11 @@ def _commit(model_id: str, revision: str | None) -> str:
     return sha
 
 
-def download(source: Source) -> Path:
+def download(source: Source, *, code: bool = False) -> Path:
     """Return a folder with config, weights and preprocessor files of ``source``; a folder stays where it is.
 
-    Files come through the Hub's own cache and are not fetched twice. Only safetensors are taken as weights.
+    Files come through the Hub's own cache and are not fetched twice. Only safetensors are taken as weights, and Python
+    files only where ``code`` is true.
 
     Raises:
         InputError: If the repository, revision or safetensors are not there.
@@ -178,7 +194,7 @@ def download(source: Source) -> Path:
         return Path(found)
 
     patterns = [*_WEIGHTS, *_SIDE_FILES]
-    folder = fetch(patterns, ["*/*"])
+    folder = fetch([*patterns, *(_CODE if code else ())], ["*/*"])
     # What a module's folder holds in folders of its own are other formats of the same weights.
     if names := module_folders(folder):
         fetch([f"{name}/{pattern}" for name in names for pattern in patterns], [f"{name}/*/*" for name in names])
@@ -381,8 +397,10 @@ def read_config_dict(folder: Path) -> dict[str, Any]:
     return value
 
 
-def config_from_dict(value: Mapping[str, Any], *, origin: str = "The config") -> PreTrainedConfig:
-    """Return the config that the dict describes, by its ``model_type``.
+def config_from_dict(
+    value: Mapping[str, Any], *, origin: str = "The config", code: RemoteCode | None = None
+) -> PreTrainedConfig:
+    """Return the config that the dict describes, by its ``model_type``, or by the model's own ``code``.
 
     ``{"__float__": "Infinity"}``, as transformers writes a number that JSON has no word for, is read as that number.
 
@@ -395,6 +413,8 @@ def config_from_dict(value: Mapping[str, Any], *, origin: str = "The config") ->
 
     from onnx_config.task_detector import newer_release
 
+    if code is not None and (own := code.config_of(_with_special_floats(dict(value)))) is not None:
+        return own
     if is_timm_config(value):
         value = as_wrapper_config(value, origin=origin)
     model_type = value.get("model_type")
@@ -466,8 +486,10 @@ def _with_special_floats(value: Any) -> Any:
     return [_with_special_floats(item) for item in value] if isinstance(value, list) else value
 
 
-def fetch_config(model_id: str, *, revision: str | None = None) -> Path:
+def fetch_config(model_id: str, *, revision: str | None = None, code: bool = False) -> Path:
     """Return a folder with the ``config.json`` of a model; of a repository only that and its modules' are fetched.
+
+    Where ``code`` is true, the repository's Python files are fetched too.
 
     Raises:
         InputError: If there is no such folder or repository.
@@ -475,8 +497,11 @@ def fetch_config(model_id: str, *, revision: str | None = None) -> Path:
     """
     name, revision = _split_revision(model_id, revision)
     if not is_folder(name):
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, snapshot_download
 
+        if code:
+            with _HubErrors(name, revision):
+                snapshot_download(name, revision=revision, allow_patterns=[*_CODE], ignore_patterns=["*/*"])
         modules = _fetch_modules(name, revision)
         if modules is not None and (config_folder(modules) / "config.json").is_file():
             return modules

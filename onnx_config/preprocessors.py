@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 __all__ = [
+    "TOKENIZER_FILE",
     "Habits",
     "Preprocessor",
     "declared_preprocessors",
     "given_preprocessors",
     "habits_of",
     "image_size_in",
+    "tokenizer_in",
 ]
 
 _MAPPINGS = (
@@ -30,6 +32,11 @@ _NO_LIMIT = 10**6
 
 _FRAMES_PER_SECOND = 100
 """Of features of sound, where the extractor names no hop: 10 ms each, as is the custom."""
+
+TOKENIZER_FILE = "tokenizer_config.json"
+"""Settings of a tokenizer, in the folder of its model."""
+
+_ANY = "PreTrainedTokenizerBase"
 
 _PROCESSORS = ("transformers.models.auto.processing_auto", "PROCESSOR_MAPPING_NAMES")
 
@@ -78,6 +85,23 @@ def declared_preprocessors(model_type: str) -> tuple[str | None, tuple[Preproces
     processors = _class_names(_read(*_PROCESSORS).get(model_type))
     main = processors[0] if processors else parts[0].class_name if parts else None
     return main, tuple(parts)
+
+
+def tokenizer_in(folder: Path) -> Preprocessor | None:
+    """Return what the tokenizer in a model's folder makes, by its settings or its class; ``None``: there is none.
+
+    A file that cannot be read says nothing. Nobody's code runs: of a class that transformers does not have, it is what
+    all tokenizers make.
+    """
+    try:
+        value = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    name = str(value.get("tokenizer_class"))
+    own = SimpleNamespace(model_input_names=value.get("model_input_names"))
+    return _describe(own, name) or _describe(_import_class(name), name) or _describe(_import_class(_ANY), name)
 
 
 def given_preprocessors(preprocessors: Iterable[Any]) -> tuple[Preprocessor, ...]:

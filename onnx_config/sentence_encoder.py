@@ -21,6 +21,8 @@ from onnx_config.task_detector import DetectedTask
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from onnx_config.remote_code import RemoteCode
+
 __all__ = ["SentenceEncoder", "SentenceEncoderSource"]
 
 _TOKENS = "token_embeddings"
@@ -205,8 +207,8 @@ def _activation(stage: Stage) -> torch.nn.Module:
 class SentenceEncoderSource(ModelSource):
     """A sentence encoder by the files of its folder."""
 
-    def __init__(self, config: PreTrainedConfig, modules: SentenceModules) -> None:
-        """Describe the encoder.
+    def __init__(self, config: PreTrainedConfig, modules: SentenceModules, *, code: RemoteCode | None = None) -> None:
+        """Describe the encoder, whose transformer is the model's own ``code`` where that has a class of models.
 
         Raises:
             ModelError: If transformers has no class for the transformer.
@@ -214,10 +216,11 @@ class SentenceEncoderSource(ModelSource):
         self.config = config
         self.modules = modules
         self.notes = modules.notes
+        self._code = code if code is not None and code.has_models else None
         self.detected = DetectedTask(
             task=_TASK,
             family=_TASK,
-            class_name=_transformer_class(config),
+            class_name=_transformer_class(config) if self._code is None else self._code.detect((), None).class_name,
             reason=f"modules.json of sentence-transformers lists {modules}",
         )
 
@@ -230,6 +233,8 @@ class SentenceEncoderSource(ModelSource):
         """
         import transformers
 
+        if self._code is not None:
+            return self._code.model_class(self.detected.class_name)
         try:
             found: type = getattr(transformers, self.detected.class_name)
         except (AttributeError, ImportError, RuntimeError) as error:

@@ -256,7 +256,7 @@ def _check_transformer(folder: Path, transformer: str) -> Iterator[str]:
 def _unsupported(folder: Path, name: str, known: str) -> ModelError:
     own = "." in name
     what = (
-        f"brings its own code for a module ({name}). No code of models runs"
+        f"brings its own code for a module ({name}). The code of modules never runs"
         if own
         else f"has a module {name!r}, which is unknown here: {known}"
     )

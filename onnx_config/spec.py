@@ -205,6 +205,9 @@ class ModelSpec:
     values: Mapping[str, ValueRule] = field(default_factory=dict)
     """Input name -> what its values must be, where that had to be found out."""
 
+    code_sha256: str | None = None
+    """What `onnx_config.remote_code.code_sha256` says of the model's own code, which ran; ``None``: none did."""
+
     declared: tuple[str, ...] = ()
     """How task and class were found, and what their declarations say; a phrase each."""
 
@@ -216,8 +219,9 @@ class ModelSpec:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of a report should know: what runs showed, and what was assumed."""
-        return (*self.proven, *self.assumed)
+        """What a reader of a report should know: whose code ran, what runs showed, and what was assumed."""
+        own = () if self.code_sha256 is None else (f"code of the model's own ran, SHA-256 {self.code_sha256}",)
+        return (*own, *self.proven, *self.assumed)
 
     @property
     def continues(self) -> bool:

@@ -26,8 +26,10 @@ __all__ = [
     "Task",
     "detect_task",
     "known_tasks",
+    "named_task",
     "newer_release",
     "normalize_task",
+    "task_of_auto_class",
     "task_of_class",
 ]
 
@@ -234,6 +236,30 @@ def detect_task(config: PreTrainedConfig, task: str | None = None) -> DetectedTa
         if (found := _declared(config, name, model_type)) is not None:
             return found
     return _default(config, model_type, architectures)
+
+
+def task_of_auto_class(name: str) -> str | None:
+    """Return the task of an auto class of transformers; ``None`` for one that it does not have, or of no task here.
+
+    >>> task_of_auto_class("AutoModelForSequenceClassification"), task_of_auto_class("AutoModelForLuck")
+    ('text-classification', None)
+    """
+    module = importlib.import_module("transformers.models.auto.modeling_auto")
+    mapping = getattr(getattr(module, name, None), "_model_mapping", None)
+    if mapping is None:
+        return None
+    found = next(key for key, value in vars(module).items() if value is mapping)
+    plain = found.removeprefix("MODEL_").removesuffix("MAPPING").removesuffix("_")
+    return "feature-extraction" if plain == "FOR_PRETRAINING" else _tasks_by_mapping().get(plain)
+
+
+def named_task(task: str, class_name: str, reason: str) -> DetectedTask:
+    """Return the class ``class_name`` for ``task``, found by ``reason``.
+
+    Raises:
+        KeyError: If ``task`` is no key of `TASKS`.
+    """
+    return _result(task, class_name, reason)
 
 
 def _result(task: str, class_name: str, reason: str) -> DetectedTask:

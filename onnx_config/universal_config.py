@@ -21,6 +21,7 @@ from onnx_config.preprocessors import (
     declared_preprocessors,
     given_preprocessors,
     habits_of,
+    tokenizer_in,
 )
 from onnx_config.shape_inference import Inference
 from onnx_config.spec import ModelSpec, TensorSpec
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from onnx_config.model_source import ModelSource
     from onnx_config.probe import Probe
+    from onnx_config.remote_code import RemoteCode
     from onnx_config.settlement import Settled
 
 __all__ = ["UniversalOnnxConfig"]
@@ -64,6 +66,9 @@ class UniversalOnnxConfig:
     source: ModelSource | None = None
     """What takes the place of a class of transformers made from the config: a module given directly, or the modules
     of sentence-transformers; ``None``: nothing does."""
+
+    code: RemoteCode | None = None
+    """The model's own code that runs; ``None``: none does."""
 
     def __init__(
         self,
@@ -102,27 +107,64 @@ class UniversalOnnxConfig:
         """Whether the graph gives back its cache."""
         self.use_past_in_inputs = use_past if use_past_in_inputs is None else use_past_in_inputs
         """Whether the graph takes its cache and continues from it."""
-        self.detected: DetectedTask = detect_task(self.config, task) if self.source is None else self.source.detected
+        self.detected: DetectedTask = self._detected(task)
         """Task, class and how they were found."""
         self._given = None if preprocessors is None else given_preprocessors(preprocessors)
 
+    def _detected(self, task: str | None) -> DetectedTask:
+        if self.source is not None:
+            return self.source.detected
+        if self.code is None or not self.code.has_models:
+            return detect_task(self.config, task)
+        return self.code.detect(tuple(getattr(self.config, "architectures", None) or ()), task)
+
     @classmethod
-    def from_pretrained(cls, model: str | Path, *, revision: str | None = None, **kwargs: Any) -> UniversalOnnxConfig:
+    def from_pretrained(
+        cls, model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, **kwargs: Any
+    ) -> UniversalOnnxConfig:
         """Read the config of a Hub id or a folder; ``kwargs`` go to the constructor.
+
+        Where ``trust_remote_code`` is true, code that the model brings runs, in this process.
 
         Raises:
             InputError: If there is no such model, or its ``config.json`` cannot be read.
             TransientError: If the Hub does not answer.
         """
-        from onnx_config.hub import config_from_dict, fetch_config, read_config_dict
+        from onnx_config.hub import fetch_config
 
-        folder = fetch_config(str(model), revision=revision)
-        config = config_from_dict(read_config_dict(folder), origin=f"The config of {str(model)!r}")
-        return cls.from_config_in(folder, config, **kwargs)
+        folder = fetch_config(str(model), revision=revision, code=trust_remote_code)
+        return cls.from_folder(folder, origin=f"The config of {str(model)!r}", trust=trust_remote_code, **kwargs)
 
     @classmethod
-    def from_config_in(cls, folder: Path, config: PreTrainedConfig, **kwargs: Any) -> UniversalOnnxConfig:
+    def from_folder(
+        cls, folder: Path, *, origin: str | None = None, trust: bool = False, **kwargs: Any
+    ) -> UniversalOnnxConfig:
+        """Read the config of the model in ``folder``; ``kwargs`` go to the constructor.
+
+        Args:
+            folder: Where ``config.json`` is.
+            origin: What messages call the config; ``None``: its path.
+            trust: Whether code that the model brings may run, in this process.
+
+        Raises:
+            InputError: If the config cannot be read.
+            ModelError: If its model type is unknown.
+        """
+        from onnx_config.hub import config_from_dict, read_config_dict
+        from onnx_config.remote_code import RemoteCode, names_code
+
+        value = read_config_dict(folder)
+        code = RemoteCode(folder, value) if trust and names_code(value) else None
+        config = config_from_dict(value, origin=origin or f"{folder}/config.json", code=code)
+        return cls.from_config_in(folder, config, code=code, **kwargs)
+
+    @classmethod
+    def from_config_in(
+        cls, folder: Path, config: PreTrainedConfig, *, code: RemoteCode | None = None, **kwargs: Any
+    ) -> UniversalOnnxConfig:
         """Configure the model in ``folder``, whose config was read; ``kwargs`` go to the constructor.
+
+        ``code`` is the model's own that may run, and has its class where it has any model's.
 
         Where sentence-transformers wrote the folder, its modules belong to the model, unless another task than
         ``feature-extraction`` is asked for.
@@ -139,13 +181,17 @@ class UniversalOnnxConfig:
             if modules is not None:
                 from onnx_config.sentence_encoder import SentenceEncoderSource
 
-                return cls._from_source(SentenceEncoderSource(config, modules), config, **kwargs)
-        return cls(config, **kwargs)
+                source = SentenceEncoderSource(config, modules, code=code)
+                return cls._from_source(source, config, code=code, **kwargs)
+        return cls._from_source(None, config, code=code, **kwargs)
 
     @classmethod
-    def _from_source(cls, source: ModelSource, config: PreTrainedConfig, **kwargs: Any) -> UniversalOnnxConfig:
+    def _from_source(
+        cls, source: ModelSource | None, config: PreTrainedConfig, *, code: RemoteCode | None = None, **kwargs: Any
+    ) -> UniversalOnnxConfig:
         made = cls.__new__(cls)
         made.source = source
+        made.code = code
         made.__init__(config, **kwargs)  # type: ignore[misc]  # the constructor asks the source
         return made
 
@@ -220,6 +266,8 @@ class UniversalOnnxConfig:
 
         if self.source is not None:
             return self.source.model_class
+        if self.code is not None and self.code.has_models:
+            return self.code.model_class(self.architecture)
         if self.model_type == TIMM:
             require_timm(f"{getattr(self.config, 'architecture', self.architecture)}")
         try:
@@ -266,10 +314,13 @@ class UniversalOnnxConfig:
 
     @cached_property
     def preprocessors(self) -> tuple[Preprocessor, ...]:
-        """The preprocessors given, else those that transformers declares."""
+        """The preprocessors given, else those that transformers declares, else what lies beside code of its own."""
         if self._given is not None:
             return self._given
-        return declared_preprocessors(self.model_type)[1]
+        declared = declared_preprocessors(self.model_type)[1]
+        if declared or self.code is None or (beside := tokenizer_in(self.code.folder)) is None:
+            return declared
+        return (beside,)
 
     @cached_property
     def inference(self) -> Inference:
@@ -516,6 +567,7 @@ class UniversalOnnxConfig:
             else image_embeddings(self.declaration, self.inference, self.probe),
             axis_steps=self.inference.axis_steps,
             values=self.inference.values,
+            code_sha256=None if self.code is None else self.code.sha256,
             preprocessor=declared_preprocessors(self.model_type)[0],
             parameters=self.probe.parameters,
             declared=(self.detected.reason, *self.declaration.unread),

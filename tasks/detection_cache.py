@@ -17,6 +17,8 @@ from typing import Any
 from onnx_config.errors import ErrorKind, FerryError, error_of_kind
 from onnx_config.export.isolate import ChildError
 from onnx_config.hub import read_config_dict
+from onnx_config.preprocessors import TOKENIZER_FILE
+from onnx_config.remote_code import code_sha256, names_code
 from onnx_config.sentence_modules import MODULES_FILE, module_folders, transformer_settings
 from onnx_config.spec import ModelSpec
 from tasks.key import content_sha256
@@ -42,11 +44,15 @@ def detection_parts(folder: Path, *, task: str | None, trust_remote_code: bool) 
     for path in (folder / "config.json", *modules.values()):
         if path.is_file() and path.stat().st_size > _LARGEST_BYTES:
             raise ValueError(f"{str(path)!r} is larger than {_LARGEST_BYTES} bytes")
+    config = read_config_dict(folder)
+    own, tokenizer = trust_remote_code and names_code(config), folder / TOKENIZER_FILE
     return {
-        "config": read_config_dict(folder),
+        "config": config,
         "modules": {name: path.read_text(encoding="utf-8") for name, path in modules.items()},
         "task": task,
         "trust_remote_code": trust_remote_code,
+        "code": code_sha256(folder) if own else None,
+        "tokenizer": tokenizer.read_text(encoding="utf-8") if own and tokenizer.is_file() else None,
     }
 
 
@@ -66,7 +72,8 @@ def detection_key(parts: Mapping[str, Any], *, versions: Mapping[str, str] | Non
         versions: Versions of packages and code; ``None``: those installed.
     """
     found = detection_versions() if versions is None else dict(versions)
-    deciding = {**parts, "config": structural_part(parts["config"])}
+    # Of what code of the model's own reads nothing is known.
+    deciding = parts if parts.get("code") else {**parts, "config": structural_part(parts["config"])}
     return content_sha256({"schema": _SCHEMA, "epoch": CODE_EPOCH, "parts": deciding, "versions": found})
 
 

@@ -334,5 +334,6 @@ def _birth_certificate(job: Job, spec: ModelSpec) -> dict[str, str]:
         GRAPH_ENTRY: spec.part,
         "onnx_ferry.key": job.key,
         "onnx_ferry.verdict": Verdict.VERIFIED.value,
+        **({} if spec.code_sha256 is None else {"onnx_ferry.code_sha256": spec.code_sha256}),
     }
     return certificate | {f"onnx_ferry.version.{name}": text for name, text in package_versions().items()}

@@ -10,6 +10,7 @@ from onnx_config import hub
 from onnx_config.errors import ErrorKind, FerryError, InputError, InternalError
 from tasks.crew import Crew
 from tasks.key import action_key
+from tasks.pinned_code import refuse_unpinned_code
 from tasks.register import EPOCH_NAME, catalog_id, known_results, results_of_revisions, to_entry
 from tasks.report import ModelEntry, Status, Step
 from tasks.request import ConversionRequest, Refresh, Workspace
@@ -90,6 +91,7 @@ def unforeseen(error: Exception) -> InternalError:
 
 @with_retries
 def resolve(request: ConversionRequest) -> Lookup:
+    refuse_unpinned_code(request)
     try:
         source = hub.resolve(request.model_id, revision=request.revision)
     # The second is what pathlib raises where nobody has the home folder that a "~" stands for.

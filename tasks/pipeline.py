@@ -200,7 +200,7 @@ def _convert_alone(progress: Progress, means: _Means, lookup: Lookup, lease: Lea
         store_of(workspace).check()
         # The server's imports take seconds; they go on beside the download.
         isolate.warm_up()
-        source = with_retries(hub.download)(lookup.source)
+        source = with_retries(hub.download)(lookup.source, code=request.options.trust_remote_code)
         weight_bytes = weight_bytes_in(source)
     with means.gate.admit(estimate_bytes(weight_bytes), stopping=means.stopping) as share:
         try:

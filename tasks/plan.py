@@ -30,6 +30,7 @@ from tasks.estimate import Estimate, estimate
 from tasks.job import Job, raise_if_stopping, reproduce_command, run_child
 from tasks.lookup import unforeseen
 from tasks.memory import MemoryGate
+from tasks.pinned_code import refuse_unpinned_code
 from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, TensorEntry
 from tasks.request import ConversionOptions, ConversionRequest, Device, Workspace
 from tasks.retry import with_retries
@@ -259,8 +260,10 @@ def _look_up(
 @with_retries
 def _find(request: ConversionRequest) -> _Found:
     try:
+        refuse_unpinned_code(request)
+        code = request.options.trust_remote_code
         return _Found(
-            source=hub.fetch_config(request.model_id, revision=request.revision),
+            source=hub.fetch_config(request.model_id, revision=request.revision, code=code),
             files=_files(request),
             remote=not hub.is_folder(request.model_id),
         )
@@ -452,7 +455,12 @@ def _rehearse(request: ConversionRequest, source: Path, means: _Rehearsing, *, n
     folder.mkdir()
     try:
         job = _job(request, means.workspace, source=source, scratch=folder, stopping=means.stopping)
-        asked = {"folder": str(source), "output": str(folder / "model"), "task": request.options.task}
+        asked = {
+            "folder": str(source),
+            "output": str(folder / "model"),
+            "task": request.options.task,
+            "trust_remote_code": request.options.trust_remote_code,
+        }
         run_child(job, Step.EXPORT, "onnx_config.export.twin_folder:write_twin", asked)
         return rehearse_model(request, means.workspace, folder / "model", gate=means.gate, stopping=means.stopping)
     except FerryError as error:

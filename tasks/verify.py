@@ -284,7 +284,7 @@ def _source(basis: Basis) -> Path:
             f"({entry.revision!s:.12}), so that there is nothing to compare with. Convert it again.",
             kind=ErrorKind.NOT_FOUND,
         )
-    folder: Path = with_retries(hub.download)(found)
+    folder: Path = with_retries(hub.download)(found, code=basis.request.options.trust_remote_code)
     return folder
 
 

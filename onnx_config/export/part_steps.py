@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from onnx_config.export.steps import Json, loaded_model
+from onnx_config.export.loaded import loaded_model
+from onnx_config.export.steps import Json
 from onnx_config.parts import GRAPH_ENTRY, Role
 from onnx_config.spec import ModelSpec
 

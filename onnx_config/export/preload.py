@@ -23,6 +23,7 @@ _MODULES = (
 # a release no longer has is passed over.
 _IMPORTED_LATE = (
     "networkx",
+    "onnx_config.export.comparison",
     "onnx_config.export.parity",
     "onnx_config.export.simplify",
     "onnx_config.export.steps",

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.export.branches import Branch, branches_of, without_branches
+from onnx_config.export.loaded import loaded_model
 from onnx_config.export.sample import sample_of, trace_sample
-from onnx_config.export.steps import Branch, Json, branches_of, check_options, loaded_model, without_branches
+from onnx_config.export.steps import Json, check_options
 from onnx_config.spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -25,13 +25,19 @@ def write_twin(request: Json) -> Json:
     """
     import torch
 
-    from onnx_config.hub import config_from_dict, read_config_dict
+    from onnx_config.hub import read_config_dict
+    from onnx_config.remote_code import names_code
     from onnx_config.twin import shrink
     from onnx_config.universal_config import UniversalOnnxConfig
 
     folder, output = Path(request["folder"]), Path(request["output"])
-    config = config_from_dict(read_config_dict(folder), origin=f"{folder}/config.json")
-    cls = UniversalOnnxConfig(config, task=request["task"]).model_class
+    if request.get("trust_remote_code") and names_code(read_config_dict(folder)):
+        raise ModelError(
+            "A model with code of its own is not rehearsed. Convert it to see whether it works.",
+            kind=ErrorKind.UNSUPPORTED,
+        )
+    found = UniversalOnnxConfig.from_folder(folder, task=request["task"])
+    config, cls = found.config, found.model_class
     twin = shrink(config, cls)
     torch.manual_seed(0)
     try:

@@ -15,12 +15,14 @@ import numpy as np
 
 from onnx_config.config_sizes import config_for
 from onnx_config.errors import ErrorKind, FerryError, ModelError
+from onnx_config.export.comparison import as_in_graph, row_elements
 from onnx_config.export.limits import AxisLimit, within
+from onnx_config.export.loaded import loaded_model
 from onnx_config.export.parity import Outcome
 from onnx_config.export.reference import Reference, compute_references
 from onnx_config.export.session import choose_device, open_session
 from onnx_config.export.shapes import CheckShape, Float64, check_shapes
-from onnx_config.export.steps import Json, as_in_graph, loaded_model, row_elements
+from onnx_config.export.steps import Json
 from onnx_config.export.texts import tokenized
 from onnx_config.export.variant_parity import TEXTS, VariantResult, compare_variant, run_in_half
 from onnx_config.input_generator import Array, generate_inputs, with_room

@@ -121,9 +121,18 @@ class AutoModelForONNX:
     @cached_property
     def config(self) -> Any:
         """The transformers config, where the artifact has one."""
-        from onnx_config.hub import read_config
+        from transformers import PreTrainedConfig
 
-        return read_config(str(self.folder.absolute()))
+        from onnx_config.hub import read_config, read_config_dict
+        from onnx_config.remote_code import names_code
+
+        try:
+            return read_config(str(self.folder.absolute()))
+        except ModelError:
+            # A graph needs none of the code that it came from: what config.json says is enough.
+            if not names_code(value := read_config_dict(self.folder)):
+                raise
+            return PreTrainedConfig.from_dict(value)
 
     @property
     def generation_config(self) -> Any:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from onnx_config.cache_layout import with_past
 from onnx_config.export import steps, template_steps
 from onnx_config.export.generation import NEW_TOKENS, compare_generation
+from onnx_config.export.loaded import loaded_model
 from onnx_config.export.session import open_session
 from onnx_config.spec import ModelSpec
 from tests.onnx_config.converted import check_request
@@ -106,7 +107,7 @@ def answer_nothing(_: dict[str, Any], answer: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [forget_what_was_said, prefer_another_token, answer_nothing])
 def test_another_text_is_told_apart(continued: Continued, change: Any) -> None:
     request = {"folder": str(continued.source), "spec": continued.spec.to_json()}
-    universal, model = steps.loaded_model(request, continued.spec)
+    universal, model = loaded_model(request, continued.spec)
     session = open_session(continued.graph, device="cpu")
     for changed, whole in ((session, True), (Disturbed(session, change), False)):
         generated = compare_generation(changed, model, continued.spec, universal)

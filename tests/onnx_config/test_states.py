@@ -96,8 +96,8 @@ def test_calls_go_on_from_what_earlier_ones_returned(made: Continued, cuts: tupl
 
 
 def test_a_graph_that_forgets_is_told_apart(made: Continued, tmp_path: Path) -> None:
-    from onnx_config.export import steps
     from onnx_config.export.generation import compare_generation
+    from onnx_config.export.loaded import loaded_model
     from tests.onnx_config.test_cached_model import Disturbed
 
     def forget(_: dict[str, Any], answer: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def test_a_graph_that_forgets_is_told_apart(made: Continued, tmp_path: Path) -> 
             answer[tensor.name.replace("past_key_values", "present")][:] = 0
 
     request = {"folder": str(made.source), "spec": made.spec.to_json()}
-    universal, model = steps.loaded_model(request, made.spec)
+    universal, model = loaded_model(request, made.spec)
     session = Disturbed(open_session(made.graph, device="cpu"), forget)
     generated = compare_generation(session, model, made.spec, universal)
     assert generated.difference is not None

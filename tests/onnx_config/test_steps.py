@@ -20,10 +20,12 @@ from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export import reference as reference_module
 from onnx_config.export import steps
+from onnx_config.export.branches import Branch, branches_of, without_branches
+from onnx_config.export.comparison import as_in_graph
 from onnx_config.export.graph_file import read_graph, summarize
 from onnx_config.export.limits import AxisLimit
+from onnx_config.export.loaded import loaded_model
 from onnx_config.export.sample import Sample, ties_in_padding, uneven_sizes
-from onnx_config.export.steps import Branch
 from onnx_config.export.ties import TieWatch
 from onnx_config.spec import ModelSpec, TensorSpec
 from tests.onnx_config.converted import Converted, edited
@@ -39,14 +41,6 @@ def test_answers_are_json(bert: Converted) -> None:
     for answer in (bert.spec.to_json(), bert.exported, bert.simplified, bert.parity()):
         json.dumps(answer, allow_nan=False)
     assert ModelSpec.from_json(json.loads(json.dumps(bert.spec.to_json()))) == bert.spec
-
-
-def test_code_of_models_is_not_run_even_where_it_is_allowed(bert: Converted, tmp_path: Path) -> None:
-    config = json.loads((bert.source / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "modeling_x.X"}}))
-    with pytest.raises(ModelError, match="This version of onnx-ferry runs no code of models") as caught:
-        steps.detect({"folder": str(tmp_path), "trust_remote_code": True})
-    assert caught.value.kind is ErrorKind.UNSUPPORTED
 
 
 def test_the_cache_is_told_beside_the_inputs(tmp_path: Path) -> None:
@@ -138,7 +132,7 @@ def test_inputs_are_narrowed_to_what_the_graph_takes(bert: Converted) -> None:
         {"name": "pixel_values", "dtype": "float32", "shape": ["batch_size", 3, 64, "height"]},
         {"name": "pixel_mask", "dtype": "int64", "shape": ["batch_size", 64, "unknown"]},
     )
-    assert [tensor.shape for tensor in steps.as_in_graph(spec, graph)] == [
+    assert [tensor.shape for tensor in as_in_graph(spec, graph)] == [
         ("batch_size", 3, 64, "height"),
         ("batch_size", 64, "width"),
         ("batch_size",),
@@ -149,16 +143,16 @@ def test_inputs_are_narrowed_to_what_the_graph_takes(bert: Converted) -> None:
 def test_a_mask_among_the_inputs_is_tried_with_padding(
     name: str, padded: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnx_config.export import shapes
+    from onnx_config.export import comparison
 
     asked = []
-    original = shapes.check_shapes
+    original = comparison.check_shapes
 
     def seen(*args: Any, masked: bool, **options: Any) -> Any:
         asked.append(masked)
         return original(*args, masked=masked, **options)
 
-    monkeypatch.setattr(shapes, "check_shapes", seen)
+    monkeypatch.setattr(comparison, "check_shapes", seen)
     request.getfixturevalue(name).parity()
     assert asked == [padded]
 
@@ -215,12 +209,12 @@ def test_padding_is_looked_at_for_equal_values_to_choose_among(bert: Converted) 
 
 
 def test_sizes_at_which_a_model_takes_another_branch_than_its_graph_are_found(bert: Converted) -> None:
-    universal, model = steps.loaded_model({"folder": str(bert.source)}, bert.spec)
+    universal, model = loaded_model({"folder": str(bert.source)}, bert.spec)
     untried = (("sequence_length", 21), ("batch_size", 10**9))
-    assert steps.branches_of(untried, bert.traced, bert.spec, universal, model) == ()
+    assert branches_of(untried, bert.traced, bert.spec, universal, model) == ()
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(2)
-    (found,) = steps.branches_of(untried, bert.traced, bert.spec, universal, model)
+    (found,) = branches_of(untried, bert.traced, bert.spec, universal, model)
     assert (found.axis, found.size) == ("sequence_length", 21)
     assert "at another branch" in found.why
 
@@ -277,9 +271,9 @@ def test_a_graph_that_stops_where_tables_grow_is_taken(
 
     if not kept:
         with pytest.raises(ModelError, match="one graph holds one way of computing only"):
-            steps.without_branches(spec, sample, (), trace_with, write=pytest.fail)
+            without_branches(spec, sample, (), trace_with, write=pytest.fail)
         return
-    _, (note,) = steps.without_branches(spec, sample, (), trace_with, write=pytest.fail)
+    _, (note,) = without_branches(spec, sample, (), trace_with, write=pytest.fail)
     assert "past_sequence_length is at most 40" in note
 
 

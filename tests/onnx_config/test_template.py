@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from onnx_config.errors import InputError
 from onnx_config.export import steps, template_steps
 from onnx_config.export.bind import bind
+from onnx_config.export.loaded import loaded_model
 from onnx_config.export.origins import Origin, weightless
 from onnx_config.export.template import TemplateGraph, read_weights
 from onnx_config.spec import ModelSpec
@@ -261,7 +262,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(stored: dict[str, np.ndarray]
 def test_nothing_is_read_of_the_weights_while_a_model_is_loaded_without_them(bert: Structure) -> None:
     request = {"folder": str(bert.source)}
     with weightless() as origins:
-        _, model = steps.loaded_model(request, ModelSpec.from_json(bert.spec), check_values=False)
+        _, model = loaded_model(request, ModelSpec.from_json(bert.spec), check_values=False)
     file = (bert.source / "model.safetensors").resolve()
     known = {name: origins.of(tensor) for name, tensor in model.named_parameters()}
     assert known == {name: Origin(file=file, key=name) for name in known}
@@ -272,7 +273,7 @@ def test_nothing_is_read_of_the_weights_while_a_model_is_loaded_without_them(ber
     weight = model.embeddings.word_embeddings.weight
     assert origins.of(weight[:1]) is origins.of(weight.T) is None
     # Whoever loads afterwards gets the weights.
-    _, real = steps.loaded_model(request, ModelSpec.from_json(bert.spec))
+    _, real = loaded_model(request, ModelSpec.from_json(bert.spec))
     assert real.embeddings.word_embeddings.weight.any()
 
 

@@ -107,6 +107,7 @@ def test_a_folder_of_timm(tmp_path: Path, classes: int) -> None:
     from safetensors.torch import save_file
 
     from onnx_config.export import steps
+    from onnx_config.export.loaded import loaded_model
 
     timm = pytest.importorskip("timm", reason="timm is not installed, or not the torchvision that fits torch")
     with warnings.catch_warnings():
@@ -120,7 +121,7 @@ def test_a_folder_of_timm(tmp_path: Path, classes: int) -> None:
         request = {"folder": str(tmp_path), "spec": spec, "dtype": "float32", "opset": None}
         steps.export({**request, "output": str(graph)})
         answer = steps.parity({**request, **check_request(graph)})
-        _, loaded = steps.loaded_model(request, steps.ModelSpec.from_json(spec))
+        _, loaded = loaded_model(request, steps.ModelSpec.from_json(spec))
         pixels = torch.randn(2, 3, 64, 96)
         with torch.no_grad():
             found = loaded(pixel_values=pixels)

@@ -10,10 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_config.errors import ModelError
+from onnx_config.export.branches import Branch, without_branches
 from onnx_config.export.limits import AxisLimit, limits_in
 from onnx_config.export.one_token import ONE_TOKEN, one_token_spec
 from onnx_config.export.sample import Sample
-from onnx_config.export.steps import Branch, without_branches
 from onnx_config.export.ties import TieWatch
 from onnx_config.export.trace import Trace
 from onnx_config.export.turns import in_two_ways, one_way, size_beyond

@@ -1,0 +1,79 @@
+"""Code of a repository runs at a commit that was named, and nowhere else; what it made says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from onnx_config import AutoModelForONNX
+from onnx_config.errors import ErrorKind, InputError
+from onnx_config.remote_code import RemoteCode, code_sha256
+from tasks.detect import detect_model
+from tasks.lookup import look_up
+from tasks.pinned_code import refuse_unpinned_code
+from tasks.request import ConversionOptions, ConversionRequest
+from tests.faults.harness import ferry, read_report, workspace, write_manifest
+from tests.own_code import write_own_code
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def asked(model: str, revision: str | None = None, *, trusted: bool = True) -> ConversionRequest:
+    return ConversionRequest(model_id=model, revision=revision, options=ConversionOptions(trust_remote_code=trusted))
+
+
+@pytest.mark.parametrize(
+    ("request_", "refused"),
+    [
+        pytest.param(asked("org/name"), True, id="main"),
+        pytest.param(asked("org/name", "v1.0"), True, id="tag"),
+        pytest.param(asked("org/name", COMMIT[:12]), True, id="short-commit"),
+        pytest.param(asked("org/name@main"), True, id="branch-in-the-id"),
+        pytest.param(asked("org/name", COMMIT), False, id="commit"),
+        pytest.param(asked(f"org/name@{COMMIT}"), False, id="commit-in-the-id"),
+        pytest.param(asked("./models/mine"), False, id="folder"),
+        pytest.param(asked("org/name", trusted=False), False, id="not-trusted"),
+    ],
+)
+def test_code_of_a_repository_needs_a_commit(request_: ConversionRequest, refused: bool) -> None:
+    if not refused:
+        refuse_unpinned_code(request_)
+        return
+    with pytest.raises(InputError, match="name that commit as the revision") as raised:
+        refuse_unpinned_code(request_)
+    assert raised.value.kind is ErrorKind.BAD_INPUT
+
+
+def test_nothing_is_asked_of_the_hub_for_code_at_a_branch(tmp_path: Path) -> None:
+    places, request = workspace(tmp_path), asked("org/name", "main")
+    found = look_up([request], places)[request]
+    assert isinstance(found, InputError), found
+    with pytest.raises(InputError, match="trust_remote_code"):
+        detect_model(request, places)
+
+
+def test_a_model_with_code_of_its_own_becomes_an_artifact_that_needs_none(tmp_path: Path) -> None:
+    trusted = write_own_code(tmp_path / "trusted")
+    write_own_code(tmp_path / "plain")
+    write_manifest(tmp_path / "models.yaml", [{"id": "./trusted", "trust_remote_code": True}, "./plain"])
+    words = ("batch", "models.yaml", "--engine", "local", "--report", "report.json", "--output", "out")
+    ferry(*words, home=tmp_path / "home", cwd=tmp_path)
+    entries = read_report(tmp_path / "report.json")
+    assert entries["plain"]["error"]["kind"] == "unsupported"
+    entry = entries["trusted"]
+    assert (entry["status"], entry["task"]) == ("converted", "text-classification"), entry["error"]
+    assert any(code_sha256(trusted) in note for note in entry["notes"])
+    graph = onnx.load(entry["graphs"][0]["path"], load_external_data=False)
+    certificate = {prop.key: prop.value for prop in graph.metadata_props}
+    assert certificate["onnx_ferry.code_sha256"] == code_sha256(trusted)
+    value = json.loads((trusted / "config.json").read_text())
+    code = RemoteCode(trusted, value)
+    original = code.model_class(entry["architecture"]).from_pretrained(trusted, config=code.config_of(value)).eval()
+    inputs = {"input_ids": torch.tensor([[5, 7, 9, 2]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+    loaded = AutoModelForONNX.from_pretrained(entry["artifact"])
+    assert loaded.config.model_type == "ripple"
+    torch.testing.assert_close(loaded(**inputs).logits, original(**inputs).logits, atol=1e-5, rtol=1e-4)
