@@ -442,7 +442,7 @@ def test_the_documented_options_are_there() -> None:
         for name, command in commands.items()
     }
     places = {"--home", "--catalog-url", "--store-url", "--memory-limit", "--timeout"}
-    assert options["detect"] == places | {"--task", "--json"}
+    assert options["detect"] == places | {"--task", "--trust-remote-code", "--json"}
     assert options["convert"] == places | {"--task", "--output", "--device", "--json"} | {
         "--opset", "--dtype", "--variant", "--no-simplify", "--weights", "--trust-remote-code", "--revision",
         "--refresh",
