@@ -23,7 +23,8 @@ from unittest.mock import patch
 
 import torch
 
-from onnx_config.export import steps_in_turn
+from onnx_config.export import steps_in_turn, triangular
+from onnx_config.export.substitutions import HELPER, beside_substitution
 
 __all__ = ["loops_as_scans", "rewritten"]
 
@@ -53,7 +54,8 @@ def loops_as_scans(model: torch.nn.Module) -> Iterator[None]:
                 # Wherever the function is referred to, and however it is wrapped, it is this code that runs.
                 changes.callback(setattr, function, "__code__", function.__code__)
                 function.__code__ = code
-                changes.enter_context(patch.dict(function.__globals__, {_HELPER: steps_in_turn}))
+                helpers = {_HELPER: steps_in_turn, HELPER: triangular}
+                changes.enter_context(patch.dict(function.__globals__, helpers))
                 changed = True
         if changed:
             # What torch remembers of a scan's body it finds again by the names of modules, in another trace too.
@@ -123,6 +125,9 @@ class _Loops(ast.NodeTransformer):
             if any(not _only_joined(self._definition, name, node) for name in scan.lists):
                 raise _NoScanError
         except _NoScanError:
+            if (both := beside_substitution(node)) is not None:
+                self.changed = True
+                return both
             return self.generic_visit(node)
         self.changed = True
         self.lists |= scan.lists.keys()

@@ -196,6 +196,7 @@ def without_branches(
     turns: tuple[AxisLimit, ...] = ()
     trace, found = trace_with(fixed, turns)
     while True:
+        sample = replace(sample, sizes={**sample.sizes, **trace.sizes})
         branches = tuple(branch for branch in found if not _refuses_by_itself(branch, spec, sample))
         free = sides - set(fixed)
         moving = sorted(branch.axis for branch in branches if branch.axis in free)
