@@ -44,11 +44,11 @@ def refused_one_chunk(sizes: Collection[int]) -> Iterator[None]:
 
     def guard(environment: ShapeEnv, expression: Any) -> None:
         if isinstance(expression, sympy.Eq) and sympy.S.One in expression.args:
-            (counted,) = (side for side in expression.args if side != 1) or (sympy.S.One,)
+            counted = expression.lhs if expression.rhs == 1 else expression.rhs
             for symbol in counted.free_symbols if len(counted.free_symbols) == 1 else ():
-                size = environment.backed_var_to_val.get(symbol)
-                if size is not None and size in sizes and (most := _longest(counted, symbol, int(size))) is not None:
-                    raise OneChunkError(int(size), most)
+                size = int(environment.backed_var_to_val.get(symbol, 0))
+                if size in sizes and (most := _longest(counted, symbol, size)) is not None:
+                    raise OneChunkError(size, most)
         original(environment, expression)
 
     with patch.object(ShapeEnv, "_maybe_guard_rel", guard):

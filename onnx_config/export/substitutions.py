@@ -64,7 +64,8 @@ def beside_substitution(loop: ast.For) -> ast.If | None:
         "    pass",
     ]
     definition, both = ast.parse("\n".join(lines)).body
-    assert isinstance(definition, ast.FunctionDef) and isinstance(both, ast.If)
+    assert isinstance(definition, ast.FunctionDef)
+    assert isinstance(both, ast.If)
     inner = definition.body[0]
     assert isinstance(inner, ast.For)
     inner.body = ast.parse(ast.unparse(ast.Module(body=loop.body, type_ignores=[]))).body

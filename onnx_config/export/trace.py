@@ -168,7 +168,7 @@ def trace_model(
                     lengths=lengths,
                 )
         # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             if (one_chunk := one_chunk_behind(error)) is not None:
                 raise one_chunk from None
             failures.append((attempt, error))

@@ -9,8 +9,9 @@ numbers, where nothing is rounded, on random ones, which two different polynomia
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = ["inverted_in_place", "inverts"]
 
-Loop = Callable[..., None]
+Loop = FunctionType
 """Changes the matrices that it is given in place; is also given what limits its numbers."""
 
 _LARGEST = 2**62
@@ -39,8 +40,8 @@ def inverts(loop: Loop, matrices: Any, *limits: Any) -> bool:
 
 
 @cache
-def _inverts(code: Any, axes: int, rows: int, limits: tuple[int, ...]) -> bool:
-    loop = type(_inverts.__wrapped__)(code, {"range": range})
+def _inverts(code: CodeType, axes: int, rows: int, limits: tuple[int, ...]) -> bool:
+    loop = FunctionType(code, {"range": range})
     # What is tried belongs to no trace.
     with _disable_current_modes(), torch.no_grad():
         generator = torch.Generator().manual_seed(_SEED)
@@ -50,7 +51,7 @@ def _inverts(code: Any, axes: int, rows: int, limits: tuple[int, ...]) -> bool:
         try:
             loop(left, *limits)
         # A loop that does something else with whole numbers is none of these.
-        except Exception as e:  # noqa: BLE001
+        except Exception:  # noqa: BLE001
             return False
         return torch.equal(left, _inverted(given))
 
