@@ -188,6 +188,8 @@ class _Scan:
     """Names that are the same for all steps."""
     asked: set[str] = field(default_factory=set)
     """Those of which a step wants to know the element type or the device only."""
+    own: dict[str, str] = field(default_factory=dict)
+    """What belongs to something that is the same for all steps, as ``self.weight`` does -> its name in a step."""
     stored: list[tuple[str, int, str]] = field(default_factory=list)
     """Tensor and axis of which a step writes one part, and the name of what it writes."""
     lists: dict[str, str] = field(default_factory=dict)
@@ -216,7 +218,8 @@ class _Scan:
         for statement in loop.body:
             scan._add(statement, written)
         # What a step writes to is nothing that a step reads.
-        read = {*scan.same, *scan.carried, *(name for name, _ in scan.sliced)}
+        owners = {owner.split(".")[0] for owner in scan.own}
+        read = {*scan.same, *scan.carried, *(name for name, _ in scan.sliced), *owners}
         scan.same += sorted(scan.asked - read)
         targets = [*(name for name, _, _ in scan.stored), *scan.lists]
         if not scan.sliced or len(set(targets)) < len(targets) or read & set(targets) or written & set(targets):
@@ -266,18 +269,18 @@ class _Scan:
 
     def beside(self, loop: ast.For) -> ast.If:
         """Return the loop as it stands and as an operator, and the question which it is to be."""
-        parameters = [*self.carried, *self.sliced.values(), *self.same]
+        parameters = [*self.carried, *self.sliced.values(), *self.same, *self.own.values()]
         made = [*(name for _, _, name in self.stored), *self.lists.values()]
         lost = [name for name in self.assigned if name not in self.carried]
         sliced = _tuple(f"({name}, {axis})" for name, axis in self.sliced)
         stored = _tuple(f"({name}, {axis})" for name, axis, _ in self.stored)
-        carried, lists = _tuple(self.carried), _tuple(self.lists)
+        carried, lists, same = _tuple(self.carried), _tuple(self.lists), _tuple([*self.same, *self.own])
         question = ", ".join([ast.unparse(self.count), carried, sliced, stored, lists])
         lines = [
             f"if {_HELPER}.can_be_one({question}):",
             f"    def _step({', '.join(parameters)}):",
             f"        return {carried}, {_tuple(made)}",
-            f"    _left, _all = {_HELPER}.all_steps(_step, {carried}, {sliced}, {_tuple(self.same)})",
+            f"    _left, _all = {_HELPER}.all_steps(_step, {carried}, {sliced}, {same})",
             *(f"    {name} = _left[{at}]" for at, name in enumerate(self.carried)),
             *(f"    {_HELPER}.store({name}, _all[{at}], {axis})" for at, (name, axis, _) in enumerate(self.stored)),
             *(
@@ -329,7 +332,20 @@ class _Reads(ast.NodeTransformer):
             assert name is not None
             self._scan.asked.add(name)
             return node
+        if name in self._scan.local and name not in self._written and name != self._scan.index:
+            part = self._scan.own.setdefault(ast.unparse(node), f"_own_{len(self._scan.own)}")
+            return ast.Name(id=part, ctx=ast.Load())
         return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Attribute):
+            # A method is asked for each time.
+            node.func.value = self.visit(node.func.value)
+        else:
+            node.func = self.visit(node.func)
+        node.args = [self.visit(argument) for argument in node.args]
+        node.keywords = [self.visit(keyword) for keyword in node.keywords]
+        return node
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         self._scan._note_read(node.id, self._written)

@@ -49,6 +49,8 @@ def beside_substitution(loop: ast.For) -> ast.If | None:
     names = {node.id for node in ast.walk(ast.Module(body=loop.body, type_ignores=[])) if isinstance(node, ast.Name)}
     if names - {loop.target.id, *matrices, *made}:
         return None
+    if not any(_is_end(node, loop.target.id) for node in ast.walk(loop)):
+        return None
     (matrix,) = matrices
     limits = [ast.unparse(argument) for argument in call.args]
     given = [f"_limit_{number}" for number in range(len(limits))]
@@ -76,6 +78,11 @@ def beside_substitution(loop: ast.For) -> ast.If | None:
         if id(node) not in own and isinstance(node, ast.stmt | ast.expr | ast.arg):
             ast.copy_location(node, loop)
     return whole
+
+
+def _is_end(node: ast.AST, index: str) -> bool:
+    """Return whether a node takes what lies before the ``index``-th."""
+    return isinstance(node, ast.Slice) and isinstance(node.upper, ast.Name) and node.upper.id == index
 
 
 def _is_polynomial(value: ast.expr) -> bool:
