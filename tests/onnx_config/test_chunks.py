@@ -52,6 +52,34 @@ class Chunked(Small):
         return {"y": made.flatten(1, 2)[:, :length], "state": state}
 
 
+class Windowed(Small):
+    """Takes so many tokens after the other, at the end as many as there are."""
+
+    size = CHUNK
+
+    def build(self) -> None:
+        self.decay = torch.nn.Parameter(torch.linspace(0.5, 0.9, CHUNK)[:, None])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        length = x.shape[1]
+        state = torch.zeros_like(x[:, 0])
+        made = []
+        for i in range((length + self.size - 1) // self.size):
+            start = i * self.size
+            end = min(start + self.size, length)
+            here = end - start
+            part = x[:, start:end]
+            made.append(part * self.decay[-here:] + state[:, None])
+            state = state * torch.exp(-self.scale * here) + (part * self.decay[:here]).sum(1)
+        made = torch.cat(made, dim=1)
+        entries = []
+        last = state
+        for i in range(length):
+            last = last * self.scale + made[:, i : i + 1].mean(1)
+            entries.append(last[:, None])
+        return {"y": made * 1.0, "each": torch.cat(entries, dim=-2), "state": state, "last": last}
+
+
 def of_length(length: int) -> dict[str, tuple[tuple[str, int], ...]]:
     return {"x": (("batch_size", 2), ("sequence_length", length), ("", 4))}
 
@@ -66,6 +94,25 @@ def test_a_graph_holds_for_any_number_of_chunks(tmp_path: Path, monkeypatch: pyt
     # Nothing is left of the loop over the rows of a chunk.
     assert "ScatterND" not in operators
     assert len(operators) < 80
+    for batch in (1, 3):
+        for length in LENGTHS:
+            x = torch.rand(batch, length, 4)
+            wanted = model(x)
+            for name, value in run(result, tmp_path / "model.onnx", x=x).items():
+                torch.testing.assert_close(torch.from_numpy(value), wanted[name].detach())
+
+
+def test_so_many_tokens_after_the_other_are_as_many_as_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "_MODELS", __name__)
+    model, names = Windowed(), ["y", "each", "state", "last"]
+    with pytest.raises(OneChunkError) as caught:
+        traced(model, of_length(5), names, lengths={5})
+    assert (caught.value.size, caught.value.most) == (5, CHUNK)
+    result = traced(model, of_length(13), names, lengths={13})
+    assert shapes(result)["x"] == ("batch_size", "sequence_length", 4)
+    assert [node.op_type for node in result.model.graph].count("Scan") == 2
     for batch in (1, 3):
         for length in LENGTHS:
             x = torch.rand(batch, length, 4)
