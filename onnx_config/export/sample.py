@@ -197,30 +197,38 @@ def _of_any_number_of_chunks(
     """
     from onnx_config.export.limits import AxisLimit
     from onnx_config.export.one_chunk import OneChunkError
+    from onnx_config.export.shapes import LONG_TEXT
     from onnx_config.export.turns import size_beyond
 
     free = {axis for axis in sample.sizes if axis.endswith("sequence_length")} - set(fixed)
     sizes, inputs = dict(sample.sizes), sample.inputs
+    beyond: dict[str, int] = {}
+
+    def to_try(found: Trace, least: int) -> Trace:
+        """Return a trace of which the first texts that are longer than a chunk are still to be tried."""
+        return replace(found, untried=(*found.untried, *((a, n) for a, n in beyond.items() if n > least)))
+
     for _ in range(_MOST_CHUNK_LENGTHS):
         try:
-            return replace(trace(spec, sizes, inputs, {sizes[axis] for axis in free}), sizes=sizes)
+            found = trace(spec, sizes, inputs, {sizes[axis] for axis in free})
+            # Nobody compares longer ones than this otherwise.
+            return to_try(replace(found, sizes=sizes), LONG_TEXT)
         except OneChunkError as error:
             ends = {axis: spec.axis_ranges.get(axis, (1, None))[1] for axis in free if sizes[axis] == error.size}
-            longer = {
-                axis: size_beyond(AxisLimit(axis=axis, most=error.most), end)
-                for axis, end in ends.items()
-                if end is None or end > error.most
-            }
-            if not longer:
+            ends = {axis: end for axis, end in ends.items() if end is None or end > error.most}
+            if not ends:
                 break
-            sizes |= longer
+            beyond = dict.fromkeys(ends, error.most + 1)
+            for axis, end in ends.items():
+                step = spec.axis_steps.get(axis, 1)
+                sizes[axis] = -(-size_beyond(AxisLimit(axis=axis, most=error.most), end) // step) * step
             inputs = tensors_of(spec, universal, sizes)
         except ModelError:
             if sizes == sample.sizes:
                 raise
             break
-    # The model takes no longer text, or is traced with none: what holds within the first chunk is for others to judge.
-    return trace(spec, sample.sizes, sample.inputs)
+    # The model takes no longer text, or cannot be traced with one: what holds within the first chunk is told apart.
+    return to_try(trace(spec, sample.sizes, sample.inputs), 0)
 
 
 def _untried_together(few: Trace, many: Trace, turn: AxisLimit) -> tuple[tuple[str, int], ...]:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import pytest
 import torch
 import transformers
 
 from onnx_config.errors import ModelError
-from onnx_config.export import loops, triangular
+from onnx_config.export import loops, sample, triangular
 from onnx_config.export.one_chunk import OneChunkError, one_chunk_behind
 from onnx_config.export.session import open_session
 from onnx_config.export.substitutions import HELPER
-from onnx_config.spec import is_past
+from onnx_config.export.trace import Trace
+from onnx_config.spec import ModelSpec, TensorSpec, is_past
 from tests.onnx_config.converted import convert
 from tests.onnx_config.test_cached_model import Continued
 from tests.onnx_config.test_trace import Small, run, shapes, traced
@@ -63,13 +66,14 @@ class Windowed(Small):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         length = x.shape[1]
         state = torch.zeros_like(x[:, 0])
-        made = []
+        made, marks = [], []
         for i in range((length + self.size - 1) // self.size):
             start = i * self.size
             end = min(start + self.size, length)
             here = end - start
             part = x[:, start:end]
             made.append(part * self.decay[-here:] + state[:, None])
+            marks.append(state)
             state = state * torch.exp(-self.scale * here) + (part * self.decay[:here]).sum(1)
         made = torch.cat(made, dim=1)
         entries = []
@@ -77,7 +81,13 @@ class Windowed(Small):
         for i in range(length):
             last = last * self.scale + made[:, i : i + 1].mean(1)
             entries.append(last[:, None])
-        return {"y": made * 1.0, "each": torch.cat(entries, dim=-2), "state": state, "last": last}
+        return {
+            "y": made * 1.0,
+            "each": torch.cat(entries, dim=-2),
+            "state": state,
+            "last": last,
+            "marks": torch.stack(marks, dim=1),
+        }
 
 
 def of_length(length: int) -> dict[str, tuple[tuple[str, int], ...]]:
@@ -106,7 +116,7 @@ def test_so_many_tokens_after_the_other_are_as_many_as_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loops, "_MODELS", __name__)
-    model, names = Windowed(), ["y", "each", "state", "last"]
+    model, names = Windowed(), ["y", "each", "state", "last", "marks"]
     with pytest.raises(OneChunkError) as caught:
         traced(model, of_length(5), names, lengths={5})
     assert (caught.value.size, caught.value.most) == (5, CHUNK)
@@ -137,6 +147,65 @@ def test_what_was_refused_is_found_behind_what_others_made_of_it() -> None:
     assert one_chunk_behind(made) is refused
     assert one_chunk_behind(ModelError("no")) is None
     assert one_chunk_behind(None) is None
+
+
+FREE = ModelSpec(
+    model_type="m",
+    task="t",
+    task_family="t",
+    preprocessor=None,
+    parameters=None,
+    architecture="A",
+    inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "sequence_length")),),
+    outputs=(),
+    sizes={"batch_size": 2, "sequence_length": 19},
+    axis_ranges={"batch_size": (1, None), "sequence_length": (1, None)},
+)
+EIGHTS = replace(FREE, sizes={"batch_size": 2, "sequence_length": 24}, axis_steps={"sequence_length": 8})
+SHORT = replace(FREE, axis_ranges={"batch_size": (1, None), "sequence_length": (1, 64)})
+
+
+@pytest.mark.parametrize(
+    ("spec", "fixed", "chunks", "refused", "tried", "untried"),
+    [
+        pytest.param(FREE, (), (), False, [19], [], id="no-chunks"),
+        pytest.param(FREE, (), (64,), False, [19, 75], [], id="one-chunk-becomes-two"),
+        pytest.param(FREE, (), (64, 256), False, [19, 75, 267], [], id="chunks-of-two-lengths"),
+        # Longer than all that is compared otherwise.
+        pytest.param(FREE, (), (512,), False, [19, 523], [513], id="long-chunks"),
+        pytest.param(FREE, (), (64,), True, [19, 75, 19], [65], id="the-longer-one-cannot-be-traced"),
+        pytest.param(SHORT, (), (64,), False, [19, 19], [], id="the-model-takes-one-chunk-at-most"),
+        pytest.param(FREE, ("sequence_length",), (64,), False, [19], [], id="a-length-that-is-fixed-anyway"),
+        pytest.param(EIGHTS, (), (64,), False, [24, 80], [], id="a-text-of-whole-eights"),
+    ],
+)
+def test_a_sample_of_one_chunk_is_made_longer(
+    spec: ModelSpec,
+    fixed: tuple[str, ...],
+    chunks: tuple[int, ...],
+    refused: bool,
+    tried: list[int],
+    untried: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+
+    def trace(spec: ModelSpec, at: dict[str, int], inputs: Any, lengths: Collection[int] = ()) -> Trace:
+        size = at["sequence_length"]
+        sizes.append(size)
+        assert inputs == size
+        if (longest := next((c for c in chunks if size <= c), None)) is not None and size in lengths:
+            raise OneChunkError(size, longest)
+        if refused and size > spec.sizes["sequence_length"]:
+            raise ModelError("too long")
+        return Trace(model=onnx_ir.Model(onnx_ir.Graph([], [], nodes=[]), ir_version=10), notes=())
+
+    monkeypatch.setattr(sample, "tensors_of", lambda spec, universal, sizes: sizes["sequence_length"])
+    given: Any = SimpleNamespace(sizes=spec.sizes, inputs=spec.sizes["sequence_length"])
+    found = sample._of_any_number_of_chunks(trace, spec, None, given, fixed=fixed)
+    assert sizes == tried
+    assert {**spec.sizes, **found.sizes}["sequence_length"] == tried[-1]
+    assert list(found.untried) == [("sequence_length", size) for size in untried]
 
 
 # ---------------------------------------------------------------------------------------- rows of a triangular system
