@@ -120,7 +120,7 @@ def test_so_many_tokens_after_the_other_are_as_many_as_there_are(
     with pytest.raises(OneChunkError) as caught:
         traced(model, of_length(5), names, lengths={5})
     assert (caught.value.size, caught.value.most) == (5, CHUNK)
-    result = traced(model, of_length(13), names, lengths={13})
+    result = traced(model, of_length(21), names, lengths={21})
     assert shapes(result)["x"] == ("batch_size", "sequence_length", 4)
     assert [node.op_type for node in result.model.graph].count("Scan") == 2
     for batch in (1, 3):
