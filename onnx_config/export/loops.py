@@ -384,7 +384,12 @@ class _Reads(ast.NodeTransformer):
             assert name is not None
             self._scan.asked.add(name)
             return node
-        if name in self._scan.local and name not in self._written and name != self._scan.index:
+        owner: ast.expr = node
+        while isinstance(owner, ast.Attribute):
+            owner = owner.value
+        # What a tensor tells of itself a step is told by its own one.
+        same = self._scan.local - self._written - {self._scan.index}
+        if isinstance(owner, ast.Name) and owner.id in same and not hasattr(torch.Tensor, node.attr):
             part = self._scan.own.setdefault(ast.unparse(node), f"_own_{len(self._scan.own)}")
             return ast.Name(id=part, ctx=ast.Load())
         return self.generic_visit(node)
