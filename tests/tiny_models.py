@@ -557,6 +557,14 @@ for _family, _prefix, _settings in (
         "recurrent_gemma", "RecurrentGemma",
         {**_HYBRID, "num_hidden_layers": 3, "num_key_value_heads": 1, "lru_width": 32, "attention_window_size": 64},
     ),
+    # Chunks of 64 tokens, which is nothing that a config can change.
+    (
+        "qwen3_next", "Qwen3Next",
+        {**_HYBRID, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "head_dim": 16,
+         "linear_conv_kernel_dim": 3, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
+         "linear_num_value_heads": 4, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+         "num_experts_per_tok": 2, "num_experts": 4},
+    ),
 ):
     _add_heads(_family, _prefix, ("ForCausalLM",), _TEXT, settings=_settings, files=_LLAMA_FILES)
 _add_heads("qwen2", "Qwen2", _DECODER_HEADS, _TEXT, settings={**_DECODER, "bos_token_id": None}, files=_QWEN_FILES)

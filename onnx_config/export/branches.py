@@ -7,7 +7,7 @@ sizes are fixed, or the graph refuses the sizes at which it does not hold; where
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,7 @@ def without_branches(
     turns: tuple[AxisLimit, ...] = ()
     trace, found = trace_with(fixed, turns)
     while True:
+        sample = replace(sample, sizes={**sample.sizes, **trace.sizes})
         branches = tuple(branch for branch in found if not _refuses_by_itself(branch, spec, sample))
         free = sides - set(fixed)
         moving = sorted(branch.axis for branch in branches if branch.axis in free)

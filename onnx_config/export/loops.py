@@ -23,11 +23,15 @@ from unittest.mock import patch
 
 import torch
 
-from onnx_config.export import steps_in_turn
+from onnx_config.export import chunks_of, steps_in_turn, substitutions, triangular, windows
+from onnx_config.export.substitutions import beside_substitution
+from onnx_config.export.windows import Windows
 
 __all__ = ["loops_as_scans", "rewritten"]
 
 _HELPER = "_ferry_steps"
+_HELPERS = {_HELPER: steps_in_turn, substitutions.HELPER: triangular, windows.HELPER: chunks_of}
+"""What rewritten code calls, by the names under which it finds it."""
 _MODELS = "transformers.models."
 _REFUSED = (
     *(ast.Lambda, ast.NamedExpr, ast.Yield, ast.YieldFrom, ast.Await),
@@ -53,7 +57,7 @@ def loops_as_scans(model: torch.nn.Module) -> Iterator[None]:
                 # Wherever the function is referred to, and however it is wrapped, it is this code that runs.
                 changes.callback(setattr, function, "__code__", function.__code__)
                 function.__code__ = code
-                changes.enter_context(patch.dict(function.__globals__, {_HELPER: steps_in_turn}))
+                changes.enter_context(patch.dict(function.__globals__, _HELPERS))
                 changed = True
         if changed:
             # What torch remembers of a scan's body it finds again by the names of modules, in another trace too.
@@ -119,14 +123,48 @@ class _Loops(ast.NodeTransformer):
 
     def visit_For(self, node: ast.For) -> ast.AST:
         try:
-            scan = _Scan.of(node, self._local)
-            if any(not _only_joined(self._definition, name, node) for name in scan.lists):
-                raise _NoScanError
+            scan = self._scan_of(node, node)
         except _NoScanError:
+            if (chunks := self._over_chunks(node)) is not None:
+                return chunks
+            if (both := beside_substitution(node)) is not None:
+                self.changed = True
+                return both
             return self.generic_visit(node)
         self.changed = True
-        self.lists |= scan.lists.keys()
         return ast.copy_location(scan.beside(node), node)
+
+    def _scan_of(self, loop: ast.For, written: ast.For, more: frozenset[str] = frozenset()) -> _Scan:
+        """Return what a loop that stands for the one that is written there consists of.
+
+        Raises:
+            _NoScanError: If it is no scan, or what it appends to is used for something else.
+        """
+        scan = _Scan.of(loop, self._local | more)
+        if any(not _only_joined(self._definition, name, written) for name in scan.lists):
+            raise _NoScanError
+        self.lists |= scan.lists.keys()
+        return scan
+
+    def _over_chunks(self, loop: ast.For) -> ast.AST | None:
+        """Return a scan over chunks of so many tokens beside a loop; ``None``: it is no such loop."""
+        found = Windows.of(loop, self._local)
+        if found is None:
+            return None
+        both, whole = found.beside()
+        try:
+            scan = self._scan_of(whole, loop, frozenset(("_kept", *found.taken.values())))
+        except _NoScanError:
+            return None
+        chosen = both.body[-1]
+        assert isinstance(chosen, ast.If)
+        chosen.body[chosen.body.index(whole)] = scan.beside(whole)
+        own = {id(node) for node in ast.walk(loop)}
+        for node in ast.walk(both):
+            if id(node) not in own and isinstance(node, ast.stmt | ast.expr | ast.arg):
+                ast.copy_location(node, loop)
+        self.changed = True
+        return both
 
 
 class _Joins(ast.NodeTransformer):
@@ -153,15 +191,34 @@ def _joined_list(node: ast.AST) -> str | None:
 
 
 def _only_joined(definition: ast.FunctionDef, name: str, loop: ast.For) -> bool:
-    """Return whether a list is put together outside the loop and used for nothing else."""
-    inside = {id(node) for node in ast.walk(loop)}
-    joined = {id(n.args[0]) for n in ast.walk(definition) if isinstance(n, ast.Call) and _joined_list(n) == name}
-    uses = [
-        n
-        for n in ast.walk(definition)
-        if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load) and id(n) not in inside
-    ]
-    return all(id(use) in joined for use in uses)
+    """Return whether what a loop left in a list is put together and used for nothing else."""
+    for statement in _afterwards(definition, loop):
+        joined = {id(n.args[0]) for n in ast.walk(statement) if isinstance(n, ast.Call) and _joined_list(n) == name}
+        uses = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
+        if any(isinstance(use.ctx, ast.Load) and id(use) not in joined for use in uses):
+            return False
+        if isinstance(statement, ast.Assign) and any(_is_name(target, name) for target in statement.targets):
+            # It stands for something else from there on.
+            return True
+    return True
+
+
+def _afterwards(definition: ast.FunctionDef, loop: ast.For) -> Iterator[ast.stmt]:
+    """Yield the statements that may run after a loop, in the order in which they do; around it, those of all turns."""
+    inner: ast.AST = loop
+    while inner is not definition:
+        (outer,) = (n for n in ast.walk(definition) if inner in ast.iter_child_nodes(n))
+        if isinstance(outer, ast.For | ast.While):
+            # What a further turn does before it comes to the loop again, and the loop itself.
+            yield from (statement for statement in outer.body if statement is not inner)
+        for block in (getattr(outer, name, []) for name in ("body", "orelse", "finalbody")):
+            if inner in block:
+                yield from block[block.index(inner) + 1 :]
+        inner = outer
+
+
+def _is_name(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
 
 
 @dataclass(slots=True)
@@ -183,6 +240,8 @@ class _Scan:
     """Names that are the same for all steps."""
     asked: set[str] = field(default_factory=set)
     """Those of which a step wants to know the element type or the device only."""
+    own: dict[str, str] = field(default_factory=dict)
+    """What belongs to something that is the same for all steps, as ``self.weight`` does -> its name in a step."""
     stored: list[tuple[str, int, str]] = field(default_factory=list)
     """Tensor and axis of which a step writes one part, and the name of what it writes."""
     lists: dict[str, str] = field(default_factory=dict)
@@ -211,7 +270,8 @@ class _Scan:
         for statement in loop.body:
             scan._add(statement, written)
         # What a step writes to is nothing that a step reads.
-        read = {*scan.same, *scan.carried, *(name for name, _ in scan.sliced)}
+        owners = {owner.split(".")[0] for owner in scan.own}
+        read = {*scan.same, *scan.carried, *(name for name, _ in scan.sliced), *owners}
         scan.same += sorted(scan.asked - read)
         targets = [*(name for name, _, _ in scan.stored), *scan.lists]
         if not scan.sliced or len(set(targets)) < len(targets) or read & set(targets) or written & set(targets):
@@ -261,18 +321,18 @@ class _Scan:
 
     def beside(self, loop: ast.For) -> ast.If:
         """Return the loop as it stands and as an operator, and the question which it is to be."""
-        parameters = [*self.carried, *self.sliced.values(), *self.same]
+        parameters = [*self.carried, *self.sliced.values(), *self.same, *self.own.values()]
         made = [*(name for _, _, name in self.stored), *self.lists.values()]
         lost = [name for name in self.assigned if name not in self.carried]
         sliced = _tuple(f"({name}, {axis})" for name, axis in self.sliced)
         stored = _tuple(f"({name}, {axis})" for name, axis, _ in self.stored)
-        carried, lists = _tuple(self.carried), _tuple(self.lists)
+        carried, lists, same = _tuple(self.carried), _tuple(self.lists), _tuple([*self.same, *self.own])
         question = ", ".join([ast.unparse(self.count), carried, sliced, stored, lists])
         lines = [
             f"if {_HELPER}.can_be_one({question}):",
             f"    def _step({', '.join(parameters)}):",
             f"        return {carried}, {_tuple(made)}",
-            f"    _left, _all = {_HELPER}.all_steps(_step, {carried}, {sliced}, {_tuple(self.same)})",
+            f"    _left, _all = {_HELPER}.all_steps(_step, {carried}, {sliced}, {same})",
             *(f"    {name} = _left[{at}]" for at, name in enumerate(self.carried)),
             *(f"    {_HELPER}.store({name}, _all[{at}], {axis})" for at, (name, axis, _) in enumerate(self.stored)),
             *(
@@ -324,7 +384,25 @@ class _Reads(ast.NodeTransformer):
             assert name is not None
             self._scan.asked.add(name)
             return node
+        owner: ast.expr = node
+        while isinstance(owner, ast.Attribute):
+            owner = owner.value
+        # What a tensor tells of itself a step is told by its own one.
+        same = self._scan.local - self._written - {self._scan.index}
+        if isinstance(owner, ast.Name) and owner.id in same and not hasattr(torch.Tensor, node.attr):
+            part = self._scan.own.setdefault(ast.unparse(node), f"_own_{len(self._scan.own)}")
+            return ast.Name(id=part, ctx=ast.Load())
         return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Attribute):
+            # A method is asked for each time.
+            node.func.value = self.visit(node.func.value)
+        else:
+            node.func = self.visit(node.func)
+        node.args = [self.visit(argument) for argument in node.args]
+        node.keywords = [self.visit(keyword) for keyword in node.keywords]
+        return node
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         self._scan._note_read(node.id, self._written)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ EscapesAt = Callable[[ModelSpec, Mapping[str, int]], "tuple[Mapping[str, torch.T
 
 _UNEVEN_LENGTH = 19
 _SHORTER = 3
+_MOST_CHUNK_LENGTHS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +148,9 @@ def trace_sample(
     from onnx_config.export.trace import trace_model
     from onnx_config.export.turns import in_two_ways, size_beyond
 
-    def trace(spec: ModelSpec, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor]) -> Trace:
+    def trace(
+        spec: ModelSpec, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor], lengths: Collection[int] = ()
+    ) -> Trace:
         return trace_model(
             model,
             inputs,
@@ -157,15 +160,17 @@ def trace_sample(
             flags=universal.forward_flags,
             sides=sample.image_size is not None,
             escapes=None if escapes is None else lambda: escapes(spec, sizes),
+            lengths=lengths,
             **options,
         )
 
-    found = trace(spec, sample.sizes, sample.inputs)
+    found = _of_any_number_of_chunks(trace, spec, universal, sample, fixed=options.get("fixed", ()))
+    traced = {**sample.sizes, **found.sizes}
     for turn in (*turns, *((ONE_TOKEN,) if spec.states else ())):
-        beyond = turn.most >= sample.sizes[turn.axis]
+        beyond = turn.most >= traced[turn.axis]
         other = one_token_spec(spec, turn.axis) if turn.most == 1 else spec
         size = size_beyond(turn, spec.axis_ranges[turn.axis][1]) if beyond else turn.most
-        sizes = {**sample.sizes, turn.axis: size}
+        sizes = {**traced, turn.axis: size}
         way = trace(other, sizes, tensors_of(other, universal, sizes))
         few, many = (found, way) if beyond else (way, found)
         found = replace(
@@ -176,6 +181,54 @@ def trace_sample(
             untried=found.untried if turn is ONE_TOKEN else _untried_together(few, many, turn),
         )
     return found
+
+
+def _of_any_number_of_chunks(
+    trace: Callable[..., Trace], spec: ModelSpec, universal: Any, sample: Sample, *, fixed: Iterable[str]
+) -> Trace:
+    """Return a trace of a text that is more than one chunk, where the model works by chunks and such a trace is made.
+
+    Args:
+        trace: Makes a trace of a spec, of sizes, of inputs, and of the sizes that are to be of more than one chunk.
+        spec: What the model takes.
+        universal: Its configuration.
+        sample: What is traced at first.
+        fixed: Axes that stay as the sample has them.
+    """
+    from onnx_config.export.limits import AxisLimit
+    from onnx_config.export.one_chunk import OneChunkError
+    from onnx_config.export.shapes import LONG_TEXT
+    from onnx_config.export.turns import size_beyond
+
+    free = {axis for axis in sample.sizes if axis.endswith("sequence_length")} - set(fixed)
+    sizes, inputs = dict(sample.sizes), sample.inputs
+    beyond: dict[str, int] = {}
+
+    def to_try(found: Trace, least: int) -> Trace:
+        """Return a trace of which the first texts that are longer than a chunk are still to be tried."""
+        return replace(found, untried=(*found.untried, *((a, n) for a, n in beyond.items() if n > least)))
+
+    for _ in range(_MOST_CHUNK_LENGTHS):
+        try:
+            found = trace(spec, sizes, inputs, {sizes[axis] for axis in free})
+            # Nobody compares longer ones than this otherwise.
+            return to_try(replace(found, sizes=sizes), LONG_TEXT)
+        except OneChunkError as error:
+            ends = {axis: spec.axis_ranges.get(axis, (1, None))[1] for axis in free if sizes[axis] == error.size}
+            ends = {axis: end for axis, end in ends.items() if end is None or end > error.most}
+            if not ends:
+                break
+            beyond = dict.fromkeys(ends, error.most + 1)
+            for axis, end in ends.items():
+                step = spec.axis_steps.get(axis, 1)
+                sizes[axis] = -(-size_beyond(AxisLimit(axis=axis, most=error.most), end) // step) * step
+            inputs = tensors_of(spec, universal, sizes)
+        except ModelError:
+            if sizes == sample.sizes:
+                raise
+            break
+    # The model takes no longer text, or cannot be traced with one: what holds within the first chunk is told apart.
+    return to_try(trace(spec, sample.sizes, sample.inputs), 0)
 
 
 def _untried_together(few: Trace, many: Trace, turn: AxisLimit) -> tuple[tuple[str, int], ...]:

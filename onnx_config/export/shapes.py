@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from onnx_config.cache_layout import PAST_AXIS
 
-__all__ = ["CheckShape", "Float64", "check_shapes"]
+__all__ = ["LONG_TEXT", "CheckShape", "Float64", "check_shapes"]
 
 
 class Float64(StrEnum):
@@ -125,7 +125,7 @@ def _longer(sizes: Mapping[str, int], limits: Mapping[str, tuple[int, int | None
     found = {}
     for axis, traced in sizes.items():
         high = limits[axis][1]
-        length = _LONG_TEXT if high is None else min(_LONG_TEXT, high)
+        length = LONG_TEXT if high is None else min(LONG_TEXT, high)
         if axis.endswith("sequence_length") and axis != PAST_AXIS and length > _large.plain(traced):
             found[axis] = length
     return found
@@ -255,8 +255,8 @@ class _Change:
 _LONG_PAST = 33
 # The usual shapes have the large sizes; many more of those would cost more than they tell.
 _MOST_RANDOM = 1.4
-# Chunks are of 64, of 128 or of 256 tokens; this is a multiple of none.
-_LONG_TEXT = 300
+LONG_TEXT = 300
+"""The longest text that is compared: chunks are of 64, of 128 or of 256 tokens, and this is a multiple of none."""
 _STEPS = (("one token", 1, 1, 5), ("one token after many", 2, 1, _LONG_PAST), ("more tokens after some", 3, 4, 9))
 # An image of 800 pixels each way: what is computed of five such takes gigabytes.
 _MANY_ELEMENTS = 3 * 800**2

@@ -3,24 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-__all__ = ["Taken", "all_steps", "can_be_one", "joined", "stacked", "store"]
+__all__ = ["Taken", "Text", "all_steps", "can_be_one", "joined", "stacked", "store"]
 
 Sliced = Sequence[tuple[Any, int]]
 """Tensors, each with the axis of which every step takes one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """What is taken by chunks, of which the last may be a shorter one."""
+
+    length: Any
+    """How many tokens there are."""
+    size: int
+    """How many make a chunk."""
+    whole: Any
+    """How many chunks come before the last."""
+
+
 class Taken:
     """What the steps appended to a list, which has as many entries as the graph is asked for."""
 
-    def __init__(self, values: torch.Tensor) -> None:
+    def __init__(self, values: torch.Tensor, text: Text | None = None) -> None:
         self.values = values
         """With the steps along the first axis."""
+        self._text = text
+        self._last: list[torch.Tensor] = []
+
+    def append(self, value: torch.Tensor) -> None:
+        """Add what was made of the last chunk of a text, in place of what the steps made of it filled up."""
+        self._last.append(value)
+
+    def stacked(self, dim: int) -> torch.Tensor:
+        """Return what the steps made side by side."""
+        values = self.values
+        if self._text is not None:
+            values = torch.cat([values.narrow(0, 0, self._text.whole), torch.stack(self._last)])
+        return values.movedim(0, dim)
+
+    def joined(self, dim: int) -> torch.Tensor:
+        """Return what the steps made one behind the other."""
+        axis = dim % (self.values.dim() - 1)
+        values = self.values.movedim(0, axis)
+        each = values.shape[axis + 1]
+        joined = values.flatten(axis, axis + 1)
+        if self._text is None:
+            return joined
+        joined = torch.cat([joined.narrow(axis, 0, self._text.whole * each), *self._last], axis)
+        # Of as many tokens as it is made of, though torch's algebra does not say so.
+        return joined.narrow(axis, 0, self._text.length) if each == self._text.size else joined
 
 
 def can_be_one(count: Any, carried: Sequence[Any], sliced: Sliced, stored: Sliced, lists: Sequence[Any]) -> bool:
@@ -79,13 +117,12 @@ def store(target: torch.Tensor, made: torch.Tensor, axis: int) -> None:
 def stacked(entries: Any, dim: int = 0) -> torch.Tensor:
     """As `torch.stack`."""
     if isinstance(entries, Taken):
-        return entries.values.movedim(0, dim)
+        return entries.stacked(dim)
     return torch.stack(entries, dim)
 
 
 def joined(entries: Any, dim: int = 0) -> torch.Tensor:
     """As `torch.cat`."""
     if isinstance(entries, Taken):
-        axis = dim % (entries.values.dim() - 1)
-        return entries.values.movedim(0, axis).flatten(axis, axis + 1)
+        return entries.joined(dim)
     return torch.cat(entries, dim)

@@ -11,7 +11,7 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -28,12 +28,14 @@ from onnx_config.export.escapes import Escapes, replayed
 from onnx_config.export.granted import conditions_returned, refuse_otherwise
 from onnx_config.export.idle_work import no_idle_work
 from onnx_config.export.loops import loops_as_scans
+from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
 from onnx_config.export.operators import symbolic_operators
 from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.export.vacuous import no_vacuous_equations
+from onnx_config.export.whole_chunks import reckoned_by_chunks
 from onnx_config.module_state import preserved_state
 from onnx_config.spec import TensorSpec, axes_of, base_axis, is_sum, size_of
 
@@ -70,6 +72,9 @@ class Trace:
 
     untried: tuple[tuple[str, int], ...] = ()
     """Axes with the sizes next to those that torch vouches for: there, the model's code took another branch."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Dynamic axis -> size that it was traced at; empty: those of the sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +114,7 @@ def trace_model(
     escapes: Callable[[], tuple[Mapping[str, torch.Tensor], Escapes]] | None = None,
     sides: bool = True,
     before_optimizing: Callable[[onnx_ir.Model], None] | None = None,
+    lengths: Collection[int] = (),
 ) -> Trace:
     """Return the graph of ``model`` with named axes and only the outputs asked for.
 
@@ -127,8 +133,10 @@ def trace_model(
             cannot be traced without; ``None``: not known.
         sides: Whether the size of images may be fixed at the sample's, since that is the one that they are brought to.
         before_optimizing: Is given the graph as translated, of which constants are then folded; changes it in place.
+        lengths: The sizes in ``inputs`` that are the length of a text and may be another one.
 
     Raises:
+        OneChunkError: If the model works through its text by chunks, and one of ``lengths`` is within the first.
         ModelError: If every attempt failed (``export_failed``); the message is that of the last one.
     """
     tensors = tuple(specs)
@@ -157,9 +165,12 @@ def trace_model(
                     # What was read of many rows says nothing about what is read of one.
                     reading=reading if attempt.rows is None else None,
                     before_optimizing=before_optimizing,
+                    lengths=lengths,
                 )
         # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
         except Exception as error:  # noqa: BLE001
+            if (one_chunk := one_chunk_behind(error)) is not None:
+                raise one_chunk from None
             failures.append((attempt, error))
             if attempt.rows is None and reading is None and escapes is not None and reads_values(error):
                 inputs, reading = escapes()
@@ -248,6 +259,7 @@ def _export(
     tied: bool,
     reading: Escapes | None,
     before_optimizing: Callable[[onnx_ir.Model], None] | None,
+    lengths: Collection[int],
 ) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]], list[str], set[str]]:
     """Return the graph, the sizes for which its trace holds, by torch's symbols, and what it takes for granted.
 
@@ -310,6 +322,8 @@ def _export(
         no_idle_work(),
         no_vacuous_equations(),
         compared_with_one() as asked,
+        refused_one_chunk(lengths),
+        reckoned_by_chunks(),
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),

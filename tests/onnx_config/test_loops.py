@@ -44,6 +44,20 @@ class Recurrent(Small):
         }
 
 
+class Weighted(Small):
+    """Reads its weights in each step, and sizes."""
+
+    def build(self) -> None:
+        self.inner = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        state = torch.zeros_like(x[:, 0])
+        width = torch.ones(x.shape[0], 4)
+        for i in range(x.shape[1]):
+            state = state * self.scale + x[:, i] @ self.inner.weight + width.reshape(width.shape[0], 4)
+        return {"state": state}
+
+
 class Layered(Small):
     """Counts to a number, which is no axis."""
 
@@ -68,6 +82,16 @@ def test_a_loop_over_time_runs_at_every_length(tmp_path: Path, monkeypatch: pyte
         wanted = model(x)
         for name, value in run(result, tmp_path / "model.onnx", x=x).items():
             torch.testing.assert_close(torch.from_numpy(value), wanted[name].detach())
+
+
+def test_a_step_reads_what_belongs_to_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "_MODELS", __name__)
+    model = Weighted()
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 7), ("", 4))}, ["state"])
+    assert [node.op_type for node in result.model.graph].count("Scan") == 1
+    x = torch.rand(3, 12, 4)
+    found = run(result, tmp_path / "model.onnx", x=x)["state"]
+    torch.testing.assert_close(torch.from_numpy(found), model(x)["state"].detach())
 
 
 def test_a_loop_that_counts_to_a_number_is_traced_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
