@@ -19,7 +19,7 @@ from onnx_config.spec import TensorSpec, ValueRule, is_past, size_of
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
 
-__all__ = ["Array", "generate_inputs", "positions_of", "special_token_ids", "with_room"]
+__all__ = ["Array", "generate_inputs", "picks_tokens", "positions_of", "special_token_ids", "with_room"]
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +36,7 @@ def generate_inputs(
     padding_side: str = "right",
     pad_token_id: int | None = None,
     begins: bool = False,
+    chosen: bool = True,
 ) -> dict[str, Array]:
     """Return one NumPy array per input, in their order.
 
@@ -52,6 +53,7 @@ def generate_inputs(
         padding_side: ``"right"`` or ``"left"``: where texts are padded.
         pad_token_id: What fills them; ``None``: the config's padding token.
         begins: Whether nothing came before, so that all of the cache is zeros.
+        chosen: Whether a second mask over the tokens, of those that are to be treated otherwise, picks any.
 
     Raises:
         ModelError: If ``sizes`` lacks an axis.
@@ -62,7 +64,7 @@ def generate_inputs(
         values = _values(spec, spec.resolve(sizes), config, declaration, generator)
         rule = rules.get(spec.name)
         if rule is None and _chooses(spec, inputs):
-            values = generator.integers(0, 2, values.shape).astype(values.dtype)
+            values = generator.integers(0, 2 if chosen else 1, values.shape).astype(values.dtype)
         arrays[spec.name] = values if rule is None else _obey(rule, values, sizes)
     if padding:
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
@@ -100,6 +102,11 @@ def _chooses(spec: TensorSpec, inputs: Sequence[TensorSpec]) -> bool:
     hiding = next((tensor for tensor in inputs if tensor.name == "attention_mask"), None)
     beside = spec.name.endswith("_mask") and hiding is not None and spec.name != hiding.name
     return beside and hiding is not None and spec.shape == hiding.shape and spec.dtype == hiding.dtype
+
+
+def picks_tokens(inputs: Sequence[TensorSpec]) -> bool:
+    """Return whether an input is a second mask over the tokens, of those that are to be treated otherwise."""
+    return any(_chooses(spec, inputs) for spec in inputs)
 
 
 def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], sizes: Mapping[str, int]) -> dict[str, int]:

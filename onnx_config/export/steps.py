@@ -420,7 +420,7 @@ def parity(request: Json) -> Json:
     from onnx_config.export.session import choose_device, free_device_bytes, open_session, refuses, session_facts
     from onnx_config.export.shapes import CheckShape, Float64, check_shapes
     from onnx_config.export.weights_check import weight_difference
-    from onnx_config.input_generator import generate_inputs, with_room
+    from onnx_config.input_generator import generate_inputs, picks_tokens, with_room
 
     device = choose_device(request["device"])
     limits = tuple(AxisLimit(**limit) for limit in request.get("limits", ()))
@@ -447,6 +447,7 @@ def parity(request: Json) -> Json:
             seed=shape.seed,
             padding=shape.padding,
             begins=shape.begins,
+            chosen=shape.chosen,
         )
 
     def compute(shapes: Iterable[CheckShape], model: Any) -> tuple[list[Reference], list[str]]:
@@ -464,6 +465,7 @@ def parity(request: Json) -> Json:
         "masked": masked,
         "row_elements": row_elements(inputs, spec.sizes),
         "states": bool(spec.states),
+        "chooses": picks_tokens(inputs),
         "count": request.get("count", 0),
     }
     shapes = check_shapes(sizes, spec.axis_ranges, **rows)

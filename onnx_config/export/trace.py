@@ -24,8 +24,8 @@ from onnx_config.export.asked_sizes import compared_with_one
 from onnx_config.export.attention import hidden_rows_as_in_torch, keys_transposed_at_once
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
-from onnx_config.export.escapes import Escapes, replayed
-from onnx_config.export.granted import conditions_returned, refuse_otherwise
+from onnx_config.export.escapes import DecisionError, Escapes, replayed
+from onnx_config.export.granted import condition_name, conditions_returned, refuse_otherwise
 from onnx_config.export.idle_work import no_idle_work
 from onnx_config.export.loops import loops_as_scans
 from onnx_config.export.operators import symbolic_operators
@@ -107,6 +107,8 @@ def trace_model(
     fixed: Iterable[str] = (),
     tied: bool = False,
     escapes: Callable[[], tuple[Mapping[str, torch.Tensor], Escapes]] | None = None,
+    reading: Escapes | None = None,
+    decides: str | None = None,
     sides: bool = True,
     before_optimizing: Callable[[onnx_ir.Model], None] | None = None,
 ) -> Trace:
@@ -125,18 +127,20 @@ def trace_model(
         tied: Whether the model has a top-k that chooses among equal values.
         escapes: Returns inputs to trace with instead, and what the model's code reads of its tensors, for a model that
             cannot be traced without; ``None``: not known.
+        reading: What it reads of them, where that is known already.
+        decides: A decision that ``reading`` is always the same about; whether it is so is a further output then.
         sides: Whether the size of images may be fixed at the sample's, since that is the one that they are brought to.
         before_optimizing: Is given the graph as translated, of which constants are then folded; changes it in place.
 
     Raises:
-        ModelError: If every attempt failed (``export_failed``); the message is that of the last one.
+        ModelError: If every attempt failed (``export_failed``); the message is that of the last one. Where the model
+            decides by the values of its inputs, its cause is a `DecisionError`.
     """
     tensors = tuple(specs)
-    kept = tuple(outputs)
+    kept = (*outputs, *([] if decides is None else [condition_name(decides)]))
     axes = frozenset(a for spec in tensors for a in spec.axis_names) - frozenset(fixed)
     notes: list[str] = []
     failures: list[tuple[_Attempt, Exception]] = []
-    reading: Escapes | None = None
     attempts = _attempts(axes, sides=sides)
     while attempts := attempts or _attempts_by_rows(failures, tensors):
         attempt = attempts.pop(0)
@@ -161,6 +165,8 @@ def trace_model(
         # torch, onnxscript and the exporter each raise their own; any of them ends this attempt only.
         except Exception as error:  # noqa: BLE001
             failures.append((attempt, error))
+            if isinstance(error, DecisionError):
+                break
             if attempt.rows is None and reading is None and escapes is not None and reads_values(error):
                 inputs, reading = escapes()
                 attempts = _attempts(axes, sides=sides)
