@@ -34,6 +34,7 @@ from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.export.vacuous import no_vacuous_equations
+from onnx_config.export.views import written_parts_kept
 from onnx_config.module_state import preserved_state
 from onnx_config.spec import TensorSpec, axes_of, base_axis, is_sum, size_of
 
@@ -311,6 +312,7 @@ def _export(
         loops_as_scans(model),
         symbolic_operators(model),
         _nothing_prepared(),
+        written_parts_kept(),
         decomposed_where_needed(),
         exact_patterns(),
         no_idle_work(),

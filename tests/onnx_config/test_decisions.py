@@ -165,7 +165,7 @@ def test_what_a_question_needs_of_a_loop_is_computed_ahead() -> None:
 
 
 def graph(nodes: list[Any], outputs: list[str]) -> onnx_ir.Model:
-    types = {"asked": (TensorProto.BOOL, [])}
+    types: dict[str, tuple[int, list[str]]] = {"asked": (TensorProto.BOOL, [])}
     made = helper.make_graph(
         nodes,
         "g",
