@@ -20,6 +20,7 @@ from onnx_config.probe import ProbeResult
 from onnx_config.refusals import (
     asked_for,
     beyond_table,
+    exclusive,
     is_one_row_only,
     is_too_small,
     reshaped,
@@ -90,6 +91,21 @@ def _missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Can
             other = draft.copy()
             other.add(name)
             yield Candidate(draft=other, why=f"{name} was added since the model asks for it", sure=True)
+
+
+def _not_both(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give one of the inputs that cannot be given together, the main one last: all models have one, made or not."""
+    names = [name for name in exclusive(answer.refusal or "") if name in draft.specs]
+    if len(names) < 2:
+        return
+    required = {a.name for a in draft.declaration.arguments if a.required}
+    for kept in sorted(names, key=lambda name: name == draft.declaration.main_input):
+        others = [name for name in names if name != kept]
+        if not required & set(others):
+            other = draft.copy()
+            for name in others:
+                other.remove(name)
+            yield Candidate(draft=other, why=f"{', '.join(others)} was left out: {answer.refusal}"[:300], sure=True)
 
 
 def _unpacked_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -507,6 +523,7 @@ def _text_only(draft: Draft, why: str) -> Iterator[Candidate]:
 
 
 _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] = (
+    _not_both,
     _missing_inputs,
     _unpacked_axes,
     _documented_rank,

@@ -48,6 +48,10 @@ IMAGE_TOKEN = {"image_token_id": 9, "image_eos_token_id": 8}
             picky.Named, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-by-name"
         ),
         pytest.param(
+            picky.Exclusive, {}, {"pixel_values": ("batch_size", 3, "height", "width")},
+            "inputs was left out: You cannot use both", id="one-of-two",
+        ),
+        pytest.param(
             picky.Unnamed, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="none-where-needed"
         ),
         pytest.param(
