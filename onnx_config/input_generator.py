@@ -124,7 +124,8 @@ def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], size
 def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int]) -> Array:
     """Change ``values`` as ``rule`` says."""
     if rule.below is not None:
-        values = values % max(1, rule.below)
+        # The remainder of a small negative fraction is next to the bound.
+        values = (np.abs(values) if values.dtype.kind == "f" else values) % max(1, rule.below)
     if rule.ones is not None:
         values = np.zeros_like(values)
         values[..., 1 : 1 + rule.ones] = 1

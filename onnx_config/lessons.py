@@ -253,16 +253,17 @@ def _index_limits(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
         return
     largest = {view.largest for frame in answer.frames[-3:] for view in frame.tensors.values()}
     for name, values in draft.arrays().items():
-        if values.dtype.kind != "i" or not values.size or int(values.max()) not in largest:
+        whole = values.dtype.kind == "i"
+        if not values.size or not (whole or values.dtype.kind == "f") or (whole and int(values.max()) not in largest):
             continue
-        present = draft.rules.get(name, ValueRule())
         below = min(limit, int(values.max()))
         if below < 1:
             continue
-        rule = replace(present, below=below)
         other = draft.copy()
-        other.rules[name] = rule
-        yield Candidate(draft=other, why=f"the values of {name} stay below {below}", sure=True)
+        other.rules[name] = replace(draft.rules.get(name, _NO_RULE), below=below)
+        # Whole numbers among fractions, such as the row and the column of a patch before its pixels, are cut off.
+        why = f"the values of {name} stay below {below}" + ("" if whole else " and are not negative")
+        yield Candidate(draft=other, why=why, sure=whole)
 
 
 def _one_row(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:

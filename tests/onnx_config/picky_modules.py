@@ -179,6 +179,17 @@ class Looked(Picky):
         return self.table(input_ids)
 
 
+class Placed(Looked):
+    """Finds the place of each patch before its pixels, among fractions."""
+
+    def forward(self, pixel_values: torch.FloatTensor):
+        """
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_patches, 5)`):
+            Row, then pixels.
+        """
+        return self.table(pixel_values[:, :, 0].long()) + pixel_values[:, :, 1:]
+
+
 class Indexed(Looked):
     """Looks them up without a module."""
 

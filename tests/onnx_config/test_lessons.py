@@ -116,6 +116,7 @@ def test_images_that_are_too_small_are_made_larger():
         pytest.param(picky.Looked, {"rows": 22}, {"input_ids": ValueRule(below=22)}, id="table"),
         pytest.param(picky.Looked, {"rows": 200}, {}, id="a-table-that-is-large-enough"),
         pytest.param(picky.Indexed, {"rows": 22}, {"input_ids": ValueRule(below=22)}, id="index"),
+        pytest.param(picky.Placed, {"rows": 2}, {"pixel_values": ValueRule(below=2)}, id="a-place-among-fractions"),
         pytest.param(picky.Marked, {}, {"token_mask": ValueRule(ones=3)}, id="marks"),
         pytest.param(
             picky.Captions, IMAGE_TOKEN | {"image_size": 16, "max_position_embeddings": 99},
