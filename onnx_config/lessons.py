@@ -256,7 +256,7 @@ def _index_limits(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
         whole = values.dtype.kind == "i"
         if not values.size or not (whole or values.dtype.kind == "f") or (whole and int(values.max()) not in largest):
             continue
-        below = min(limit, int(values.max()))
+        below = min(limit, int(values.max()) + (not whole))
         if below < 1:
             continue
         other = draft.copy()
