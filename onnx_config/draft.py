@@ -273,8 +273,10 @@ def _text_shape(declaration: Declaration) -> tuple[tuple[int | str, ...] | None,
     if main is None or not main.shape or not isinstance(main.shape[-1], str):
         return (main.shape if main is not None else None), None
     shape = (*main.shape[:-1], "sequence_length")
-    # Some multiple-choice heads document their choices in the output only.
-    if len(shape) == 2 and any("num_choices" in (f.shape or ()) for f in declaration.outputs):
+    # Some multiple-choice heads document their choices in the output only; where an argument's documentation knows of
+    # choices, a text that has none in its own is one text.
+    unsaid = not any("num_choices" in (a.shape or ()) for a in declaration.arguments)
+    if len(shape) == 2 and unsaid and any("num_choices" in (f.shape or ()) for f in declaration.outputs):
         shape = (shape[0], "num_choices", shape[1])
     return shape, main.shape[-1]
 

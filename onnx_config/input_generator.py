@@ -19,7 +19,7 @@ from onnx_config.spec import TensorSpec, ValueRule, is_past, size_of
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
 
-__all__ = ["Array", "generate_inputs", "positions_of", "special_token_ids", "with_room"]
+__all__ = ["Array", "generate_inputs", "picks_tokens", "positions_of", "special_token_ids", "with_room"]
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +36,7 @@ def generate_inputs(
     padding_side: str = "right",
     pad_token_id: int | None = None,
     begins: bool = False,
+    chosen: bool = True,
 ) -> dict[str, Array]:
     """Return one NumPy array per input, in their order.
 
@@ -52,6 +53,7 @@ def generate_inputs(
         padding_side: ``"right"`` or ``"left"``: where texts are padded.
         pad_token_id: What fills them; ``None``: the config's padding token.
         begins: Whether nothing came before, so that all of the cache is zeros.
+        chosen: Whether a second mask over the tokens, of those that are to be treated otherwise, picks any.
 
     Raises:
         ModelError: If ``sizes`` lacks an axis.
@@ -62,7 +64,7 @@ def generate_inputs(
         values = _values(spec, spec.resolve(sizes), config, declaration, generator)
         rule = rules.get(spec.name)
         if rule is None and _chooses(spec, inputs):
-            values = generator.integers(0, 2, values.shape).astype(values.dtype)
+            values = generator.integers(0, 2 if chosen else 1, values.shape).astype(values.dtype)
         arrays[spec.name] = values if rule is None else _obey(rule, values, sizes)
     if padding:
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
@@ -102,6 +104,11 @@ def _chooses(spec: TensorSpec, inputs: Sequence[TensorSpec]) -> bool:
     return beside and hiding is not None and spec.shape == hiding.shape and spec.dtype == hiding.dtype
 
 
+def picks_tokens(inputs: Sequence[TensorSpec]) -> bool:
+    """Return whether an input is a second mask over the tokens, of those that are to be treated otherwise."""
+    return any(_chooses(spec, inputs) for spec in inputs)
+
+
 def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], sizes: Mapping[str, int]) -> dict[str, int]:
     """Return ``sizes`` with texts long enough for the placeholders that they must hold at these sizes."""
     room = dict(sizes)
@@ -117,7 +124,8 @@ def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], size
 def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int]) -> Array:
     """Change ``values`` as ``rule`` says."""
     if rule.below is not None:
-        values = values % max(1, rule.below)
+        # The remainder of a small negative fraction is next to the bound.
+        values = (np.abs(values) if values.dtype.kind == "f" else values) % max(1, rule.below)
     if rule.ones is not None:
         values = np.zeros_like(values)
         values[..., 1 : 1 + rule.ones] = 1

@@ -20,6 +20,7 @@ from onnx_config.probe import ProbeResult
 from onnx_config.refusals import (
     asked_for,
     beyond_table,
+    exclusive,
     is_one_row_only,
     is_too_small,
     reshaped,
@@ -90,6 +91,21 @@ def _missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Can
             other = draft.copy()
             other.add(name)
             yield Candidate(draft=other, why=f"{name} was added since the model asks for it", sure=True)
+
+
+def _not_both(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give one of the inputs that cannot be given together, the main one last: all models have one, made or not."""
+    names = [name for name in exclusive(answer.refusal or "") if name in draft.specs]
+    if len(names) < 2:
+        return
+    required = {a.name for a in draft.declaration.arguments if a.required}
+    for kept in sorted(names, key=lambda name: name == draft.declaration.main_input):
+        others = [name for name in names if name != kept]
+        if not required & set(others):
+            other = draft.copy()
+            for name in others:
+                other.remove(name)
+            yield Candidate(draft=other, why=f"{', '.join(others)} was left out: {answer.refusal}"[:300], sure=True)
 
 
 def _unpacked_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -237,16 +253,17 @@ def _index_limits(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
         return
     largest = {view.largest for frame in answer.frames[-3:] for view in frame.tensors.values()}
     for name, values in draft.arrays().items():
-        if values.dtype.kind != "i" or not values.size or int(values.max()) not in largest:
+        whole = values.dtype.kind == "i"
+        if not values.size or not (whole or values.dtype.kind == "f") or (whole and int(values.max()) not in largest):
             continue
-        present = draft.rules.get(name, ValueRule())
-        below = min(limit, int(values.max()))
+        below = min(limit, int(values.max()) + (not whole))
         if below < 1:
             continue
-        rule = replace(present, below=below)
         other = draft.copy()
-        other.rules[name] = rule
-        yield Candidate(draft=other, why=f"the values of {name} stay below {below}", sure=True)
+        other.rules[name] = replace(draft.rules.get(name, _NO_RULE), below=below)
+        # Whole numbers among fractions, such as the row and the column of a patch before its pixels, are cut off.
+        why = f"the values of {name} stay below {below}" + ("" if whole else " and are not negative")
+        yield Candidate(draft=other, why=why, sure=whole)
 
 
 def _one_row(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -507,6 +524,7 @@ def _text_only(draft: Draft, why: str) -> Iterator[Candidate]:
 
 
 _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] = (
+    _not_both,
     _missing_inputs,
     _unpacked_axes,
     _documented_rank,

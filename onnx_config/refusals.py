@@ -9,6 +9,7 @@ from onnx_config.declarations import Declaration, Role
 __all__ = [
     "asked_for",
     "beyond_table",
+    "exclusive",
     "is_one_row_only",
     "is_too_small",
     "reshaped",
@@ -34,6 +35,7 @@ _TOO_SMALL = re.compile(
     r"must be (?:at least|greater|larger)|[Ii]nput.{0,40}too short|non-zero size|should be greater"
 )
 _ONE_ROW = re.compile(r"batch[ _]sizes? (?:> ?1|(?:greater|larger|bigger) than 1)\b", re.IGNORECASE)
+_NOT_BOTH = re.compile(r"\b(?:cannot|can't|can not|must not|should not|do not|don't)\b[\w ]* both:? (?P<names>[^.;]*)")
 _ASKS_FOR = (
     re.compile(r"missing \d+ required positional arguments?: (?P<names>.*)"),
     re.compile(r"(?:specify|provide|pass(?:ed)?|given?|required|expects?|\bset)(?P<names>.*)", re.IGNORECASE),
@@ -118,6 +120,16 @@ def is_too_small(refusal: str) -> bool:
 def is_one_row_only(refusal: str) -> bool:
     """Return whether a refusal says that only a batch of one row is taken."""
     return _ONE_ROW.search(refusal) is not None
+
+
+def exclusive(refusal: str) -> list[str]:
+    """Return the names that a refusal says cannot be given together.
+
+    >>> exclusive("You cannot use both `inputs` and `pixel_values`")
+    ['inputs', 'pixel_values']
+    """
+    found = _NOT_BOTH.search(refusal)
+    return re.findall(r"[a-z]\w+", found["names"]) if found else []
 
 
 def asked_for(refusal: str, declaration: Declaration) -> list[str]:

@@ -114,7 +114,7 @@ class ValueRule:
     """What the values of an input must be, beyond what its name and the config say."""
 
     below: int | None = None
-    """Exclusive upper bound of integer values; ``None``: as declared."""
+    """Exclusive upper bound of values, none of which is negative; ``None``: as declared."""
 
     ones: int | None = None
     """How many elements of each row are one, from the second on; the others are zero. ``None``: as ever."""

@@ -208,7 +208,13 @@ def _sorted(take: Callable[[Order], Order], values: Mapping[str, Any], result: A
             axis=axis,
         )
     )
-    return choice.taken().movedim(-1, axis), choice.places.movedim(-1, axis).clone()
+    taken = choice.taken().movedim(-1, axis), choice.places.movedim(-1, axis)
+    return tuple(_laid_out_as(before, new) for before, new in zip(result, taken, strict=True))
+
+
+def _laid_out_as(before: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Return a copy of ``new`` that lies in memory as ``before`` does, which the model may take another view of."""
+    return torch.empty_like(before).copy_(new)
 
 
 def _extreme(take: Callable[[Order], Order], values: Mapping[str, Any], result: Any) -> Any:
@@ -216,14 +222,16 @@ def _extreme(take: Callable[[Order], Order], values: Mapping[str, Any], result: 
     found = result[1] if isinstance(result, tuple) else result
     if dim is None:
         flat = Order(scores=scores.reshape(-1), places=found.reshape(1), sorted=True, axis=0)
-        return take(flat).places.reshape(found.shape).clone()
+        return _laid_out_as(found, take(flat).places.reshape(found.shape))
     axis = dim % scores.dim()
     places = (found if keep else found.unsqueeze(axis)).movedim(axis, -1)
     choice = take(Order(scores=scores.movedim(axis, -1), places=places, sorted=True, axis=axis))
-    taken = [t.movedim(-1, axis) for t in (choice.taken(), choice.places.clone())]
+    taken = [t.movedim(-1, axis) for t in (choice.taken(), choice.places)]
     if not keep:
         taken = [t.squeeze(axis) for t in taken]
-    return tuple(taken) if isinstance(result, tuple) else taken[1]
+    if not isinstance(result, tuple):
+        return _laid_out_as(found, taken[1])
+    return tuple(_laid_out_as(before, new) for before, new in zip(result, taken, strict=True))
 
 
 def as_model_chose(run: Run) -> Pinned | None:

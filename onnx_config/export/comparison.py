@@ -16,7 +16,7 @@ from onnx_config.export.limits import AxisLimit, within
 from onnx_config.export.loaded import loaded_model
 from onnx_config.export.shapes import CheckShape, Float64, check_shapes
 from onnx_config.export.turns import size_beyond
-from onnx_config.input_generator import generate_inputs, with_room
+from onnx_config.input_generator import generate_inputs, picks_tokens, with_room
 from onnx_config.parts import Role, role_of
 from onnx_config.spec import ModelSpec, TensorSpec
 
@@ -156,6 +156,7 @@ class _Pair:
             seed=shape.seed,
             padding=shape.padding,
             begins=shape.begins,
+            chosen=shape.chosen,
         )
 
     def shapes(self, ranges: Mapping[str, tuple[int, int | None]]) -> tuple[CheckShape, ...]:
@@ -166,6 +167,7 @@ class _Pair:
             masked=self.masked,
             row_elements=row_elements(self.inputs, self.spec.sizes),
             states=bool(self.spec.states),
+            chooses=picks_tokens(self.inputs),
             count=self.request.get("count", 0),
         )
 

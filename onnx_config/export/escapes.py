@@ -3,7 +3,8 @@
 A graph has no place for such values. Where a model reads the same one whatever it is given, since it comes from the
 weights or asks for something that no ordinary input has, the value is as good as a constant. So the model is run on
 several inputs, of several sizes, and what it reads is written down by the line that reads it; while it is traced, the
-lines that always read the same get that. A decision that is not always the same cannot be in one graph.
+lines that always read the same get that. A decision that is not always the same cannot be in one trace: where inputs of
+both kinds were tried, the model is traced once with either.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["EscapeWatch", "Escapes", "escapes_of", "replayed"]
+__all__ = ["DecisionError", "EscapeWatch", "Escapes", "Way", "escapes_of", "replayed"]
 
 _MODELS = "transformers.models."
 _Tensor = torch.Tensor
@@ -35,6 +37,9 @@ _READS: Mapping[Any, str] = {
 
 _COUNTS = frozenset({_Tensor.nonzero, torch.nonzero, torch.where, _Tensor.__getitem__, torch.masked_select})
 """What returns as many rows as the values say."""
+
+_ENOUGH = 2
+"""Inputs of either kind on which a graph of both decisions is compared with its model, at least."""
 
 _DATA = _Tensor.data.__get__  # type: ignore[attr-defined]  # a property
 
@@ -61,12 +66,47 @@ class EscapeWatch(TorchFunctionMode):
         return result
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of a model."""
+
+    feed: Any
+    """What it was given."""
+    read: Mapping[Place, Sequence[Any]]
+    compared: bool
+    """Whether its graph will be compared with it on that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Inputs for which a model decides alike."""
+
+    feed: Any
+    """One of them, to trace with."""
+    reading: Escapes
+    """What the model's code reads on all of them."""
+    decides: str
+    """Where it decides, and what it finds there."""
+
+
+class DecisionError(ValueError):
+    """What a model's code does depends on the values of its inputs."""
+
+    def __init__(self, place: Place, ways: tuple[Way, Way] | None) -> None:
+        super().__init__(f"the model's code decides by the values of its inputs ({_where(place)})")
+        self.ways = ways
+        """Both decisions, that of the inputs that were traced first; ``None``: not enough inputs of each are known."""
+
+
 class Escapes:
     """What a model's code read on several inputs."""
 
-    def __init__(self, runs: Sequence[Mapping[Place, Sequence[Any]]]) -> None:
-        self._first = runs[0]
-        self._others = runs[1:]
+    def __init__(self, runs: Sequence[_Run], *, decided: str | None = None) -> None:
+        self.decided = decided
+        """What only these inputs have in common, and others have not."""
+        self._runs = tuple(runs)
+        self._first = self._runs[0].read
+        self._others = [run.read for run in self._runs[1:]]
 
     def read(self, place: Place, number: int) -> tuple[bool, Any, bool]:
         """Return whether something was read there for the ``number``-th time, what, and whether it is always that."""
@@ -77,14 +117,35 @@ class Escapes:
         same = all(number < len(run.get(place, ())) and _same(run[place][number], value) for run in self._others)
         return True, value, same
 
+    def ways(self, place: Place, number: int) -> tuple[Way, Way] | None:
+        """Return both decisions that are taken there for the ``number``-th time, that of the first inputs first.
 
-def escapes_of(call: Callable[[Any], Any], feeds: Sequence[Any]) -> Escapes:
+        ``None`` where a model does not come there with all inputs, is not compared often enough either way, or with
+        inputs of the first ones' sizes always decides as with those.
+        """
+        if any(number >= len(run.read.get(place, ())) for run in self._runs):
+            return None
+        value = bool(self._first[place][number])
+        ways = []
+        for decision in (value, not value):
+            kind = [run for run in self._runs if bool(run.read[place][number]) is decision]
+            traced = next((run for run in kind if _shapes(run.feed) == _shapes(self._runs[0].feed)), None)
+            if traced is None or sum(run.compared for run in kind) < _ENOUGH:
+                return None
+            others = [run for run in kind if run is not traced]
+            found = _found(place, decision)
+            ways.append(Way(traced.feed, Escapes([traced, *others], decided=found), found))
+        return ways[0], ways[1]
+
+
+def escapes_of(call: Callable[[Any], Any], feeds: Sequence[Any], *, beside: Sequence[Any] = ()) -> Escapes:
     """Return what ``call`` reads on each of ``feeds``, the first of which is the one to be traced.
 
-    Feeds other than the first that are refused are left out.
+    Feeds other than the first that are refused are left out. Those ``beside`` are no more than read and traced with: on
+    all other feeds but the first, what is traced will be compared.
     """
     runs = []
-    for number, feed in enumerate(feeds):
+    for number, feed in enumerate((*feeds, *beside)):
         with torch.no_grad(), EscapeWatch() as watch:
             try:
                 call(feed)
@@ -93,7 +154,7 @@ def escapes_of(call: Callable[[Any], Any], feeds: Sequence[Any]) -> Escapes:
                 if not number:
                     raise
                 continue
-        runs.append(watch.read)
+        runs.append(_Run(feed, watch.read, compared=0 < number < len(feeds)))
     return Escapes(runs)
 
 
@@ -129,15 +190,18 @@ class replayed(TorchFunctionMode):  # noqa: N801  # used as a context manager on
 
     def _replay(self, func: Any, args: Any, kwargs: Any) -> Any:
         place = _place(func.__name__)
+        number = 0 if place is None else self._count[place]
         known, value, always = (False, None, False) if place is None else self._next(place)
         if not known or place is None:
             return func(*args, **kwargs)
-        where = f"{place[0].rpartition('/')[2]}:{place[1]}"
+        where = _where(place)
         if isinstance(value, bool) or func is _Tensor.__bool__:
             if not always:
-                raise ValueError(f"the model's code decides by the values of its inputs ({where})")
-            self._note(f"{where} is taken to find {value}, as it does for all inputs that were tried")
-            self.granted[f"{where} is taken to find {value}"].append((args[0] != 0, bool(value)))
+                raise DecisionError(place, self._escapes.ways(place, number))
+            found = _found(place, bool(value))
+            if found != self._escapes.decided:
+                self._note(f"{found}, as it does for all inputs that were tried")
+            self.granted[found].append((args[0] != 0, bool(value)))
             return value
         if always:
             self._note(f"{where} is taken to read what it does for all inputs that were tried")
@@ -183,6 +247,18 @@ def _hint(size: Any, value: Any) -> None:
         expression = size.node.expr
         if expression.is_symbol and expression not in size.node.shape_env.backed_var_to_val:
             size.node.shape_env.set_real_tensor_prop_unbacked_vals(expression, value)
+
+
+def _where(place: Place) -> str:
+    return f"{place[0].rpartition('/')[2]}:{place[1]}"
+
+
+def _found(place: Place, decision: bool) -> str:
+    return f"{_where(place)} is taken to find {decision}"
+
+
+def _shapes(feed: Any) -> Any:
+    return {name: tuple(tensor.shape) for name, tensor in feed.items()} if isinstance(feed, Mapping) else None
 
 
 def _same(one: Any, other: Any) -> bool:

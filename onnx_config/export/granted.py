@@ -21,7 +21,7 @@ import torch
 if TYPE_CHECKING:
     from onnx_config.export.escapes import replayed
 
-__all__ = ["conditions_returned", "refuse_otherwise"]
+__all__ = ["condition_name", "conditions_returned", "refuse_otherwise"]
 
 _PREFIX = "taken_for_granted_"
 _BODIES = (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS)
@@ -51,19 +51,28 @@ def conditions_returned(model: torch.nn.Module, replay: replayed) -> Iterator[No
 def _conditions(granted: Mapping[str, list[tuple[torch.Tensor, Any]]]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, decisions in granted.items():
         holds = [(tensor == value).all() for tensor, value in decisions]
-        yield f"{_PREFIX}{re.sub(r'[^a-zA-Z0-9]+', '_', name)}", torch.stack(holds).all()
+        yield condition_name(name), torch.stack(holds).all()
+
+
+def condition_name(granted: str) -> str:
+    """Return the name of the output that tells whether what is taken for granted holds.
+
+    >>> condition_name("modeling_x.py:7 is taken to find True")
+    'taken_for_granted_modeling_x_py_7_is_taken_to_find_True'
+    """
+    return f"{_PREFIX}{re.sub(r'[^a-zA-Z0-9]+', '_', granted)}"
 
 
 def refuse_otherwise(program: onnx_ir.Model, kept: Collection[str]) -> None:
     """Turn the conditions among a graph's outputs into nodes that end a run where they do not hold, in place.
 
-    ``kept`` are the names of the outputs that will remain.
+    ``kept`` are the names of the outputs that will remain, conditions too.
     """
     graph = program.graph
-    conditions = [value for value in graph.outputs if _name(value).startswith(_PREFIX)]
+    conditions = [value for value in graph.outputs if _name(value).startswith(_PREFIX) and _name(value) not in kept]
     if not conditions:
         return
-    graph.outputs[:] = [value for value in graph.outputs if not _name(value).startswith(_PREFIX)]
+    graph.outputs[:] = [value for value in graph.outputs if value not in conditions]
     computed = [i for i, v in enumerate(graph.outputs) if v.dtype in _NUMBERS and v.producer() is not None]
     at = next((i for i in computed if _name(graph.outputs[i]) in kept), next(iter(computed), None))
     if at is None:

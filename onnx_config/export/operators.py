@@ -2,8 +2,8 @@
 
 ``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not.
 ``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made; ``linspace`` makes as
-many numbers as for the sample, and a list of sizes becomes a tensor of the sample's. What is counted from the end by a
-size is counted from the start.
+many numbers as for the sample, and a list of sizes becomes a tensor of the sample's. Pooling to a number of cells reads
+which cells lie at which sizes of the sample. What is counted from the end by a size is counted from the start.
 """
 
 from __future__ import annotations
@@ -40,6 +40,42 @@ def _max_pool1d(original: Any) -> Any:
         return pooled.squeeze(-2)
 
     return max_pool1d
+
+
+def _adaptive_avg_pool(axes: int) -> Any:
+    """Return what makes a pooling of the last ``axes`` axes to so many cells each one that holds at all sizes."""
+
+    def made(original: Any) -> Any:
+        def adaptive_avg_pool(
+            input: torch.Tensor,  # noqa: A002  # torch's name, used as a keyword
+            output_size: Any,
+        ) -> Any:
+            wanted = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * axes
+            sizes = input.shape[-axes:]
+            symbols = any(isinstance(size, torch.SymInt) for size in (*sizes, *wanted))
+            # One cell alone is the mean of all.
+            if not symbols or len(wanted) != axes or all(isinstance(w, int) and w == 1 for w in wanted):
+                return original(input, output_size)
+            pooled = input
+            for axis, (size, cells) in enumerate(zip(sizes, wanted, strict=True), start=-axes):
+                if cells is not None:
+                    within = _cells(size, cells, input.dtype, input.device)
+                    sums = torch.matmul(pooled.transpose(axis, -1), within) / within.sum(dim=0)
+                    pooled = sums.transpose(axis, -1)
+            return pooled
+
+        return adaptive_avg_pool
+
+    return made
+
+
+def _cells(size: Any, cells: Any, dtype: torch.dtype, device: Any) -> torch.Tensor:
+    """Return a table (size, cells) of ones where a place lies in a cell; neighbours may share a place."""
+    length, count = (_number(number, torch.int64, device) for number in (size, cells))
+    cell = torch.arange(cells, device=device)
+    place = torch.arange(size, device=device).unsqueeze(-1)
+    first, behind = cell * length // count, ((cell + 1) * length + count - 1) // count
+    return ((place >= first) & (place < behind)).to(dtype)
 
 
 def _div(original: Any) -> Any:
@@ -230,6 +266,8 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
     functional = torch.nn.functional
     places: tuple[tuple[Any, str, Any], ...] = (
         (functional, "max_pool1d", _max_pool1d),
+        (functional, "adaptive_avg_pool1d", _adaptive_avg_pool(1)),
+        (functional, "adaptive_avg_pool2d", _adaptive_avg_pool(2)),
         (torch, "div", _div),
         (torch, "linspace", _linspace),
         (torch, "as_tensor", _tensor_of),

@@ -133,7 +133,8 @@ def trace_sample(
 ) -> Trace:
     """Trace ``model`` with its sample, for the outputs of its spec.
 
-    A model that keeps states computes otherwise where it goes on with one token, for which it is traced once more.
+    A model that keeps states computes otherwise where it goes on with one token, for which it is traced once more; so
+    is one that decides by the values of its inputs.
 
     Args:
         spec: What the model takes and gives.
@@ -144,6 +145,9 @@ def trace_sample(
         escapes: Returns inputs to trace with, and what the model's code reads on them; ``None``: not known.
         **options: As of `trace_model`.
     """
+    from onnx_config.export.decisions import by_decision
+    from onnx_config.export.escapes import DecisionError
+    from onnx_config.export.granted import condition_name
     from onnx_config.export.one_token import ONE_TOKEN, one_token_spec
     from onnx_config.export.trace import trace_model
     from onnx_config.export.turns import in_two_ways, size_beyond
@@ -151,17 +155,34 @@ def trace_sample(
     def trace(
         spec: ModelSpec, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor], lengths: Collection[int] = ()
     ) -> Trace:
-        return trace_model(
-            model,
-            inputs,
-            spec.inputs,
-            sample.kept(spec),
-            axis_ranges=spec.axis_ranges,
-            flags=universal.forward_flags,
-            sides=sample.image_size is not None,
-            escapes=None if escapes is None else lambda: escapes(spec, sizes),
-            lengths=lengths,
-            **options,
+        def traced(inputs: Mapping[str, torch.Tensor], **known: Any) -> Trace:
+            return trace_model(
+                model,
+                inputs,
+                spec.inputs,
+                sample.kept(spec),
+                axis_ranges=spec.axis_ranges,
+                flags=universal.forward_flags,
+                sides=sample.image_size is not None,
+                lengths=lengths,
+                **known,
+                **options,
+            )
+
+        try:
+            return traced(inputs, escapes=None if escapes is None else lambda: escapes(spec, sizes))
+        except ModelError as error:
+            ways = error.__cause__.ways if isinstance(error.__cause__, DecisionError) else None
+            if ways is None:
+                raise
+        first = traced(ways[0].feed, reading=ways[0].reading, decides=ways[0].decides)
+        second = traced(ways[1].feed, reading=ways[1].reading)
+        said = f"the graph decides by the values of its inputs as the model does ({ways[0].decides}, or not)"
+        return replace(
+            first,
+            model=by_decision(first.model, second.model, condition_name(ways[0].decides)),
+            notes=tuple(dict.fromkeys((*first.notes, *second.notes, said))),
+            untried=tuple(sorted({*first.untried, *second.untried})),
         )
 
     found = _of_any_number_of_chunks(trace, spec, universal, sample, fixed=options.get("fixed", ()))
@@ -239,9 +260,18 @@ def _untried_together(few: Trace, many: Trace, turn: AxisLimit) -> tuple[tuple[s
 
 
 def tensors_of(
-    spec: ModelSpec, universal: Any, sizes: Mapping[str, int], *, seed: int = 0, padding: bool = False
+    spec: ModelSpec,
+    universal: Any,
+    sizes: Mapping[str, int],
+    *,
+    seed: int = 0,
+    padding: bool = False,
+    chosen: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """Return the inputs of the spec at ``sizes``, by name; later rows padded where ``padding`` is true."""
+    """Return the inputs of the spec at ``sizes``, by name.
+
+    Later rows are padded where ``padding`` is true, and a second mask picks no token where ``chosen`` is not.
+    """
     import torch
 
     from onnx_config.input_generator import generate_inputs
@@ -254,6 +284,7 @@ def tensors_of(
         rules=spec.values,
         seed=seed,
         padding=padding,
+        chosen=chosen,
     )
     return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
@@ -291,22 +322,34 @@ def image_size_of(spec: ModelSpec, universal: Any, folder: Path) -> tuple[int, i
 def escapes_at(spec: ModelSpec, universal: Any, model: Any, sizes: Mapping[str, int]) -> tuple[Any, Escapes]:
     """Return inputs to trace with, and what the model's code reads on them and at the sizes of the checks.
 
-    Later rows are padded in them, since code that looks whether anything is takes the way for all only then.
+    Later rows are padded in them, since code that looks whether anything is takes the way for all only then; the same
+    is read of inputs of these sizes with nothing padded, and with nothing picked.
     """
     from onnx_config.export.escapes import escapes_of
     from onnx_config.export.shapes import CheckShape, check_shapes
-    from onnx_config.input_generator import with_room
+    from onnx_config.input_generator import picks_tokens, with_room
     from onnx_config.module_state import preserved_state
 
     masked = any(tensor.name.endswith("mask") for tensor in spec.inputs)
-    shapes = [CheckShape(label="traced", sizes=sizes, padding=masked)]
-    kept = bool(spec.states)
-    for shape in check_shapes(sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked, states=kept):
+    picks = picks_tokens(spec.inputs)
+    first, *beside = (
+        CheckShape(label="traced", sizes=sizes, padding=padding, chosen=chosen)
+        for padding in ((True, False) if masked else (False,))
+        for chosen in ((True, False) if picks else (True,))
+    )
+    shapes = [first]
+    for shape in check_shapes(
+        sizes, spec.axis_ranges, steps=spec.axis_steps, masked=masked, states=bool(spec.states), chooses=picks
+    ):
         room = with_room(spec.inputs, spec.values, {**spec.sizes, **shape.sizes})
         shapes.append(replace(shape, sizes=room))
-    tensors = [tensors_of(spec, universal, s.sizes, seed=s.seed, padding=s.padding) for s in shapes]
+
+    def tensors(shape: CheckShape) -> Mapping[str, torch.Tensor]:
+        return tensors_of(spec, universal, shape.sizes, seed=shape.seed, padding=shape.padding, chosen=shape.chosen)
+
+    feeds, others = list(map(tensors, shapes)), list(map(tensors, beside))
     with preserved_state(model):
-        return tensors[0], escapes_of(lambda feed: model(**feed, **universal.forward_flags), tensors)
+        return feeds[0], escapes_of(lambda feed: model(**feed, **universal.forward_flags), feeds, beside=others)
 
 
 def uneven_sizes(spec: ModelSpec, fixed: Iterable[str]) -> dict[str, int]:

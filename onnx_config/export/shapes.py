@@ -46,6 +46,9 @@ class CheckShape:
     doubled: bool = True
     """Whether the model is run in float64 too where that decides; it then takes twice the memory."""
 
+    chosen: bool = True
+    """Whether a mask of the tokens that are to be treated otherwise picks any."""
+
 
 def check_shapes(
     sizes: Mapping[str, int],
@@ -55,6 +58,7 @@ def check_shapes(
     masked: bool,
     row_elements: int = 0,
     states: bool = False,
+    chooses: bool = False,
     count: int = 0,
 ) -> tuple[CheckShape, ...]:
     """Return five shapes or more, none of them the traced one, each axis at two sizes at least.
@@ -71,6 +75,7 @@ def check_shapes(
             others have one.
         states: Whether the model takes states of a fixed size, so that to begin a text is another matter than to go
             on with one.
+        chooses: Whether a second mask among the inputs picks tokens; models look whether it picks any.
         count: How many shapes at least; those beyond the usual ones are of random sizes, the same ones every time.
 
     >>> [s.label for s in check_shapes({"batch_size": 2}, {"batch_size": (1, None)}, masked=False)]
@@ -103,6 +108,13 @@ def check_shapes(
         shapes.append(
             CheckShape(label="padded rows", sizes=_with(sizes, limits, batch=3, other=_medium), padding=True, seed=6)
         )
+    if chooses:
+        shapes += [
+            CheckShape(
+                label=label, sizes=_with(sizes, limits, batch=batch, other=change), chosen=False, seed=30 + batch
+            )
+            for label, batch, change in (("nothing picked", 2, _odd), ("nothing picked in many", 3, _large))
+        ]
     if states:
         shapes = [*map(_begun, shapes), *_stepping(sizes, limits, masked=masked)]
     elif PAST_AXIS in sizes:

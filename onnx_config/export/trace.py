@@ -24,8 +24,8 @@ from onnx_config.export.asked_sizes import compared_with_one
 from onnx_config.export.attention import hidden_rows_as_in_torch, keys_transposed_at_once
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
-from onnx_config.export.escapes import Escapes, replayed
-from onnx_config.export.granted import conditions_returned, refuse_otherwise
+from onnx_config.export.escapes import DecisionError, Escapes, replayed
+from onnx_config.export.granted import condition_name, conditions_returned, refuse_otherwise
 from onnx_config.export.idle_work import no_idle_work
 from onnx_config.export.loops import loops_as_scans
 from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
@@ -35,6 +35,7 @@ from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.export.vacuous import no_vacuous_equations
+from onnx_config.export.views import written_parts_kept
 from onnx_config.export.whole_chunks import reckoned_by_chunks
 from onnx_config.module_state import preserved_state
 from onnx_config.spec import TensorSpec, axes_of, base_axis, is_sum, size_of
@@ -112,6 +113,8 @@ def trace_model(
     fixed: Iterable[str] = (),
     tied: bool = False,
     escapes: Callable[[], tuple[Mapping[str, torch.Tensor], Escapes]] | None = None,
+    reading: Escapes | None = None,
+    decides: str | None = None,
     sides: bool = True,
     before_optimizing: Callable[[onnx_ir.Model], None] | None = None,
     lengths: Collection[int] = (),
@@ -131,20 +134,22 @@ def trace_model(
         tied: Whether the model has a top-k that chooses among equal values.
         escapes: Returns inputs to trace with instead, and what the model's code reads of its tensors, for a model that
             cannot be traced without; ``None``: not known.
+        reading: What it reads of them, where that is known already.
+        decides: A decision that ``reading`` is always the same about; whether it is so is a further output then.
         sides: Whether the size of images may be fixed at the sample's, since that is the one that they are brought to.
         before_optimizing: Is given the graph as translated, of which constants are then folded; changes it in place.
         lengths: The sizes in ``inputs`` that are the length of a text and may be another one.
 
     Raises:
         OneChunkError: If the model works through its text by chunks, and one of ``lengths`` is within the first.
-        ModelError: If every attempt failed (``export_failed``); the message is that of the last one.
+        ModelError: If every attempt failed (``export_failed``); the message is that of the last one. Where the model
+            decides by the values of its inputs, its cause is a `DecisionError`.
     """
     tensors = tuple(specs)
-    kept = tuple(outputs)
+    kept = (*outputs, *([] if decides is None else [condition_name(decides)]))
     axes = frozenset(a for spec in tensors for a in spec.axis_names) - frozenset(fixed)
     notes: list[str] = []
     failures: list[tuple[_Attempt, Exception]] = []
-    reading: Escapes | None = None
     attempts = _attempts(axes, sides=sides)
     while attempts := attempts or _attempts_by_rows(failures, tensors):
         attempt = attempts.pop(0)
@@ -172,6 +177,8 @@ def trace_model(
             if (one_chunk := one_chunk_behind(error)) is not None:
                 raise one_chunk from None
             failures.append((attempt, error))
+            if isinstance(error, DecisionError):
+                break
             if attempt.rows is None and reading is None and escapes is not None and reads_values(error):
                 inputs, reading = escapes()
                 attempts = _attempts(axes, sides=sides)
@@ -317,6 +324,7 @@ def _export(
         loops_as_scans(model),
         symbolic_operators(model),
         _nothing_prepared(),
+        written_parts_kept(),
         decomposed_where_needed(),
         exact_patterns(),
         no_idle_work(),

@@ -8,7 +8,8 @@ tells its turn to whoever compares it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir
@@ -18,7 +19,7 @@ from onnx_config.export.limits import AxisLimit, limit_of
 from onnx_config.export.merge import Shared, branch_of
 from onnx_config.spec import TensorSpec
 
-__all__ = ["in_two_ways", "one_way", "size_beyond"]
+__all__ = ["Condition", "either_way", "in_two_ways", "one_way", "size_beyond"]
 
 _BEYOND = 10
 _STEP = 64
@@ -39,23 +40,61 @@ def in_two_ways(few: onnx_ir.Model, many: onnx_ir.Model, turn: AxisLimit, specs:
         ValueError: If no input has the axis.
     """
     name, position = _place(turn.axis, specs)
+
+    def turning(inputs: Mapping[str, onnx_ir.Value], _: onnx_ir.Graph) -> Condition:
+        size = onnx_ir.node("Shape", [inputs[name]], attributes={"start": position, "end": position + 1})
+        most = onnx_ir.tensor(np.array([turn.most], dtype=np.int64), name=f"{turn.node}_most")
+        largest = onnx_ir.Value(name=most.name, const_value=most)
+        compared = onnx_ir.node("LessOrEqual", [size.outputs[0], largest], name=turn.node)
+        squeezed = onnx_ir.node("Squeeze", [compared.outputs[0]])
+        return Condition([size, compared, squeezed], squeezed.outputs[0], [largest])
+
+    return either_way(few, many, ("few", "many"), turning)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What decides which of two ways a graph takes."""
+
+    nodes: Sequence[onnx_ir.Node]
+    """What computes it, outside of both."""
+    holds: onnx_ir.Value
+    """Whether the first way is taken."""
+    constants: Sequence[onnx_ir.Value] = ()
+    """What the nodes read beside inputs and weights."""
+
+
+def either_way(
+    first: onnx_ir.Model,
+    second: onnx_ir.Model,
+    names: tuple[str, str],
+    condition: Callable[[Mapping[str, onnx_ir.Value], onnx_ir.Graph], Condition],
+) -> onnx_ir.Model:
+    """Return one model that computes ``first`` where a condition holds, else ``second``; both are taken apart for it.
+
+    Its inputs and outputs are those of ``second``.
+
+    Args:
+        first: The graph of what the condition holds for.
+        second: The graph of all else.
+        names: What the two ways are called in names of nodes.
+        condition: Is given the inputs by name and the branch that ``first`` became, from which it may take nodes.
+    """
     inputs: dict[str, onnx_ir.Value] = {}
-    for value in (*many.graph.inputs, *few.graph.inputs):
+    for value in (*second.graph.inputs, *first.graph.inputs):
         inputs.setdefault(value.name or "", _like(value))
-    short = {value.name: value for value in few.graph.outputs}
-    outputs = [_of_both(value, short.get(value.name)) for value in many.graph.outputs]
-    names = [value.name or "" for value in outputs]
+    short = {value.name: value for value in first.graph.outputs}
+    outputs = [_of_both(value, short.get(value.name)) for value in second.graph.outputs]
+    wanted = [value.name or "" for value in outputs]
     shared: Shared = {}
-    branches = [branch_of(model.graph, side, inputs, names, shared) for side, model in (("few", few), ("many", many))]
-    size = onnx_ir.node("Shape", [inputs[name]], attributes={"start": position, "end": position + 1})
-    most = onnx_ir.tensor(np.array([turn.most], dtype=np.int64), name=f"{turn.node}_most")
-    largest = onnx_ir.Value(name=most.name, const_value=most)
-    compared = onnx_ir.node("LessOrEqual", [size.outputs[0], largest], name=turn.node)
-    squeezed = onnx_ir.node("Squeeze", [compared.outputs[0]])
+    branches = [
+        branch_of(model.graph, side, inputs, wanted, shared) for side, model in zip(names, (first, second), strict=True)
+    ]
+    found = condition(inputs, branches[0])
     chosen = onnx_ir.Node(
         "",
         "If",
-        [squeezed.outputs[0]],
+        [found.holds],
         attributes=[
             onnx_ir.AttrGraph("then_branch", branches[0]),
             onnx_ir.AttrGraph("else_branch", branches[1]),
@@ -65,15 +104,15 @@ def in_two_ways(few: onnx_ir.Model, many: onnx_ir.Model, turn: AxisLimit, specs:
     graph = onnx_ir.Graph(
         list(inputs.values()),
         outputs,
-        nodes=[size, compared, squeezed, chosen],
-        initializers=[largest, *shared.values()],
-        opset_imports={**few.graph.opset_imports, **many.graph.opset_imports},
-        name=many.graph.name,
+        nodes=[*found.nodes, chosen],
+        initializers=[*found.constants, *shared.values()],
+        opset_imports={**first.graph.opset_imports, **second.graph.opset_imports},
+        name=second.graph.name,
     )
-    merged = onnx_ir.Model(graph, ir_version=max(few.ir_version, many.ir_version))
-    for function in (*few.functions.values(), *many.functions.values()):
+    merged = onnx_ir.Model(graph, ir_version=max(first.ir_version, second.ir_version))
+    for function in (*first.functions.values(), *second.functions.values()):
         merged.functions[function.identifier()] = function
-    merged.metadata_props.update(many.metadata_props)
+    merged.metadata_props.update(second.metadata_props)
     NameFixPass()(merged)
     return merged
 

@@ -112,6 +112,21 @@ class Named(Picky):
         return input_ids + positions
 
 
+class Exclusive(Picky):
+    """Takes its main input or another one in its place, and not both."""
+
+    main_input_name = "inputs"
+
+    def forward(self, inputs: torch.Tensor | None = None, pixel_values: torch.FloatTensor | None = None):
+        """
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Pixel values. They can be obtained using [`AutoImageProcessor`].
+        """
+        if inputs is not None and pixel_values is not None:
+            raise ValueError("You cannot use both `inputs` and `pixel_values`")
+        return (pixel_values if inputs is None else inputs).flatten(3) + 1
+
+
 class Unnamed(Picky):
     """Needs an optional argument, and does not say so."""
 
@@ -162,6 +177,17 @@ class Looked(Picky):
             Ids.
         """
         return self.table(input_ids)
+
+
+class Placed(Looked):
+    """Finds the place of each patch before its pixels, among fractions."""
+
+    def forward(self, pixel_values: torch.FloatTensor):
+        """
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_patches, 5)`):
+            Row, then pixels.
+        """
+        return self.table(pixel_values[:, :, 0].long()) + pixel_values[:, :, 1:]
 
 
 class Indexed(Looked):

@@ -48,6 +48,10 @@ IMAGE_TOKEN = {"image_token_id": 9, "image_eos_token_id": 8}
             picky.Named, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-by-name"
         ),
         pytest.param(
+            picky.Exclusive, {}, {"pixel_values": ("batch_size", 3, "height", "width")},
+            "inputs was left out: You cannot use both", id="one-of-two",
+        ),
+        pytest.param(
             picky.Unnamed, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="none-where-needed"
         ),
         pytest.param(
@@ -112,6 +116,7 @@ def test_images_that_are_too_small_are_made_larger():
         pytest.param(picky.Looked, {"rows": 22}, {"input_ids": ValueRule(below=22)}, id="table"),
         pytest.param(picky.Looked, {"rows": 200}, {}, id="a-table-that-is-large-enough"),
         pytest.param(picky.Indexed, {"rows": 22}, {"input_ids": ValueRule(below=22)}, id="index"),
+        pytest.param(picky.Placed, {"rows": 2}, {"pixel_values": ValueRule(below=2)}, id="a-place-among-fractions"),
         pytest.param(picky.Marked, {}, {"token_mask": ValueRule(ones=3)}, id="marks"),
         pytest.param(
             picky.Captions, IMAGE_TOKEN | {"image_size": 16, "max_position_embeddings": 99},

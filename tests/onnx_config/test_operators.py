@@ -38,6 +38,19 @@ class Spaced(Small):
         return {"y": x * places * self.scale, "z": halves, "sizes": sizes, "shares": shares}
 
 
+class Cells(Small):
+    """Pools to a number of cells that need not divide its sizes, may be larger, and may be a size itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = torch.nn.AdaptiveAvgPool2d((3, 4))
+        self.columns = torch.nn.AdaptiveAvgPool1d(20)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        halves = torch.nn.functional.adaptive_avg_pool2d(x, (None, x.shape[-1] // 2))
+        return {"y": self.cells(x.unsqueeze(1)) * self.scale, "z": self.columns(x), "halves": halves}
+
+
 class Doubled(torch.autograd.Function):
     """A function with a derivative of its own."""
 
@@ -62,7 +75,7 @@ class Functional(Small):
         return {"y": self.function(x) * self.scale + Doubled.apply(x)}
 
 
-@pytest.mark.parametrize("cls", [Pooled, Spaced, Functional])
+@pytest.mark.parametrize("cls", [Pooled, Spaced, Cells, Functional])
 def test_sizes_stay_symbols(cls: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(symbolic, "_MODELS", __name__)
     model = cls()

@@ -49,6 +49,22 @@ def test_the_config_alone_says_all_of_a_tiny_model(model):
     assert {name.partition(".")[0] for name in found.get_output_names()} <= fields
 
 
+@pytest.mark.parametrize(
+    ("cls", "shape"),
+    [
+        pytest.param(transformers.BertForMultipleChoice, ("batch_size", "num_choices", "sequence_length"), id="said"),
+        pytest.param(
+            transformers.DebertaV2ForMultipleChoice,
+            ("batch_size", "num_choices", "sequence_length"),
+            id="said-of-outputs",
+        ),
+        pytest.param(transformers.GPT2DoubleHeadsModel, TEXT, id="said-of-another-argument"),
+    ],
+)
+def test_a_text_has_choices_where_its_class_says_so(cls, shape):
+    assert Draft(declare(cls), cls.config_class(), ["input_ids"]).specs["input_ids"].shape == shape
+
+
 @pytest.mark.parametrize("model", EVERY_MODEL)
 def test_names_and_axes_follow_the_laws(model):
     spec = detected(model.name).spec
