@@ -34,7 +34,7 @@ from tasks.request import ConversionRequest, Listener, Refresh, Workspace
 from tasks.steps import PLAIN_STEPS, Steps
 from tasks.store import store_of
 
-__all__ = ["BatchPlan", "Runner", "convert_one", "run_batch", "run_locally"]
+__all__ = ["BatchEnd", "BatchPlan", "Runner", "convert_one", "run_batch", "run_locally"]
 
 TERMINATED = 143
 """Exit status after SIGTERM, as shells have it: 128 and the signal's number."""
@@ -71,6 +71,23 @@ class BatchPlan:
     """Set when the batch is interrupted: models that wait their turn are not begun any more."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchEnd:
+    """A batch that has ended."""
+
+    batch_id: int
+    """Its number in the catalog."""
+
+    engine: Engine
+    """Who ran it."""
+
+    worked: bool
+    """Whether there was a model to convert; else all were known, and no engine was called."""
+
+    report: Report
+    """What became of its models."""
+
+
 Runner: TypeAlias = Callable[[Sequence[ConversionRequest], BatchPlan], dict[ConversionRequest, ModelEntry]]
 """Converts the models of a batch that are not converted yet; those that it leaves out are done on plain threads."""
 
@@ -88,6 +105,7 @@ def run_batch(
     gate: MemoryGate | None = None,
     runner: Runner | None = None,
     batch_id: int | None = None,
+    ended: Callable[[BatchEnd], None] | None = None,
 ) -> Report:
     """Convert every model that is not converted yet; return the report over all, in the order given.
 
@@ -103,6 +121,7 @@ def run_batch(
         gate: The memory that all conversions share; ``None``: that of the workspace, in this process alone.
         runner: Who converts, where it is neither of the engines.
         batch_id: The batch of the catalog that this one is a part of; ``None``: it is one of its own.
+        ended: Is told when a batch of its own has ended and is recorded.
 
     Raises:
         InputError: If the store is not there (``bad_input``); nothing was started then.
@@ -150,6 +169,8 @@ def run_batch(
         # A catalog that is gone by now, or whose disk is full, must not cost the report as well.
         with suppress(FerryError):
             _finish(workspace, number, totals)
+        if ended is not None:
+            ended(BatchEnd(batch_id=number, engine=engine, worked=bool(todo), report=report))
     return report
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -371,6 +372,7 @@ def batch(
     workspace = settings.workspace(threads=threads)
     _check_places(settings, output=output, report=report)
     from flows.batch import run_batch
+    from flows.batch_event import announce
 
     runner: Runner | None = None
     if shards is not None:
@@ -391,6 +393,7 @@ def batch(
             refresh=refresh,
             runner=runner,
             listener=listener if report is None else ReportingListener(listener, report),
+            ended=partial(announce, threshold=settings.failure_threshold),
         )
     summary(console, done, manifest=str(manifest))
     _end(console, done, report)

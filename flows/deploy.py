@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.deployment_file import Deployment, DeploymentFile, GlobalLimit, PoolType, Schedule, TagLimit, WorkPool
+from flows.notifications import check_urls, register_notification
 from flows.prefect_connection import until_answered
+from flows.registered import Action, Registered, registered
 from onnx_config.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.flows import Flow
 
-__all__ = ["ENTRYPOINT", "Action", "Registered", "apply", "register_deployment", "run_in"]
+__all__ = ["ENTRYPOINT", "apply", "register_deployment", "run_in"]
 
 ENTRYPOINT = "flows.convert_models"
 """Where workers find the flow: in the installed package, so that no code is pulled."""
@@ -32,29 +32,6 @@ _COMMAND = "ferry deploy"
 _ANCHOR = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-class Action(StrEnum):
-    """What registering does to a thing on the server."""
-
-    CREATE = "create"
-    UPDATE = "update"
-    UNCHANGED = "unchanged"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
-    """One thing of the file and what became of it."""
-
-    what: str
-    """``work_pool``, ``concurrency_limit``, ``tag_limit`` or ``deployment``."""
-
-    name: str
-
-    action: Action
-
-    changed: tuple[str, ...] = ()
-    """Which keys differ, of one that is updated."""
-
-
 def apply(file: DeploymentFile, client: SyncPrefectClient, *, dry_run: bool = False) -> list[Registered]:
     """Make the server have what the file says; return what was done, or would be.
 
@@ -62,18 +39,20 @@ def apply(file: DeploymentFile, client: SyncPrefectClient, *, dry_run: bool = Fa
 
     Raises:
         InputError: If the server has a pool of this name and another type, or lacks a pool or limit that the file
-            uses; nothing was changed then.
+            uses, or a notification's URL is not in the environment; nothing was changed then.
     """
 
     def check() -> None:
         _check_pools(file, client)
         _check_limits(file, client)
 
+    urls = check_urls(file.notifications)
     until_answered(client, _COMMAND, check)
     steps: list[Callable[[], Registered]] = [
         *(partial(_pool, pool, client, dry_run) for pool in file.work_pools),
         *(partial(_global_limit, limit, client, dry_run) for limit in file.concurrency_limits),
         *(partial(_tag_limit, limit, client, dry_run) for limit in file.tag_limits),
+        *(partial(register_notification, one, urls[one.name], client, dry_run) for one in file.notifications),
         *(partial(_deployment, deployment, client, dry_run) for deployment in file.deployments),
     ]
     return [until_answered(client, _COMMAND, step) for step in steps]
@@ -124,16 +103,6 @@ def _check_limits(file: DeploymentFile, client: SyncPrefectClient) -> None:
             )
 
 
-def _registered(
-    what: str, name: str, there: object, changed: Iterable[str], do: Callable[[Action], object], *, dry_run: bool
-) -> Registered:
-    fields = tuple(changed)
-    action = Action.CREATE if there is None else Action.UPDATE if fields else Action.UNCHANGED
-    if action is not Action.UNCHANGED and not dry_run:
-        do(action)
-    return Registered(what=what, name=name, action=action, changed=() if there is None else fields)
-
-
 def _pool(pool: WorkPool, client: SyncPrefectClient, dry_run: bool) -> Registered:
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 
@@ -151,7 +120,7 @@ def _pool(pool: WorkPool, client: SyncPrefectClient, dry_run: bool) -> Registere
         else:
             client.update_work_pool(pool.name, WorkPoolUpdate(**wanted))
 
-    return _registered("work_pool", pool.name, there, changed, do, dry_run=dry_run)
+    return registered("work_pool", pool.name, there, changed, do, dry_run=dry_run)
 
 
 def _job_template(pool: WorkPool) -> dict[str, Any]:
@@ -192,7 +161,7 @@ def _global_limit(limit: GlobalLimit, client: SyncPrefectClient, dry_run: bool) 
     def do(_action: Action) -> None:
         client.upsert_global_concurrency_limit_by_name(limit.name, limit.slots)
 
-    return _registered("concurrency_limit", limit.name, there, changed, do, dry_run=dry_run)
+    return registered("concurrency_limit", limit.name, there, changed, do, dry_run=dry_run)
 
 
 def _tag_limit(limit: TagLimit, client: SyncPrefectClient, dry_run: bool) -> Registered:
@@ -202,7 +171,7 @@ def _tag_limit(limit: TagLimit, client: SyncPrefectClient, dry_run: bool) -> Reg
     def do(_action: Action) -> None:
         client.create_concurrency_limit(limit.tag, limit.slots)  # The server takes it for an update where it is there.
 
-    return _registered("tag_limit", limit.tag, there, changed, do, dry_run=dry_run)
+    return registered("tag_limit", limit.tag, there, changed, do, dry_run=dry_run)
 
 
 def run_in(folder: str) -> list[dict[str, Any]]:
@@ -299,7 +268,7 @@ def register_deployment(
             **wanted,
         )
 
-    return _registered("deployment", full_name, there, changed, do, dry_run=dry_run)
+    return registered("deployment", full_name, there, changed, do, dry_run=dry_run)
 
 
 def _same(there: Any, wanted: Any, key: str) -> bool:

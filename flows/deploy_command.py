@@ -38,7 +38,8 @@ def deploy(
     quiet_prefect()
     with only_a_document(json):
         found, notes = read_deployment_file(file)
-        from flows.deploy import Action, apply
+        from flows.deploy import apply
+        from flows.registered import Action
 
         with connected("ferry deploy") as client:
             url = str(client.api_url)

@@ -26,6 +26,7 @@ __all__ = [
     "Deployment",
     "DeploymentFile",
     "GlobalLimit",
+    "Notification",
     "Parameters",
     "PoolType",
     "Schedule",
@@ -56,6 +57,14 @@ class Collision(StrEnum):
 def _named(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("is no name; write letters, digits, blanks, '-', '_' and '.'")
+    return name
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise ValueError(
+            "is no name of an environment variable; write one such as NOTIFY_URL, and set it where ferry deploy runs"
+        )
     return name
 
 
@@ -176,12 +185,21 @@ class Deployment(_Keys):
     paused: StrictBool = False
 
 
+class Notification(_Keys):
+    """Where to say that a batch is failing, or that a run of it crashed: a webhook, which gets JSON with a ``text``."""
+
+    name: _Name
+    url_variable: Annotated[str, AfterValidator(_variable)]
+    """Environment variable of ``ferry deploy`` that has the webhook's URL, which is a secret and stands in no file."""
+
+
 class DeploymentFile(_Keys):
     """All that is registered."""
 
     work_pools: list[WorkPool] = Field(default_factory=list)
     concurrency_limits: list[GlobalLimit] = Field(default_factory=list)
     tag_limits: list[TagLimit] = Field(default_factory=list)
+    notifications: list[Notification] = Field(default_factory=list)
     deployments: Annotated[list[Deployment], Field(min_length=1)]
 
 
@@ -190,11 +208,18 @@ _MAPPINGS: dict[tuple[str, ...], type[BaseModel]] = {
     ("work_pools",): WorkPool,
     ("concurrency_limits",): GlobalLimit,
     ("tag_limits",): TagLimit,
+    ("notifications",): Notification,
     ("deployments",): Deployment,
     ("deployments", "schedules"): Schedule,
     ("deployments", "parameters"): Parameters,
 }
-_NAMED = (("work_pools", "name"), ("concurrency_limits", "name"), ("tag_limits", "tag"), ("deployments", "name"))
+_NAMED = (
+    ("work_pools", "name"),
+    ("concurrency_limits", "name"),
+    ("tag_limits", "tag"),
+    ("notifications", "name"),
+    ("deployments", "name"),
+)
 
 
 def read_deployment_file(path: Path) -> tuple[DeploymentFile, tuple[str, ...]]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from prefect import flow
 from prefect.context import FlowRunContext
 
-from flows.batch import Runner, run_batch
+from flows.batch import BatchEnd, Runner, run_batch
+from flows.batch_event import announce
 from flows.manifest import ManifestModel, ModelOptions, read_manifest, read_models
 from flows.settings import Settings, load_settings
 from flows.terminal import workers_and_threads
@@ -141,6 +143,11 @@ def convert_requests(
         from flows.memory_slots import SlotGate
 
         gate = SlotGate(int(settings.memory_limit), memory_slots)
+
+    def ended(end: BatchEnd) -> None:
+        # A run on a schedule is heard of though there was nothing to do: its server has it anyway.
+        announce(replace(end, worked=True), threshold=settings.failure_threshold)
+
     return run_batch(
         requests,
         settings.workspace(threads=threads),
@@ -153,6 +160,7 @@ def convert_requests(
         gate=gate,
         runner=runner,
         batch_id=batch_id,
+        ended=None if FlowRunContext.get() is None else ended,
     )
 
 

@@ -70,6 +70,21 @@ def read_seconds(value: object) -> object:
     return float(found["number"]) * _SECONDS[found["unit"].lower()]
 
 
+def _read_share(value: object) -> object:
+    """Read ``0.1`` or ``"10%"`` as a share."""
+    text = str(value).strip()
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no share; write one such as 0.1 or 10%") from error
+
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError("must be between 0 and 1; write one such as 0.1 or 10%")
+    return value
+
+
 def _positive(value: float) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ValueError("must be more than zero")
@@ -152,6 +167,10 @@ class Settings(BaseSettings):
 
     timeout: Annotated[float, BeforeValidator(read_seconds), AfterValidator(_positive)] = 3600.0
     """Seconds that one step of one model may take; ``"90min"`` and ``"1h"`` are read."""
+
+    failure_threshold: Annotated[float, BeforeValidator(_read_share), AfterValidator(_share)] = 0.1
+    """Share of a batch's models that may fail, 0 to 1, before its event on the Prefect server says ``failing``, which
+    notifications wait for; ``"10%"`` is read."""
 
     @classmethod
     def settings_customise_sources(

@@ -1,4 +1,4 @@
-"""Publish: hand a verified artifact on, to a folder or to a repository of the Hub. Nothing else is ever handed on."""
+"""Publish: hand a verified artifact on: to a folder, a repository of the Hub, or MLflow. Nothing else ever is."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 from onnx_config import hub
 from onnx_config.errors import InputError
 from onnx_config.export.artifact import FERRY_FILE, content_address, list_files, read_ferry_file
+from tasks.mlflow_registry import register_version
 from tasks.place import place
 from tasks.report import ModelEntry, Status, Verdict
 
-__all__ = ["Published", "check_publishable", "hub_layout", "publish_to_folder", "publish_to_hub"]
+__all__ = ["Published", "check_publishable", "hub_layout", "publish_to_folder", "publish_to_hub", "publish_to_mlflow"]
 
 _OF_GRAPHS = (".onnx", ".onnx_data", ".safetensors")
 
@@ -24,7 +25,7 @@ class Published:
     """Content address of the artifact."""
 
     where: str
-    """A folder, or the address of a commit."""
+    """A folder, the address of a commit, or that of a version of a registered model."""
 
     files: tuple[str, ...]
 
@@ -103,3 +104,46 @@ def publish_to_hub(folder: Path, repository: str, *, private: bool, branch: str 
         branch=branch,
     )
     return Published(artifact=content_address(files), where=where, files=tuple(layout.values()))
+
+
+def publish_to_mlflow(folder: Path, name: str, *, key: str | None = None) -> Published:
+    """Make a verified artifact a version of a registered model of MLflow; one that is a version of it stays that one.
+
+    Its tags say what it was made from and what was proven of it. The files are those of the artifact, ``ferry.json``
+    among them.
+
+    Args:
+        folder: The artifact.
+        name: Of the registered model; made where there is none.
+        key: Of the conversion, where a catalog knows it.
+
+    Raises:
+        InputError: As `check_publishable`, or if MLflow is not installed or refuses it.
+        TransientError: If MLflow's server does not answer (``network``); no version was made that is not whole.
+    """
+    entry = check_publishable(folder)
+    files = list_files(folder)
+    artifact = content_address(files)
+    assert entry.parity is not None
+    told = {
+        "source": entry.id,
+        "revision": entry.revision,
+        "key": key,
+        "task": entry.task,
+        "model_type": entry.model_type,
+        "class": entry.architecture,
+        "verdict": entry.parity.verdict.value,
+        "max_abs_diff": entry.parity.max_abs_diff,
+        "tolerance": entry.parity.tolerance,
+        "opset": entry.graphs[0].opset if entry.graphs else None,
+        **{f"sha256.{file.path}": file.sha256 for file in files if file.path.endswith(_OF_GRAPHS)},
+    }
+    names = (*(file.path for file in files), FERRY_FILE)
+    where = register_version(
+        name,
+        {path: folder / path for path in names},
+        artifact=artifact,
+        tags={f"onnx_ferry.{tag}": str(value) for tag, value in told.items() if value is not None},
+        description=f"ONNX of {entry.id} at {entry.revision}, verified by onnx-ferry",
+    )
+    return Published(artifact=artifact, where=where, files=names)

@@ -19,7 +19,7 @@ from typing import Any
 
 import psycopg
 
-__all__ = ["PostgresServer"]
+__all__ = ["PostgresServer", "full_programs"]
 
 _START_SECONDS = 60.0
 _USER = "ferry"
@@ -33,16 +33,16 @@ class PostgresServer:
     """A server whose superuser `ferry` needs no password; nothing runs before `start`.
 
     ``options`` are settings of the server, such as ``shared_buffers=1GB``; they beat ours. With ``folder`` what is in
-    it stays there, for another server after this one.
+    it stays there, for another server after this one. With ``programs`` it is the server of that folder.
     """
 
-    def __init__(self, *options: str, folder: Path | None = None) -> None:
+    def __init__(self, *options: str, folder: Path | None = None, programs: Path | None = None) -> None:
         self._more = options
         self._process: subprocess.Popen[bytes] | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder or Path(tempfile.mkdtemp(prefix="onnx-ferry-postgres-"))
-        self._programs = _programs(self._folder)
+        self._programs = programs or _programs(self._folder)
         self._number = 0
         self.port = _free_port()
         """Stays the same over a restart."""
@@ -117,6 +117,18 @@ class PostgresServer:
         # In a folder that the servant may look into, and as one who has no other groups.
         common: dict[str, Any] = {"cwd": self._folder, "stdin": subprocess.DEVNULL}
         return common | ({"user": _SERVANT, "extra_groups": []} if os.geteuid() == 0 else {})
+
+
+def full_programs() -> Path | None:
+    """Return the programs of a PostgreSQL of this machine that has `pg_trgm`, as the package's own has not.
+
+    Debian and Ubuntu put it beside the server: ``apt install postgresql``. ``None``: there is none.
+    """
+    for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
+        extension = Path("/usr/share/postgresql") / folder.parent.name / "extension" / "pg_trgm.control"
+        if extension.exists() and {"initdb", "postgres"} <= {program.name for program in folder.iterdir()}:
+            return folder
+    return None
 
 
 def _programs(folder: Path) -> Path:

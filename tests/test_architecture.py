@@ -176,7 +176,7 @@ def requirements(*, extras: bool) -> list[Requirement]:
 
 
 # Imported where they are needed, by what says which extra to install where they are not there.
-OPTIONAL = {"pyarrow"}
+OPTIONAL = {"mlflow-skinny", "pyarrow"}
 
 
 def test_every_import_is_a_declared_dependency() -> None:

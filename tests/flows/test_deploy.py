@@ -8,10 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,88 @@ def test_deploying_again_changes_what_has_changed_and_makes_nothing_twice(place:
     assert [limit["limit"] for limit in place.ask("v2/concurrency_limits/filter") if limit["name"] == "tiny-gib"] == [6]
 
 
+class Receiver(BaseHTTPRequestHandler):
+    """Keeps what it is told."""
+
+    told: list[dict[str, Any]] = []  # noqa: RUF012 - a class of its own for each test
+
+    def do_POST(self) -> None:
+        self.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_args: object) -> None: ...
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    own = type("OwnReceiver", (Receiver,), {"told": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), own)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook-secret", own.told
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+NOTIFYING = """
+notifications:
+  - name: Team A
+    url_variable: NOTIFY_URL
+work_pools: [{name: tiny}]
+deployments: [{name: by-hand, manifest: one.txt, work_pool: tiny}]
+"""
+
+
+@pytest.mark.slow
+def test_who_is_to_know_hears_of_a_batch_that_fails_and_of_a_run_that_crashes(
+    place: Place, receiver: tuple[str, list[dict[str, Any]]]
+) -> None:
+    url, told = receiver
+    (place.folder / "notifying.yaml").write_text(NOTIFYING, encoding="utf-8")
+
+    def deploy(**more: str) -> dict[str, str]:
+        done = place.ferry("deploy", "notifying.yaml", "--json", **more)
+        assert done.returncode == 0, done.stderr
+        assert "secret" not in done.stdout
+        return {item["name"]: item["action"] for item in json.loads(done.stdout)["items"]}
+
+    assert deploy(NOTIFY_URL="http://127.0.0.1:9/")["Team A"] == "create"
+    assert deploy(NOTIFY_URL=url)["Team A"] == "update", "another URL"
+    assert deploy(NOTIFY_URL=url)["Team A"] == "unchanged"
+    assert len(place.ask("automations/filter")) == 2
+
+    (place.folder / "half.txt").write_text("./m1\n./broken\n", encoding="utf-8")
+    (place.folder / "broken").mkdir()
+    (place.folder / "broken" / "config.json").write_text('{"model_type": "no-such-type"}', encoding="utf-8")
+    ran = place.ferry("batch", "half.txt", "--home", "notified", FERRY_FAILURE_THRESHOLD="40%")
+    assert ran.returncode == 1, ran.stderr
+    wait_for(lambda: told)
+
+    run = place.ask("deployments/filter", deployments={"name": {"any_": ["by-hand"]}})[0]["id"]
+    number = place.ask(f"deployments/{run}/create_flow_run")["id"]
+    crashed = {"state": {"type": "CRASHED", "name": "Crashed", "message": 'exit "-9"'}, "force": True}
+    place.ask(f"flow_runs/{number}/set_state", **crashed)
+    wait_for(lambda: len(told) > 1)
+    failing, crash = told
+    assert failing["text"] == f"onnx-ferry: batch {failing['payload']['batch']}: 1 of 2 models failed (50.0 %)"
+    assert failing["payload"] | {"seconds": 0, "started_at": ""} == {
+        "batch": 1,
+        "models": 2,
+        "converted": 1,
+        "reused": 0,
+        "failed": 1,
+        "mismatch": 0,
+        "failure_rate": 0.5,
+        "failure_threshold": 0.4,
+        "seconds": 0,
+        "started_at": "",
+    }
+    assert crash["flow_run"] == number
+    assert crash["text"].endswith('of convert_models: Crashed: exit "-9"')
+
+
 @pytest.mark.slow
 def test_a_run_that_the_server_has_scheduled_converts_what_the_manifest_lists(
     place: Place, worker: psutil.Process
@@ -198,6 +282,13 @@ def test_a_run_that_the_server_has_scheduled_converts_what_the_manifest_lists(
     assert (found["model_id"], found["status"]) == (str(place.folder / "m0"), "converted")
     tasks = {run["name"] for run in place.ask("task_runs/filter")}
     assert {"./m0", "export ./m0", "parity ./m0"} <= tasks
+    finished = {
+        "event": {"name": ["onnx-ferry.batch.finished"]},
+        "resource": {"labels": {"onnx-ferry.outcome": "fine"}},
+    }
+    event = wait_for(lambda: place.ask("events/filter", filter=finished)["events"])[0]
+    assert event["payload"]["models"] == 1
+    assert {"flow-run", "deployment"} <= {related["prefect.resource.role"] for related in event["related"]}
     # The catalog lies beside the manifest, and the worker's folder was neither copied nor written to.
     assert (place.folder / "ferry-data" / "catalog.db").is_file()
     assert [path.name for path in (place.folder / "worker").iterdir()] == ["log"]

@@ -37,6 +37,9 @@ concurrency_limits:
 tag_limits:
   - tag: gpu
     slots: 1
+notifications:
+  - name: team
+    url_variable: NOTIFY_URL
 deployments:
   - name: nightly
     manifest: models.txt
@@ -71,6 +74,7 @@ def test_everything_that_a_file_can_say(folder: Path) -> None:
         "memory_slots": "ferry-memory-gib",
     }
     assert (found.work_pools[0].type, found.concurrency_limits[0].slots, found.tag_limits[0].slots) == ("docker", 64, 1)
+    assert (found.notifications[0].name, found.notifications[0].url_variable) == ("team", "NOTIFY_URL")
 
 
 def test_what_is_shipped_can_be_read() -> None:
@@ -98,26 +102,27 @@ def test_a_manifest_on_another_machine_is_noted_and_one_that_is_nowhere_is_wrong
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        pytest.param("cron:", "crom:", "line 17: unknown key 'crom'; did you mean 'cron'", id="unknown-key"),
-        pytest.param("schedules:", "shedule:", "line 16: unknown key 'shedule'; did you mean 'schedules'", id="above"),
-        pytest.param("workers: 2", "worker: 2", "line 21: unknown key 'worker'; did you mean 'workers'", id="inner"),
-        pytest.param("Europe/Berlin", "Europe/Atlantis", "line 18: .*no time zone; write one such as UTC", id="zone"),
-        pytest.param('"0 2 * * *"', '"0 2 * *"', "line 17: .*no cron line; write minute, hour", id="cron"),
-        pytest.param("90min", "often", "line 19: 'interval': 'often' is not a duration", id="interval"),
-        pytest.param("90min", "1", "line 19: 'interval': must be 10 s at least", id="interval-too-short"),
+        pytest.param("cron:", "crom:", "line 20: unknown key 'crom'; did you mean 'cron'", id="unknown-key"),
+        pytest.param("schedules:", "shedule:", "line 19: unknown key 'shedule'; did you mean 'schedules'", id="above"),
+        pytest.param("workers: 2", "worker: 2", "line 24: unknown key 'worker'; did you mean 'workers'", id="inner"),
+        pytest.param("Europe/Berlin", "Europe/Atlantis", "line 21: .*no time zone; write one such as UTC", id="zone"),
+        pytest.param('"0 2 * * *"', '"0 2 * *"', "line 20: .*no cron line; write minute, hour", id="cron"),
+        pytest.param("90min", "often", "line 22: 'interval': 'often' is not a duration", id="interval"),
+        pytest.param("90min", "1", "line 22: 'interval': must be 10 s at least", id="interval-too-short"),
         pytest.param("type: docker", "type: doker", "line 4: 'type' is 'doker': it takes process.*'docker'", id="type"),
-        pytest.param("enqueue", "queue", "line 24: 'collision' is 'queue'.*did you mean 'enqueue'", id="collision"),
-        pytest.param("[network]", "[netwrok]", "line 21: .*'network'", id="kind"),
+        pytest.param("enqueue", "queue", "line 27: 'collision' is 'queue'.*did you mean 'enqueue'", id="collision"),
+        pytest.param("[network]", "[netwrok]", "line 24: .*'network'", id="kind"),
         pytest.param("slots: 64", "slots: many", "line 8: 'slots'", id="no-number"),
         pytest.param("slots: 64", "slots: 0", "line 8: 'slots'", id="no-slots"),
-        pytest.param("    work_pool: ferry\n", "", "line 13: the key 'work_pool' is missing", id="missing-key"),
-        pytest.param("tags: [ferry]", "tags: ferry", "line 22: 'tags' takes a list", id="no-list"),
-        pytest.param("    tags: [ferry]", "    tags: [ferry]\n    tags: []", "line 23: the key 'tags' is given twice",
+        pytest.param("    work_pool: ferry\n", "", "line 16: the key 'work_pool' is missing", id="missing-key"),
+        pytest.param("tags: [ferry]", "tags: ferry", "line 25: 'tags' takes a list", id="no-list"),
+        pytest.param("    tags: [ferry]", "    tags: [ferry]\n    tags: []", "line 26: the key 'tags' is given twice",
             id="key-twice"),
         pytest.param("- tag: gpu", "- {tag: gpu, slots: 2}\n  - tag: gpu", "line 11: 'gpu' stands on line 10 already",
             id="name-twice"),
-        pytest.param("name: nightly", "name: a/b", "line 13: 'name': is no name", id="name"),
-        pytest.param("interval: 90min", "timezone: UTC", "line 19: .*either 'cron' or 'interval'", id="no-schedule"),
+        pytest.param("NOTIFY_URL", "https://x/y", "line 14: 'url_variable': is no name of an environment", id="url"),
+        pytest.param("name: nightly", "name: a/b", "line 16: 'name': is no name", id="name"),
+        pytest.param("interval: 90min", "timezone: UTC", "line 22: .*either 'cron' or 'interval'", id="no-schedule"),
         pytest.param("deployments:", "deployments: [", "not YAML", id="no-yaml"),
     ],
 )  # fmt: skip

@@ -92,6 +92,9 @@ def test_memory_is_three_quarters_of_what_there_is(
     ("flags", "words"),
     [
         pytest.param({"timeout": "soon"}, "--timeout: 'soon' is not a duration", id="no-duration"),
+        pytest.param({"failure_threshold": "often"}, "--failure-threshold: 'often' is no share", id="no-share"),
+        pytest.param({"failure_threshold": "ten %"}, "is no share; write one such as 0.1 or 10%", id="no-percent"),
+        pytest.param({"failure_threshold": "110%"}, "--failure-threshold: must be between 0 and 1", id="more-than-all"),
         pytest.param({"timeout": "0"}, "--timeout: must be more than zero", id="zero-seconds"),
         pytest.param({"timeout": "3 parsecs"}, "'3 parsecs' is not a duration", id="no-unit-of-time"),
         pytest.param({"memory_limit": "much"}, "--memory-limit: is not a size; .* 12GiB", id="no-size"),

@@ -195,8 +195,10 @@ def test_what_the_hub_refuses_is_said(hub, artifact: Path, status: int, code: in
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        pytest.param(["--to", "mlflow:mine"], "no place of the kind 'mlflow'. Write hub:org/name", id="kind"),
+        pytest.param(["--to", "git:mine"], "no place of the kind 'git'. Write hub:org/name", id="kind"),
         pytest.param(["--to", "out", "--private"], "are of the Hub", id="folder-with-branch"),
+        pytest.param(["--to", "mlflow:mine", "--branch", "x"], "and nor has MLflow", id="mlflow-with-branch"),
+        pytest.param(["--to", "mlflow://host/mine"], "is no name of a registered model", id="mlflow-with-host"),
     ],
 )  # fmt: skip
 def test_a_call_that_is_wrong_hands_nothing_on(artifact: Path, words: list[str], said: str) -> None:
