@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from onnx_config import UniversalOnnxConfig
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.export import branches, comparison, steps
 from onnx_config.export import reference as reference_module
-from onnx_config.export import steps
 from onnx_config.export.branches import Branch, branches_of, without_branches
 from onnx_config.export.comparison import as_in_graph
 from onnx_config.export.graph_file import read_graph, summarize
@@ -143,8 +143,6 @@ def test_inputs_are_narrowed_to_what_the_graph_takes(bert: Converted) -> None:
 def test_a_mask_among_the_inputs_is_tried_with_padding(
     name: str, padded: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnx_config.export import comparison
-
     asked = []
     original = comparison.check_shapes
 
@@ -281,7 +279,7 @@ def limited(bert: Converted, folder: Path, size: int, monkeypatch: pytest.Monkey
     """Export as if the model computed otherwise from ``size`` on."""
     branch = Branch(axis="sequence_length", size=size, why="y differs by 1")
     monkeypatch.setattr(steps, "branches_of", lambda *_: (branch,))
-    monkeypatch.setattr(steps, "_MOST_TURNS", 0)
+    monkeypatch.setattr(branches, "_MOST_TURNS", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and the exporter warn of their own deprecations
         return steps.export(export_request(bert, folder / "traced.onnx"))
@@ -340,7 +338,7 @@ def test_a_model_that_takes_one_image_size_is_compared_at_that_size(
         return references, [*refused, *["another size"] * (len(feeds) - len(taken))]
 
     monkeypatch.setattr(reference_module, "compute_references", picky)
-    monkeypatch.setattr(steps, "as_in_graph", lambda *_: (image,))
+    monkeypatch.setattr(comparison, "as_in_graph", lambda *_: (image,))
     spec = replace(vit.spec, sizes={"batch_size": 2, "height": side, "width": side})
     result = vit.parity(spec=spec.to_json())
     assert (result["outcome"], result["axes_proven"]) == ("verified", ("batch_size",)), result["detail"]
