@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import onnx_ir
 
-from onnx_config.export.turns import Condition, either_way
+from onnx_config.export.either import Condition, either_way
 
 __all__ = ["by_decision"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -315,8 +315,28 @@ def _export(
         optimize=optimize,
         prefer_deferred_runtime_asserts_over_guards=not attempt.automatic,
     )
-    # torch.onnx prints its progress and its failure reports to stdout, which belongs to our caller.
+    with _while_traced(model, lengths), contextlib.ExitStack() as stack:
+        asked = stack.enter_context(compared_with_one())
+        if tied:
+            stack.enter_context(ties_as_in_torch())
+        if before_optimizing is not None:
+            stack.enter_context(_hooked(before_optimizing))
+        replay = None if reading is None else stack.enter_context(replayed(reading))
+        if replay is not None:
+            stack.enter_context(conditions_returned(model, replay))
+        exported = exporter.export(model, {**_nested(inputs), **flags}, config)
+    program = exported.program
+    if not isinstance(program, onnx_ir.Model):
+        raise TypeError(f"the exporter returned a {type(program).__name__}")
+    _name_like_forward(program)
+    return program, bounds, [] if replay is None else replay.notes, {str(size.node.expr) for size in asked}
+
+
+@contextlib.contextmanager
+def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
+    """Have torch, transformers and the exporter do what traces of all models need, until the exit."""
     with (
+        # torch.onnx prints its progress and its failure reports to stdout, which belongs to our caller.
         contextlib.redirect_stdout(io.StringIO()),
         # A model that adapts itself to the sizes it meets would hide that from the next attempt.
         preserved_state(model),
@@ -329,24 +349,14 @@ def _export(
         exact_patterns(),
         no_idle_work(),
         no_vacuous_equations(),
-        compared_with_one() as asked,
         refused_one_chunk(lengths),
         reckoned_by_chunks(),
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         hidden_rows_as_in_torch(),
         keys_transposed_at_once(),
-        ties_as_in_torch() if tied else contextlib.nullcontext(),
-        contextlib.nullcontext() if before_optimizing is None else _hooked(before_optimizing),
-        contextlib.nullcontext() if reading is None else replayed(reading) as replay,
-        contextlib.nullcontext() if replay is None else conditions_returned(model, replay),
     ):
-        exported = exporter.export(model, {**_nested(inputs), **flags}, config)
-    program = exported.program
-    if not isinstance(program, onnx_ir.Model):
-        raise TypeError(f"the exporter returned a {type(program).__name__}")
-    _name_like_forward(program)
-    return program, bounds, [] if replay is None else replay.notes, {str(size.node.expr) for size in asked}
+        yield
 
 
 def _least_vouched_for(axis: str, specs: Iterable[TensorSpec], inputs: Mapping[str, torch.Tensor]) -> int:

@@ -8,18 +8,17 @@ tells its turn to whoever compares it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir
 from onnx_ir.passes.common import NameFixPass
 
+from onnx_config.export.either import Condition, either_way
 from onnx_config.export.limits import AxisLimit, limit_of
-from onnx_config.export.merge import Shared, branch_of
 from onnx_config.spec import TensorSpec
 
-__all__ = ["Condition", "either_way", "in_two_ways", "one_way", "size_beyond"]
+__all__ = ["in_two_ways", "one_way", "size_beyond"]
 
 _BEYOND = 10
 _STEP = 64
@@ -50,71 +49,6 @@ def in_two_ways(few: onnx_ir.Model, many: onnx_ir.Model, turn: AxisLimit, specs:
         return Condition([size, compared, squeezed], squeezed.outputs[0], [largest])
 
     return either_way(few, many, ("few", "many"), turning)
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What decides which of two ways a graph takes."""
-
-    nodes: Sequence[onnx_ir.Node]
-    """What computes it, outside of both."""
-    holds: onnx_ir.Value
-    """Whether the first way is taken."""
-    constants: Sequence[onnx_ir.Value] = ()
-    """What the nodes read beside inputs and weights."""
-
-
-def either_way(
-    first: onnx_ir.Model,
-    second: onnx_ir.Model,
-    names: tuple[str, str],
-    condition: Callable[[Mapping[str, onnx_ir.Value], onnx_ir.Graph], Condition],
-) -> onnx_ir.Model:
-    """Return one model that computes ``first`` where a condition holds, else ``second``; both are taken apart for it.
-
-    Its inputs and outputs are those of ``second``.
-
-    Args:
-        first: The graph of what the condition holds for.
-        second: The graph of all else.
-        names: What the two ways are called in names of nodes.
-        condition: Is given the inputs by name and the branch that ``first`` became, from which it may take nodes.
-    """
-    inputs: dict[str, onnx_ir.Value] = {}
-    for value in (*second.graph.inputs, *first.graph.inputs):
-        inputs.setdefault(value.name or "", _like(value))
-    short = {value.name: value for value in first.graph.outputs}
-    outputs = [_of_both(value, short.get(value.name)) for value in second.graph.outputs]
-    wanted = [value.name or "" for value in outputs]
-    shared: Shared = {}
-    branches = [
-        branch_of(model.graph, side, inputs, wanted, shared) for side, model in zip(names, (first, second), strict=True)
-    ]
-    found = condition(inputs, branches[0])
-    chosen = onnx_ir.Node(
-        "",
-        "If",
-        [found.holds],
-        attributes=[
-            onnx_ir.AttrGraph("then_branch", branches[0]),
-            onnx_ir.AttrGraph("else_branch", branches[1]),
-        ],
-        outputs=outputs,
-    )
-    graph = onnx_ir.Graph(
-        list(inputs.values()),
-        outputs,
-        nodes=[*found.nodes, chosen],
-        initializers=[*found.constants, *shared.values()],
-        opset_imports={**first.graph.opset_imports, **second.graph.opset_imports},
-        name=second.graph.name,
-    )
-    merged = onnx_ir.Model(graph, ir_version=max(first.ir_version, second.ir_version))
-    for function in (*first.functions.values(), *second.functions.values()):
-        merged.functions[function.identifier()] = function
-    merged.metadata_props.update(second.metadata_props)
-    NameFixPass()(merged)
-    return merged
 
 
 def one_way(model: onnx_ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -170,20 +104,3 @@ def _place(axis: str, specs: Iterable[TensorSpec]) -> tuple[str, int]:
             if size == axis:
                 return spec.name, position
     raise ValueError(f"no input has the axis {axis}")
-
-
-def _of_both(many: onnx_ir.Value, few: onnx_ir.Value | None) -> onnx_ir.Value:
-    """Return an output with sizes as a reader wants them: each way has a formula of its own for the same size."""
-    value = _like(many)
-    if few is None or few.shape is None or value.shape is None or len(few.shape) != len(value.shape):
-        return value
-    pairs = zip(few.shape, value.shape, strict=True)
-    value.shape = onnx_ir.Shape(
-        [a if isinstance(b, int) or (not isinstance(a, int) and len(str(a)) < len(str(b))) else b for a, b in pairs]
-    )
-    return value
-
-
-def _like(value: onnx_ir.Value) -> onnx_ir.Value:
-    shape = None if value.shape is None else onnx_ir.Shape(list(value.shape))
-    return onnx_ir.Value(name=value.name, type=value.type, shape=shape)
