@@ -10,7 +10,15 @@ from db.copying import Copied, copy_catalog
 from db.engine import make_engine, session_scope, sqlite_file
 from db.errors import CatalogError, CatalogVersionError
 from db.found import note_found_done
-from db.leases import find_leases, forget_lapsed_leases, keep_lease, release_lease, take_lease
+from db.leases import (
+    find_leases,
+    forget_lapsed_leases,
+    keep_lease,
+    list_running,
+    note_step,
+    release_lease,
+    take_lease,
+)
 from db.migrate import is_current, schema_version, upgrade
 from db.records import (
     ArtifactRecord,
@@ -24,6 +32,7 @@ from db.records import (
     OutputParityRecord,
     ParityCellRecord,
     ParityRecord,
+    RunningConversion,
     StepTiming,
     TemplateRecord,
     TensorRecord,
@@ -71,6 +80,7 @@ __all__ = [
     "ParityCellRecord",
     "ParityRecord",
     "ParityVerdict",
+    "RunningConversion",
     "StepName",
     "StepTiming",
     "TemplateRecord",
@@ -95,9 +105,11 @@ __all__ = [
     "latest_by_key",
     "list_batches",
     "list_conversions",
+    "list_running",
     "list_templates",
     "make_engine",
     "note_found_done",
+    "note_step",
     "note_template",
     "quarantine_artifact",
     "record_conversion",

@@ -82,6 +82,7 @@ def conversion_records(session: Session, query: Select[Any]) -> list[ConversionR
         ConversionRecord(
             id=row.id,
             batch_id=row.batch_id,
+            worker=row.worker,
             model_id=model_id,
             key=row.key,
             requested_revision=row.requested_revision,

@@ -10,14 +10,24 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, DateTime, Row, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, DateTime, Row, delete, func, or_, select, type_coerce, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from db.models import Base
-from db.records import LeaseRecord
+from db.records import LeaseRecord, RunningConversion
+from db.types import UtcDateTime, storable
+from db.vocabulary import StepName
 
-__all__ = ["find_leases", "forget_lapsed_leases", "keep_lease", "release_lease", "take_lease"]
+__all__ = [
+    "find_leases",
+    "forget_lapsed_leases",
+    "keep_lease",
+    "list_running",
+    "note_step",
+    "release_lease",
+    "take_lease",
+]
 
 _LEASES = Base.metadata.tables["leases"]
 # A lapsed one says who was lost in the middle of what, to whoever looks soon.
@@ -43,6 +53,11 @@ def take_lease(session: Session, wanted: LeaseRecord, *, seconds: float, instead
         "process": wanted.process,
         "acquired_at": _moment(session),
         "expires_at": _moment(session, after=seconds),
+        "model_id": wanted.model_id,
+        "batch_id": wanted.batch_id,
+        # Where every model begins, so that its first step needs no statement of its own.
+        "step": None if wanted.model_id is None else StepName.FETCH.value,
+        "step_began_at": None if wanted.model_id is None else _moment(session),
     }
     may_be_taken = or_(
         _LEASES.c.expires_at < _moment(session),
@@ -76,6 +91,48 @@ def keep_lease(session: Session, lease: LeaseRecord, *, seconds: float) -> bool:
     return session.execute(kept).first() is not None
 
 
+def note_step(session: Session, lease: LeaseRecord, step: str | None) -> bool:
+    """Write down which step a model under a lease is at, from now; return whether the lease is the owner's still.
+
+    ``None``: it waits for its share of memory.
+    """
+    noted = (
+        update(_LEASES)
+        .where(_LEASES.c.key == lease.key, _LEASES.c.owner == lease.owner)
+        .values(step=step, step_began_at=_moment(session))
+        .returning(_LEASES.c.key)
+    )
+    return session.execute(noted).first() is not None
+
+
+def list_running(
+    session: Session, *, worker: str | None = None, batch_id: int | None = None, limit: int = 200
+) -> list[RunningConversion]:
+    """Return the models in work, those begun last first.
+
+    One whose worker is gone stands there until its lease is over.
+    """
+    now = type_coerce(_moment(session), UtcDateTime).label("now")
+    query = select(_LEASES, now).where(_LEASES.c.model_id.is_not(None), _LEASES.c.expires_at >= _moment(session))
+    if worker:
+        query = query.where(_LEASES.c.host == storable(worker))
+    if batch_id is not None:
+        query = query.where(_LEASES.c.batch_id == batch_id)
+    found = session.execute(query.order_by(_LEASES.c.acquired_at.desc(), _LEASES.c.key).limit(limit))
+    return [
+        RunningConversion(
+            model_id=row.model_id,
+            worker=row.host,
+            batch_id=row.batch_id,
+            step=row.step,
+            began_at=row.acquired_at,
+            seconds=_seconds(row.acquired_at, row.now),
+            step_seconds=_seconds(row.step_began_at or row.acquired_at, row.now),
+        )
+        for row in found
+    ]
+
+
 def release_lease(session: Session, lease: LeaseRecord) -> bool:
     """Give a lease back; return whether it was had. Nothing where it is another's by now."""
     mine = (_LEASES.c.key == lease.key, _LEASES.c.owner == lease.owner)
@@ -102,7 +159,13 @@ def _record(row: Row[Any]) -> LeaseRecord:
         process_id=row.process_id,
         process=row.process,
         lapsed=bool(row.lapsed),
+        model_id=row.model_id,
+        batch_id=row.batch_id,
     )
+
+
+def _seconds(begin: datetime, now: datetime) -> float:
+    return max(0.0, (now - begin).total_seconds())
 
 
 def _is_postgresql(session: Session) -> bool:

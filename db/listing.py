@@ -55,6 +55,9 @@ class ConversionFilter:
     error_kind: str | None = None
     """A `db.vocabulary.FailureKind`."""
 
+    worker: str | None = None
+    """Name of the machine that it ran on, whole."""
+
     batch_id: int | None = None
     """Only attempts of this batch, those that were replaced since included."""
 
@@ -141,6 +144,9 @@ class ListedConversion:
 
     batch_id: int | None
     """The batch that it belongs to."""
+
+    worker: str | None
+    """Name of the machine that it ran on; ``None``: nobody wrote it down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +277,7 @@ def _rows() -> Select[Any]:
             Conversion.started_at,
             Conversion.finished_at,
             Conversion.batch_id,
+            Conversion.worker,
             Artifact.size_bytes,
             Artifact.quarantined,
         )
@@ -304,6 +311,7 @@ def _listed(session: Session, query: Select[Any]) -> list[ListedConversion]:
             seconds=(row.finished_at - row.started_at).total_seconds(),
             finished_at=row.finished_at,
             batch_id=row.batch_id,
+            worker=row.worker,
         )
         for row in rows
     ]
@@ -334,6 +342,7 @@ def _conditions(wanted: ConversionFilter, *, latest: bool = True) -> list[Column
         (Conversion.task, wanted.task),
         (Conversion.model_type, wanted.model_type),
         (Conversion.error_kind, wanted.error_kind),
+        (Conversion.worker, wanted.worker),
     ):
         if value:
             found.append(column == storable(value))

@@ -258,6 +258,7 @@ class Conversion(Base):
         Index(None, "latest", "task", "finished_at"),
         Index(None, "latest", "model_type", "finished_at"),
         Index(None, "latest", "error_kind", "finished_at"),
+        Index(None, "latest", "worker", "finished_at"),
         # Searched besides: which classes there are, and the newest attempts of one.
         Index(None, "latest", "architecture", "finished_at"),
         # The one row that a new attempt supersedes.
@@ -280,6 +281,8 @@ class Conversion(Base):
     environment_id: Mapped[int] = mapped_column(ForeignKey("environments.id"))
     artifact_id: Mapped[int | None] = mapped_column(ForeignKey("artifacts.id"))
     batch_id: Mapped[int | None] = mapped_column(ForeignKey("batches.id"))
+    worker: Mapped[Words | None]
+    """The machine that it ran on; NULL where nobody wrote it down."""
     status: Mapped[Word]
     task: Mapped[Words | None]
     task_family: Mapped[Words | None]
@@ -327,28 +330,31 @@ class ConversionTotal(Base):
     __table_args__ = (
         # PostgreSQL cuts names of more than 63 letters, which the conventional one has.
         UniqueConstraint(
-            *("span", "start", "task", "model_type", "status", "error_kind", "template"),
+            *("span", "start", "task", "model_type", "status", "error_kind", "template", "worker"),
             name="uq_conversion_totals_counted",
         ),
         _one_of("span", Span),
         # One task of one model type over all time.
         Index(None, "span", "task", "model_type", "start"),
+        # One worker, with a task or a model type.
+        Index(None, "span", "worker", "start"),
     )
 
     id: Mapped[PrimaryKey]
     span: Mapped[Word]
     start: Mapped[Moment]
     task: Mapped[Words]
-    """Empty where the attempt has none, as the four below: NULLs would count as different."""
+    """Empty where the attempt has none, as the five below: NULLs would count as different."""
     model_type: Mapped[Words]
     status: Mapped[Word]
     error_kind: Mapped[Word]
     template: Mapped[Word]
+    worker: Mapped[Words]
     conversions: Mapped[Count]
 
 
 class GroupedTotal(Base):
-    """The same, of all attempts, of one task, or of one model type.
+    """The same, of all attempts, of one task, of one model type, or of one worker.
 
     A large catalog has nearly as many of the rows above as it has attempts, since few have all of them in common.
     """
@@ -367,7 +373,7 @@ class GroupedTotal(Base):
     span: Mapped[Word]
     dimension: Mapped[Word]
     word: Mapped[Words]
-    """The task or the model type; empty where the attempt has none, and where all are counted."""
+    """The task, the model type or the worker; empty where the attempt has none, and where all are counted."""
     start: Mapped[Moment]
     status: Mapped[Word]
     error_kind: Mapped[Word]
@@ -382,7 +388,7 @@ class Lease(Base):
     """
 
     __tablename__ = "leases"
-    __table_args__ = (_digest("key"),)
+    __table_args__ = (_digest("key"), _one_of("step", StepName))
 
     key: Mapped[Digest] = mapped_column(primary_key=True)
     owner: Mapped[Word]
@@ -393,6 +399,13 @@ class Lease(Base):
     """What no other process was or will be, on this machine or another; empty where that cannot be said."""
     acquired_at: Mapped[Moment]
     expires_at: Mapped[Moment]
+    model_id: Mapped[Words | None]
+    """What is converted under it; NULL where it is on something else than a model."""
+    batch_id: Mapped[int | None] = mapped_column(_Number)
+    """For people, so that it refers to nothing."""
+    step: Mapped[Word | None]
+    """NULL while the model waits for its share of memory."""
+    step_began_at: Mapped[Moment | None]
 
 
 class StepDuration(Base):

@@ -90,6 +90,9 @@ class OverviewFilter:
     model_type: str | None = None
     """``model_type`` of the config, whole."""
 
+    worker: str | None = None
+    """Name of the machine that ran them, whole."""
+
     @property
     def since(self) -> datetime | None:
         """When the first hour or day begins; ``None``: with the first attempt."""
@@ -160,9 +163,10 @@ def totals_over_time(session: Session, wanted: OverviewFilter) -> list[TotalsPoi
 
 
 def count_by(session: Session, wanted: OverviewFilter, column: str) -> dict[str, int]:
-    """Return how many attempts there are of each ``status``, ``error_kind``, ``template``, ``task`` or ``model_type``.
+    """Return how many attempts there are of each word of a column.
 
-    Attempts that have none are left out. Most come first.
+    The columns are ``status``, ``error_kind``, ``template``, ``task``, ``model_type`` and ``worker``. Attempts
+    that have none are left out. Most come first.
     """
     table, conditions = _counted(wanted, column)
     chosen = table.word if table is GroupedTotal and column in _DIMENSIONS else getattr(table, column)
@@ -172,7 +176,7 @@ def count_by(session: Session, wanted: OverviewFilter, column: str) -> dict[str,
 
 
 def known_words(session: Session, column: str) -> list[str]:
-    """Return every ``task`` or ``model_type`` that was ever converted, by name."""
+    """Return every ``task``, ``model_type`` or ``worker`` of an attempt, by name."""
     return known_values(session, getattr(Conversion, column))
 
 
@@ -190,7 +194,11 @@ def step_figures(session: Session, wanted: OverviewFilter) -> list[StepFigures]:
     query = select(Conversion.id, Conversion.peak_rss_bytes).order_by(
         Conversion.finished_at.desc(), Conversion.id.desc()
     )
-    for column, value in ((Conversion.task, wanted.task), (Conversion.model_type, wanted.model_type)):
+    for column, value in (
+        (Conversion.task, wanted.task),
+        (Conversion.model_type, wanted.model_type),
+        (Conversion.worker, wanted.worker),
+    ):
         if value:
             # What was replaced since counts too, but the index that serves one word begins with what was not.
             query = query.where(column == storable(value), Conversion.latest.is_(True))
@@ -253,14 +261,14 @@ def running_totals(session: Session, batch_id: int) -> BatchTotals:
     return BatchTotals(**{word: number + made.get(word, 0) for word, number in found.items()})
 
 
-_DIMENSIONS = ("task", "model_type")
+_DIMENSIONS = ("task", "model_type", "worker")
 
 
 def _counted(
     wanted: OverviewFilter, column: str = ""
 ) -> tuple[type[GroupedTotal] | type[ConversionTotal], list[ColumnElement[bool]]]:
     """Return the totals that tell apart what is asked for and little more, and which of them count."""
-    given = {"task": wanted.task, "model_type": wanted.model_type}
+    given = {"task": wanted.task, "model_type": wanted.model_type, "worker": wanted.worker}
     named = {name: value for name, value in given.items() if value}
     needed = {*named, *({column} & set(_DIMENSIONS))}
     table: type[GroupedTotal] | type[ConversionTotal]

@@ -27,6 +27,7 @@ __all__ = [
     "OutputParityRecord",
     "ParityCellRecord",
     "ParityRecord",
+    "RunningConversion",
     "StepTiming",
     "TemplateRecord",
     "TensorRecord",
@@ -350,6 +351,9 @@ class ConversionRecord:
     batch_id: int | None = None
     """The batch that it belongs to; ``None``: converted alone, or not recorded yet."""
 
+    worker: str | None = None
+    """Name of the machine that it ran on; ``None``: nobody wrote it down."""
+
     def __post_init__(self) -> None:
         if self.key is not None:
             _check_digest("key", self.key)
@@ -461,8 +465,40 @@ class LeaseRecord:
     lapsed: bool = False
     """Whether its time is over, by the database's clock; what is wanted has not begun."""
 
+    model_id: str | None = None
+    """What is converted under it; ``None``: it is on something else than a model."""
+
+    batch_id: int | None = None
+    """The batch that the model belongs to; ``None``: it is converted alone."""
+
     def __post_init__(self) -> None:
         _check_digest("key", self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningConversion:
+    """A model in work, as its worker last said."""
+
+    model_id: str
+    """Hub id, or absolute folder."""
+
+    worker: str
+    """Name of the machine."""
+
+    batch_id: int | None
+    """The batch that it belongs to; ``None``: it is converted alone."""
+
+    step: str | None
+    """A `db.vocabulary.StepName`; ``None``: it waits for its share of memory."""
+
+    began_at: datetime
+    """When the worker took it, by the database's clock, as all times here."""
+
+    seconds: float
+    """For how long it has been in work."""
+
+    step_seconds: float
+    """For how long it has been at this step."""
 
 
 def _check_word(name: str, value: str, words: type[StrEnum]) -> None:

@@ -110,6 +110,7 @@ def record_conversion(session: Session, record: ConversionRecord, *, batch_id: i
         environment_id=_environment_id(session, record.environment),
         artifact_id=None if record.artifact is None else _artifact_id(session, record.artifact),
         batch_id=batch_id,
+        worker=record.worker,
         status=str(record.status),
         task=record.task,
         task_family=record.task_family,

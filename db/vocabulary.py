@@ -102,3 +102,4 @@ class Dimension(StrEnum):
     ALL = "all"
     TASK = "task"
     MODEL_TYPE = "model_type"
+    WORKER = "worker"

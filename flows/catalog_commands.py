@@ -260,6 +260,7 @@ def _print_conversion(console: Console, record: ConversionRecord) -> None:
         ("options", ", ".join(f"{key}={value}" for key, value in record.options.items())),
         ("started", _time(record.started_at)),
         ("finished", _time(record.finished_at)),
+        ("worker", record.worker),
         ("attempts", record.attempts),
         ("peak memory", None if record.peak_rss_bytes is None else _size(record.peak_rss_bytes)),
         ("key", record.key),

@@ -52,6 +52,7 @@ COLUMNS = (
     "finished_at",
     "batch_id",
     "key",
+    "worker",
 )
 """Of a conversion's row."""
 

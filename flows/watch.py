@@ -20,7 +20,7 @@ import db
 from flows.progress import duration, progress_for, summary
 from onnx_config.errors import InputError, TransientError
 from tasks.register import catalog, catalog_errors, to_entry
-from tasks.report import ModelEntry, Report, Status, Totals
+from tasks.report import ModelEntry, Report, Status, Step, Totals
 from tasks.request import Listener, Workspace
 
 __all__ = ["LATEST", "WatchedBatch", "find_batch", "follow", "watch_batch"]
@@ -35,6 +35,8 @@ _PATIENCE_SECONDS = 60.0
 # Numbers are given out before what they stand for is written: a lower one may appear after a higher.
 _OVERLAP = 500
 _LOOKED_AT = 50
+_MOST_IN_WORK = 1000
+_SETTLED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +148,14 @@ def watch_batch(
 ) -> Report:
     """Tell of each model that the batch records, until it ends; return the report over what it recorded.
 
+    Of a model in work the listener hears the step, as its worker last said.
+
     The report's totals are the batch's own: they count also what was found done and is no entry.
 
     Args:
         batch: The one to follow.
         workspace: Where the catalog is.
-        listener: Is told of each model that ended.
+        listener: Is told of each step that is seen to run, and of each model that ended.
         quiet: Is told, each time that nothing was recorded for ten minutes more, for how many seconds.
         pause: Waits.
         clock: Seconds that only go forward.
@@ -161,6 +165,7 @@ def watch_batch(
     """
     seen: set[int] = set()
     newest = 0
+    at_work: dict[str, str | None] = {}
     heard = told = answered = clock()
     while True:
         try:
@@ -168,6 +173,7 @@ def watch_batch(
                 # Both as of one moment: when it has ended, all that it recorded is there.
                 found = db.get_batch(session, batch.id)
                 records = db.batch_conversions(session, batch.id, after=max(0, newest - _OVERLAP))
+                running = db.list_running(session, batch_id=batch.id, limit=_MOST_IN_WORK)
             answered = clock()
         except TransientError:
             if clock() - answered > _PATIENCE_SECONDS:
@@ -180,13 +186,29 @@ def watch_batch(
             if number not in seen:
                 seen.add(number)
                 heard = told = clock()
+                at_work.pop(record.model_id, None)
                 listener.model_finished(_entry(record))
+        _tell_steps(listener, running, at_work)
         if found is None or found.finished_at is not None:
             return _report(batch, found, workspace)
         if clock() - told > _QUIET_SECONDS:
             told = clock()
             quiet(told - heard)
         pause(_POLL_SECONDS)
+
+
+def _tell_steps(listener: Listener, running: list[db.RunningConversion], at_work: dict[str, str | None]) -> None:
+    """Tell of models that are in work since the last look, and of steps that began since; keep what was told."""
+    for model in reversed(running):
+        # What turns out to be done already is gone at once, and nothing is recorded of it that would end it here.
+        if model.step == Step.FETCH and model.seconds < _SETTLED_SECONDS:
+            continue
+        if model.model_id not in at_work:
+            listener.model_started(model.model_id)
+            at_work[model.model_id] = None
+        if model.step is not None and model.step != at_work[model.model_id]:
+            listener.step_started(model.model_id, Step(model.step))
+            at_work[model.model_id] = model.step
 
 
 def _report(batch: WatchedBatch, ended: db.BatchRecord | None, workspace: Workspace) -> Report:

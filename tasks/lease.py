@@ -4,14 +4,17 @@ On one machine the lock on a file would do; leases are for workers with homes of
 lease up by that: at once where the next one sees on the same machine that the process is gone, and otherwise when
 nothing was heard of it for `LEASE_SECONDS`. Whoever was only away for so long (suspended, cut off) finds the lease
 lost, and neither stores nor records what it made.
+
+The lease also says where the model is, for whoever looks at what runs. Its own thread writes that down, so that no
+step waits for the catalog, and of steps that follow each other at once only the last is written.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +24,8 @@ from sqlalchemy.orm import Session
 import db
 from onnx_config.errors import FerryError
 from tasks.job import raise_if_stopping
-from tasks.register import catalog, patiently
+from tasks.register import catalog, patiently, worker_name
+from tasks.report import Step
 from tasks.request import Workspace
 
 __all__ = ["BEAT_SECONDS", "LEASE_SECONDS", "Lease", "LeaseLostError", "held_lease", "is_gone", "process_identity"]
@@ -52,6 +56,9 @@ class Lease:
         self._workspace = workspace
         self._ended = threading.Event()
         self._lost = threading.Event()
+        # Of the thread: that there is something to write, or nothing any more.
+        self._woken = threading.Event()
+        self._step: Step | None = Step.FETCH
         self._thread = threading.Thread(target=self._beat, name=f"lease {record.key[:12]}", daemon=True)
         self._thread.start()
 
@@ -81,6 +88,15 @@ class Lease:
             self._lost.set()
         self.check()
 
+    def note_step(self, step: Step | None) -> None:
+        """Have it said where the model is, as soon as may be; ``None``: it waits for its share of memory.
+
+        Never fails, and waits for nothing.
+        """
+        if step is not self._step:
+            self._step = step
+            self._woken.set()
+
     def settle(self, session: Session) -> None:
         """Give it back in the transaction that records what was made under it: both are done, or neither.
 
@@ -95,6 +111,7 @@ class Lease:
     def release(self) -> None:
         """Give it back. Where the catalog is away, it ends by itself."""
         self._ended.set()
+        self._woken.set()
         if self._lost.is_set():
             return
 
@@ -109,11 +126,26 @@ class Lease:
 
     def _beat(self) -> None:
         engine = catalog(self._workspace)
-        while not self._ended.wait(BEAT_SECONDS):
+        beat = time.monotonic() + BEAT_SECONDS
+        written: Step | None = Step.FETCH
+        while True:
+            self._woken.wait(max(0.0, beat - time.monotonic()))
+            self._woken.clear()
+            if self._ended.is_set():
+                return
+            step, due = self._step, time.monotonic() >= beat
+            if due:
+                beat = time.monotonic() + BEAT_SECONDS
+            elif step is written:
+                continue
             # A database that is away now is asked again at the next beat: a lease outlives several.
             with suppress(db.CatalogError):
                 with db.session_scope(engine) as session:
-                    kept = db.keep_lease(session, self.record, seconds=LEASE_SECONDS)
+                    if step is not written:
+                        kept = db.note_step(session, self.record, None if step is None else step.value)
+                    if due:
+                        kept = db.keep_lease(session, self.record, seconds=LEASE_SECONDS)
+                written = step
                 # One that was given back meanwhile is not lost.
                 if not kept and not self._ended.is_set():
                     self._lost.set()
@@ -121,8 +153,22 @@ class Lease:
 
 
 @contextmanager
-def held_lease(workspace: Workspace, key: str, *, stopping: threading.Event) -> Iterator[Lease]:
+def held_lease(
+    workspace: Workspace,
+    key: str,
+    *,
+    stopping: threading.Event,
+    model_id: str | None = None,
+    batch_id: int | None = None,
+) -> Iterator[Lease]:
     """Wait for the lease on ``key`` (64 hexadecimal digits), and hold it.
+
+    Args:
+        workspace: Where the catalog is.
+        key: What nobody else may work at meanwhile.
+        stopping: Ends the waiting.
+        model_id: The model that is converted under it, for whoever looks at what runs; ``None``: it is none.
+        batch_id: The batch that the model belongs to.
 
     Raises:
         TransientError: If the catalog does not answer for about a minute (``catalog``).
@@ -131,9 +177,11 @@ def held_lease(workspace: Workspace, key: str, *, stopping: threading.Event) -> 
     wanted = db.LeaseRecord(
         key=key,
         owner=secrets.token_hex(16),
-        host=platform.node(),
+        host=worker_name(),
         process_id=os.getpid(),
         process=process_identity(os.getpid()),
+        model_id=model_id,
+        batch_id=batch_id,
     )
     engine = catalog(workspace)
     gone: str | None = None

@@ -29,7 +29,7 @@ from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import case_folder
 from tasks.place import place
 from tasks.progress import Progress
-from tasks.register import catalog, record_entry
+from tasks.register import catalog, catalog_id, record_entry
 from tasks.report import ErrorEntry, GraphEntry, ModelEntry, ParityEntry, Status, Step, VariantEntry, Verdict
 from tasks.request import ConversionRequest, Listener, Refresh, SilentListener, Workspace
 from tasks.retry import RETRIES, with_retries
@@ -174,7 +174,15 @@ def _convert(progress: Progress, means: _Means) -> ModelEntry:
         for _ in range(1 + RETRIES):
             # Of what is lost with its lease nothing is told.
             fresh = replace(progress, seconds=dict(progress.seconds), notes=list(progress.notes))
-            with held_lease(workspace, lookup.key, stopping=means.stopping) as lease, suppress(LeaseLostError):
+            held = held_lease(
+                workspace,
+                lookup.key,
+                stopping=means.stopping,
+                model_id=catalog_id(request.model_id),
+                batch_id=means.batch_id,
+            )
+            with held as lease, suppress(LeaseLostError):
+                fresh.lease = lease
                 try:
                     return _convert_alone(fresh, means, lookup, lease)
                 except LeaseLostError:
@@ -202,6 +210,7 @@ def _convert_alone(progress: Progress, means: _Means, lookup: Lookup, lease: Lea
         isolate.warm_up()
         source = with_retries(hub.download)(lookup.source, code=request.options.trust_remote_code)
         weight_bytes = weight_bytes_in(source)
+    progress.waits()
     with means.gate.admit(estimate_bytes(weight_bytes), stopping=means.stopping) as share:
         try:
             return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share, lease=lease)
@@ -211,6 +220,7 @@ def _convert_alone(progress: Progress, means: _Means, lookup: Lookup, lease: Lea
             first = error
     progress.attempts += 1
     progress.notes.append(f"the first try ended with {first.kind.value}; the second ran alone")
+    progress.waits()
     with means.gate.alone(stopping=means.stopping) as share:
         return _run_steps(progress, means, source, weight_bytes=weight_bytes, memory_bytes=share, lease=lease)
 

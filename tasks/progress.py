@@ -12,6 +12,7 @@ from typing import Any
 from onnx_config.errors import FerryError
 from onnx_config.spec import ModelSpec
 from tasks.job import StepCost, reproduce_command
+from tasks.lease import Lease
 from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, VariantEntry
 from tasks.request import ConversionRequest, Listener
 
@@ -30,6 +31,7 @@ class Progress:
     step: Step = Step.FETCH
     revision: str | None = None
     key: str | None = None
+    lease: Lease | None = None
     spec: ModelSpec | None = None
     parity: ParityEntry | None = None
     template: str | None = None
@@ -41,12 +43,19 @@ class Progress:
     @contextmanager
     def during(self, step: Step) -> Iterator[None]:
         self.step = step
+        if self.lease is not None:
+            self.lease.note_step(step)
         self.listener.step_started(self.request.model_id, step)
         start = time.monotonic()
         try:
             yield
         finally:
             self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - start, 3)
+
+    def waits(self) -> None:
+        """Say that no step goes on until there is memory."""
+        if self.lease is not None:
+            self.lease.note_step(None)
 
     def saw(self, cost: StepCost) -> None:
         self.peak_rss_bytes = max(self.peak_rss_bytes or 0, cost.peak_rss_bytes)

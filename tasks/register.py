@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -55,6 +56,7 @@ __all__ = [
     "register",
     "results_of_revisions",
     "to_entry",
+    "worker_name",
 ]
 
 EPOCH_NAME = "onnx-ferry epoch"
@@ -254,6 +256,7 @@ def record_entry(
         environment=environment_now(),
         started_at=started_at,
         finished_at=now,
+        worker=worker_name(),
     )
     engine = catalog(workspace)
     # Measured here, so that a disk that fails is no trouble of the catalog's.
@@ -320,6 +323,11 @@ def parity_entry(parity: db.ParityRecord) -> ParityEntry:
 def environment_now() -> dict[str, str]:
     """Return the versions that a conversion or a check of today has, as the catalog keeps them."""
     return {**package_versions(), EPOCH_NAME: str(CODE_EPOCH)}
+
+
+def worker_name() -> str:
+    """Return the name by which the catalog knows this machine, or this container."""
+    return platform.node()
 
 
 def catalog_id(model_id: str) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "Run",
     "Runs",
     "Totals",
+    "Working",
 ]
 
 
@@ -85,6 +86,18 @@ class Runs(_Answer):
     runs: list[Run]
 
 
+class Working(_Answer):
+    """A model in work; without a ``step`` it waits for its share of memory."""
+
+    model_id: str
+    worker: str
+    batch_id: int | None
+    step: str | None
+    began_at: datetime
+    seconds: float
+    step_seconds: float
+
+
 class Overview(_Answer):
     """What happened in a period, and what holds now."""
 
@@ -97,6 +110,7 @@ class Overview(_Answer):
     steps: list[_Step]
     artifacts: _Sizes
     running: list[Run]
+    working: list[Working]
 
 
 class ListedModel(_Answer):
@@ -116,6 +130,7 @@ class ListedModel(_Answer):
     seconds: float
     finished_at: datetime
     batch_id: int | None
+    worker: str | None
 
 
 class Models(_Answer):
@@ -216,6 +231,7 @@ class Conversion(_Answer):
 
     id: int
     batch_id: int | None
+    worker: str | None
     model_id: str
     key: str | None
     requested_revision: str | None

@@ -22,6 +22,7 @@ from db.dashboard.answers import (
 from db.dashboard.asked import After, Limit, Listing, Number, Overviewed, read_place
 from db.dashboard.reading import CatalogReader
 from db.found import list_found_done
+from db.leases import list_running
 from db.listing import list_page
 from db.overview import (
     artifact_sizes,
@@ -59,6 +60,7 @@ def _overview(request: Request, wanted: Overviewed) -> Overview:
                 "steps": step_figures(session, wanted),
                 "artifacts": reader.kept("sizes", lambda: artifact_sizes(session)),
                 "running": [_run(session, batch) for batch in running_batches(session, now=wanted.now)],
+                "working": list_running(session, worker=wanted.worker),
             }
         )
 

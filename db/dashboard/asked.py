@@ -54,6 +54,7 @@ def _listing(  # noqa: PLR0917 - FastAPI gives them by name
     task: _Word = None,
     model_type: _Word = None,
     error_kind: Annotated[FailureKind | str | None, Query(max_length=40)] = None,
+    worker: _Word = None,
     run: Annotated[int | None, Query(ge=1, le=_LARGEST, description="Only attempts of this batch.")] = None,
     every: Annotated[bool, Query(description="Also attempts that a later one replaced.")] = False,
 ) -> ConversionFilter:
@@ -63,13 +64,22 @@ def _listing(  # noqa: PLR0917 - FastAPI gives them by name
         task=task or None,
         model_type=model_type or None,
         error_kind=error_kind or None,
+        worker=worker or None,
         batch_id=run,
         every=every,
     )
 
 
-def _overviewed(period: Period = Period.MONTH, task: _Word = None, model_type: _Word = None) -> OverviewFilter:
-    return OverviewFilter(period=period, now=datetime.now(UTC), task=task or None, model_type=model_type or None)
+def _overviewed(
+    period: Period = Period.MONTH, task: _Word = None, model_type: _Word = None, worker: _Word = None
+) -> OverviewFilter:
+    return OverviewFilter(
+        period=period,
+        now=datetime.now(UTC),
+        task=task or None,
+        model_type=model_type or None,
+        worker=worker or None,
+    )
 
 
 Listing = Annotated[ConversionFilter, Depends(_listing)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,13 +14,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from db.dashboard.reading import CatalogReader, NotReadyError
+from db.leases import list_running
 from db.overview import OverviewFilter, Period, artifact_sizes, count_by, current_totals, running_batches, step_figures
 from db.records import BatchTotals
+from db.vocabulary import StepName
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 __all__ = ["metrics_router"]
+
+_MOST_IN_WORK = 10_000
 
 metrics_router = APIRouter(include_in_schema=False)
 
@@ -78,6 +83,11 @@ class _Catalog(Collector):
         yield disk
         running = len(running_batches(session, now=now))
         yield GaugeMetricFamily("ferry_batches_running", "Batches without an end.", value=running)
+        working = GaugeMetricFamily("ferry_models_in_work", "Models in work, by where they are.", labels=["step"])
+        steps_now = Counter(model.step or "waiting" for model in list_running(session, limit=_MOST_IN_WORK))
+        for step in (*StepName, "waiting"):
+            working.add_metric([str(step)], steps_now[str(step)])
+        yield working
         steps = GaugeMetricFamily(
             "ferry_step_seconds", "Seconds of a step over the newest attempts.", labels=["step", "quantile"]
         )

@@ -26,6 +26,7 @@ from db.dashboard.snippets import snippets
 from db.dashboard.words import count_text, difference_text, duration_text, plain, size_text, time_text
 from db.errors import CatalogError
 from db.found import found_done_totals, list_found_done
+from db.leases import list_running
 from db.listing import (
     ConversionFilter,
     ListedConversion,
@@ -139,6 +140,7 @@ def _overview(request: Request, wanted: Overviewed) -> Response:
             "periods": [(period.value, _PERIOD_WORDS[period]) for period in Period],
             **_words(session, reader),
             "running": [(batch, totals_of(session, batch)) for batch in running_batches(session, now=wanted.now)],
+            "working": list_running(session, worker=wanted.worker),
             "latest_runs": list_batches(session, limit=5),
         }
     return templates.TemplateResponse(request, "overview.html", values)
@@ -179,6 +181,7 @@ def _words(session: Session, reader: CatalogReader) -> dict[str, list[str]]:
     return {
         "tasks": reader.kept("tasks", lambda: known_words(session, "task")),
         "model_types": reader.kept("model_types", lambda: known_words(session, "model_type")),
+        "workers": reader.kept("workers", lambda: known_words(session, "worker")),
     }
 
 
@@ -189,6 +192,7 @@ def _asked(wanted: ConversionFilter) -> dict[str, str]:
         "task": wanted.task,
         "model_type": wanted.model_type,
         "error_kind": wanted.error_kind,
+        "worker": wanted.worker,
         "run": wanted.batch_id,
         "every": "true" if wanted.every else None,
     }
@@ -294,6 +298,7 @@ def _run(request: Request, number: Number) -> Response:
         found_rows = list_found_done(session, number, limit=_ROWS)
         picture = timeline(timed_conversions(session, number, limit=_MOST_BARS))
         listing = list_page(session, ConversionFilter(batch_id=number), limit=_ROWS)
+        working = list_running(session, batch_id=number)
     values = {
         "page": "runs",
         "batch": batch,
@@ -302,6 +307,7 @@ def _run(request: Request, number: Number) -> Response:
         "found": _sum(found),
         "found_rows": found_rows,
         "timeline": picture,
+        "working": working,
         "most_bars": _MOST_BARS,
         "listing": listing,
     }
@@ -406,6 +412,7 @@ def _facts(record: ConversionRecord) -> dict[str, str]:
         "class": record.architecture,
         "template": record.template,
         "simplified": "yes" if record.simplified else "no",
+        "worker": record.worker,
         "peak memory": size_text(record.peak_rss_bytes),
         "finished": time_text(record.finished_at),
     }

@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
+from db.leases import list_running
 from db.listing import (
     ConversionFilter,
     PlaceInListing,
@@ -90,6 +91,7 @@ def _models() -> dict[str, Query]:
         add("task", lambda *_: ConversionFilter(task="fill-mask"), deep=deep)
         add("type", lambda *_: ConversionFilter(model_type="odd_17"), deep=deep)
         add("error", lambda *_: ConversionFilter(error_kind="timeout"), deep=deep)
+        add("worker", lambda *_: ConversionFilter(worker="machine-3"), deep=deep)
         add("status and task", lambda *_: ConversionFilter(status="failed", task="fill-mask"), deep=deep)
         add("task and error", lambda *_: ConversionFilter(task="fill-mask", error_kind="timeout"), deep=deep)
         add("common text and error", lambda *_: ConversionFilter(text="bert", error_kind="timeout"), deep=deep)
@@ -105,6 +107,8 @@ def _overview() -> dict[str, Query]:
     found: dict[str, Query] = {}
     filters = {"": {}, ", task": {"task": "fill-mask"}, ", type": {"model_type": "bert"}}
     filters[", both"] = filters[", task"] | filters[", type"]
+    filters[", worker"] = {"worker": "machine-3"}
+    filters[", worker and task"] = filters[", worker"] | filters[", task"]
     for words, given in filters.items():
         for period in Period if not words else (Period.WEEK, Period.ALL):
 
@@ -120,6 +124,8 @@ def _overview() -> dict[str, Query]:
     found["overview: sizes"] = lambda session, *_: artifact_sizes(session)
     found["overview: tasks"] = lambda session, *_: known_words(session, "task")
     found["overview: types"] = lambda session, *_: known_words(session, "model_type")
+    found["overview: workers"] = lambda session, *_: known_words(session, "worker")
+    found["overview: in work"] = lambda session, *_: list_running(session)
     found["overview: running"] = lambda session, catalog, _: [
         running_totals(session, batch.id) for batch in running_batches(session, now=catalog.ended_at)
     ]

@@ -168,6 +168,7 @@ def conversion_records(draw):
         environment=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
         started_at=draw(MOMENT),
         finished_at=draw(MOMENT),
+        worker=draw(st.none() | TEXT),
     )
 
 

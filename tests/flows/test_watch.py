@@ -24,7 +24,7 @@ from flows.batch import run_batch
 from flows.cli import app
 from onnx_config.errors import ErrorKind, InputError, TransientError
 from tasks.report import Engine as BatchEngine
-from tasks.report import ModelEntry, Status
+from tasks.report import ModelEntry, Status, Step
 from tasks.request import SilentListener, Workspace
 from tests.faults.harness import request, workspace
 from tests.flows.test_catalog_commands import converted, failed
@@ -87,6 +87,13 @@ class Story:
 class Heard(SilentListener):
     def __init__(self) -> None:
         self.entries: list[ModelEntry] = []
+        self.told: list[str] = []
+
+    def model_started(self, model_id: str) -> None:
+        self.told.append(f"{model_id}: started")
+
+    def step_started(self, model_id: str, step: Step) -> None:
+        self.told.append(f"{model_id}: {step}")
 
     def model_finished(self, entry: ModelEntry) -> None:
         self.entries.append(entry)
@@ -118,6 +125,48 @@ def test_models_are_told_as_they_are_recorded_and_the_end_is_the_batchs_own(plac
     assert report.totals.model_dump() == {"converted": 2, "reused": 1, "failed": 1, "mismatch": 0}
     assert report.seconds == 120
     assert not report.all_verified
+
+
+def test_models_in_work_are_told_with_their_steps(place, engine):
+    batch = begin(engine, 2)
+    one, two = (
+        db.LeaseRecord(
+            key=letter * 64,
+            owner=letter,
+            host="h",
+            process_id=1,
+            process="",
+            model_id=f"org/model-{at}",
+            batch_id=batch,
+        )
+        for at, letter in enumerate("ab", 1)
+    )
+
+    def work(*steps: tuple[db.LeaseRecord, str | None]) -> None:
+        with session_scope(engine) as session:
+            for lease, step in steps:
+                db.take_lease(session, lease, seconds=60)
+                db.note_step(session, lease, step)
+
+    def done() -> None:
+        with session_scope(engine) as session:
+            db.release_lease(session, one)
+            record_conversion(session, converted(1), batch_id=batch)
+
+    story = Story(
+        # Just begun: it may turn out to be done.
+        lambda: work((two, "fetch")),
+        lambda: work((one, "export")),
+        lambda: None,
+        lambda: work((one, "parity"), (two, None)),
+        done,
+        lambda: work((two, "register")),
+        lambda: end(engine, batch, converted=2),
+    )
+    _, heard = followed(place, story)
+    told = {name: [line.rpartition(" ")[2] for line in heard.told if name in line] for name in ("model-1", "model-2")}
+    assert told == {"model-1": ["started", "export", "parity"], "model-2": ["started", "register"]}
+    assert [entry.id for entry in heard.entries] == ["org/model-1"]
 
 
 def test_a_number_that_appears_late_is_not_missed(place, engine):

@@ -6,6 +6,7 @@ Two machines are two homes here: what is locked in one is nothing to the other.
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from tasks import retry
 from tasks.crew import Crew
 from tasks.job import Job
 from tasks.lease import Lease, LeaseLostError, held_lease, is_gone, process_identity
+from tasks.memory import MemoryGate
 from tasks.pipeline import convert_model
 from tasks.register import catalog
 from tasks.report import ModelEntry, Status, Step
@@ -105,6 +108,80 @@ def take_as(places: Workspace, record: db.LeaseRecord, *, seconds: float = 60.0)
 def elsewhere(**changes: object) -> db.LeaseRecord:
     values = {"key": KEY, "owner": "another", "host": "elsewhere", "process_id": 7, "process": "boot pid:[1] 7"}
     return db.LeaseRecord(**(values | changes))  # type: ignore[arg-type]
+
+
+# What is seen of it
+
+
+def seen(places: Workspace) -> list[tuple[str, str | None]]:
+    with db.session_scope(catalog(places), read_only=True) as session:
+        return [(running.model_id, running.step) for running in db.list_running(session)]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_each_step_of_a_conversion_is_seen_while_it_runs(places, model):
+    steps: list[str] = []
+
+    def look(step: Step, _job: Job) -> None:
+        until(lambda: seen(places) == [(str(Path(model.model_id).resolve()), step.value)])
+        steps.append(step.value)
+
+    entry = convert_model(model, places, steps=Files(hook=look).steps)
+    assert entry.status is Status.CONVERTED
+    assert steps == ["detect", "export", "simplify", "parity", "register"]
+    assert seen(places) == []
+    with db.session_scope(catalog(places), read_only=True) as session:
+        assert [record.worker for record in db.list_conversions(session)] == [platform.node()]
+
+
+def test_a_model_that_waits_for_memory_says_so(places, model):
+    gate = MemoryGate(places.memory_limit_bytes)
+    with ThreadPoolExecutor() as pool:
+        with gate.alone(stopping=threading.Event()):
+            entry = pool.submit(convert_model, model, places, steps=Files().steps, gate=gate)
+            until(lambda: [step for _, step in seen(places)] == [None])
+        assert entry.result().status is Status.CONVERTED
+
+
+def test_no_step_waits_for_the_catalog(places, model, monkeypatch):
+    """A catalog that is away costs what is seen, and no conversion."""
+
+    def away(*_: object) -> bool:
+        raise db.CatalogError("the server is restarted", transient=True)
+
+    monkeypatch.setattr(db, "note_step", away)
+    assert convert_model(model, places, steps=Files().steps).status is Status.CONVERTED
+
+
+def test_steps_that_follow_each_other_at_once_are_few_statements(places, monkeypatch):
+    written: list[str | None] = []
+    note, slow = db.note_step, threading.Event()
+
+    def noted(session: Session, record: db.LeaseRecord, step: str | None) -> bool:
+        slow.wait(10)
+        written.append(step)
+        return note(session, record, step)
+
+    monkeypatch.setattr(db, "note_step", noted)
+    with held_lease(places, KEY, stopping=threading.Event(), model_id="org/model") as held:
+        held.note_step(Step.FETCH)
+        for step in Step:
+            held.note_step(step)
+        slow.set()
+        until(lambda: seen(places) == [("org/model", "register")])
+    assert len(written) <= 2
+    assert None not in written
+
+
+def test_a_lease_on_something_else_is_no_model_in_work(places):
+    with held_lease(places, KEY, stopping=threading.Event()):
+        assert seen(places) == []
 
 
 # Who has it, and until when
