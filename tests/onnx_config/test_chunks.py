@@ -75,14 +75,14 @@ class Windowed(Small):
             made.append(part * self.decay[-here:] + state[:, None])
             marks.append(state)
             state = state * torch.exp(-self.scale * here) + (part * self.decay[:here]).sum(1)
-        made = torch.cat(made, dim=1)
+        joined = torch.cat(made, dim=1)
         entries = []
         last = state
         for i in range(length):
-            last = last * self.scale + made[:, i : i + 1].mean(1)
+            last = last * self.scale + joined[:, i : i + 1].mean(1)
             entries.append(last[:, None])
         return {
-            "y": made * 1.0,
+            "y": joined,
             "each": torch.cat(entries, dim=-2),
             "state": state,
             "last": last,
