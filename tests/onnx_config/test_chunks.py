@@ -16,6 +16,7 @@ import transformers
 
 from onnx_config.errors import ModelError
 from onnx_config.export import loops, sample, triangular
+from onnx_config.export.generation import NEW_TOKENS
 from onnx_config.export.one_chunk import OneChunkError, one_chunk_behind
 from onnx_config.export.session import open_session
 from onnx_config.export.substitutions import HELPER
@@ -344,6 +345,11 @@ def test_a_loop_over_rows_means_the_same_where_it_is_rewritten() -> None:
 @pytest.mark.slow
 def test_texts_of_any_length_begin_and_go_on_across_the_end_of_a_chunk(tmp_path: Path) -> None:
     made = Continued("qwen3_next-causal-lm", tmp_path)
+    result = made.parity()
+    assert result["outcome"] == "verified", result["detail"]
+    assert result["notes"] == [
+        f"generates the {NEW_TOKENS} tokens that PyTorch does, after 3 prompts padded on the left"
+    ]
     model = transformers.AutoModelForCausalLM.from_pretrained(made.source).eval()
     session = open_session(made.graph, device="cpu")
     names = [value.name for value in session.get_outputs()]
