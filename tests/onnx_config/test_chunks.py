@@ -148,6 +148,83 @@ def test_what_was_refused_is_found_behind_what_others_made_of_it() -> None:
     assert one_chunk_behind(None) is None
 
 
+def writes_its_chunk(x: Any, n: Any) -> Any:
+    made = x * 0
+    state = x[0] * 0
+    for i in range(n):
+        state = state + x[i * 8 : (i + 1) * 8].sum(0)
+        made[i * 8 : (i + 1) * 8] = state
+    return made
+
+
+def counts_its_chunks(x: Any, n: Any) -> Any:
+    state = x[0] * 0
+    for i in range(n):
+        state = state * i + x[i * 8 : (i + 1) * 8].sum(0)
+    return state
+
+
+def moves_on_by_itself(x: Any, n: Any) -> Any:
+    state, start = x[0] * 0, 0
+    for i in range(n):
+        start = start + i
+        state = state + x[start : start + 8].sum(0)
+    return state
+
+
+@pytest.mark.parametrize(
+    "function",
+    [writes_its_chunk, counts_its_chunks],
+    ids=lambda function: function.__name__.replace("_", "-"),
+)
+def test_what_does_more_with_its_number_than_take_a_chunk_is_left_alone(function: Callable[..., Any]) -> None:
+    assert isinstance(function, FunctionType)
+    assert loops.rewritten(function) is None
+
+
+def takes_overlapping_chunks(x: Any, n: Any, size: int) -> Any:
+    state = x[0] * 0
+    for i in range(n):
+        start = i * size
+        state = state + x[start : start + size + 1].sum(0)
+    return state
+
+
+def takes_every_other_chunk(x: Any, n: Any, size: int) -> Any:
+    state = x[0] * 0
+    for i in range(n):
+        start = 2 * i * size
+        state = state + x[start : start + size].sum(0)
+    return state
+
+
+def weighs_by_its_place(x: Any, n: Any, size: int) -> Any:
+    state = x[0] * 0
+    for i in range(n):
+        start = i * size
+        state = state + x[start : start + size].sum(0) * start
+    return state
+
+
+@pytest.mark.parametrize(
+    "function",
+    [takes_overlapping_chunks, takes_every_other_chunk, weighs_by_its_place, moves_on_by_itself],
+    ids=lambda function: function.__name__.replace("_", "-"),
+)
+def test_chunks_that_do_not_lie_one_behind_the_other_are_not_taken_for_such(function: Callable[..., Any]) -> None:
+    assert isinstance(function, FunctionType)
+    code = loops.rewritten(function)
+    steps = function if code is None else FunctionType(code, {**loops._HELPERS, "range": range})
+
+    class AnyLength(torch.nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return steps(x, (x.shape[0] + 7) // 8, *((8,) if steps.__code__.co_argcount > 2 else ()))
+
+    length = {0: torch.export.Dim.AUTO}
+    traced = torch.export.export(AnyLength(), (torch.rand(21, 2),), dynamic_shapes={"x": length}, strict=False)
+    assert "scan" not in str(traced.graph)
+
+
 FREE = ModelSpec(
     model_type="m",
     task="t",
