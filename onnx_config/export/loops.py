@@ -191,7 +191,19 @@ def _joined_list(node: ast.AST) -> str | None:
 
 
 def _only_joined(definition: ast.FunctionDef, name: str, loop: ast.For) -> bool:
-    """Return whether what a loop left in a list is put together and used for nothing else."""
+    """Return whether a list that nothing else knows is put together after a loop and used for nothing else."""
+    for statement in _before(definition, loop):
+        if name in _names_in(statement, ast.Load):
+            return False
+        if name in _names_in(statement, ast.Store):
+            # Of two names at once, the other one may know it.
+            if isinstance(statement, ast.AnnAssign) or (
+                isinstance(statement, ast.Assign) and len(statement.targets) == 1
+            ):
+                break
+            return False
+    else:
+        return False
     for statement in _afterwards(definition, loop):
         joined = {id(n.args[0]) for n in ast.walk(statement) if isinstance(n, ast.Call) and _joined_list(n) == name}
         uses = [n for n in ast.walk(statement) if isinstance(n, ast.Name) and n.id == name]
@@ -199,22 +211,38 @@ def _only_joined(definition: ast.FunctionDef, name: str, loop: ast.For) -> bool:
             return False
         if isinstance(statement, ast.Assign) and any(_is_name(target, name) for target in statement.targets):
             # It stands for something else from there on.
-            return True
+            break
     return True
+
+
+def _around(definition: ast.FunctionDef, loop: ast.For) -> Iterator[tuple[ast.AST, list[ast.stmt], list[ast.stmt]]]:
+    """Yield what a loop lies in, from the inside out, each with the statements before and after it there."""
+    inner: ast.AST = loop
+    while inner is not definition:
+        (outer,) = (n for n in ast.walk(definition) if inner in ast.iter_child_nodes(n))
+        blocks = [getattr(outer, name, []) for name in ("body", "orelse", "finalbody")]
+        for block in (block for block in blocks if inner in block):
+            at = block.index(inner)
+            yield outer, block[:at], block[at + 1 :]
+        inner = outer
+
+
+def _before(definition: ast.FunctionDef, loop: ast.For) -> Iterator[ast.stmt]:
+    """Yield the statements that ran before a loop, the last one first."""
+    for _, before, _ in _around(definition, loop):
+        yield from reversed(before)
 
 
 def _afterwards(definition: ast.FunctionDef, loop: ast.For) -> Iterator[ast.stmt]:
     """Yield the statements that may run after a loop, in the order in which they do; around it, those of all turns."""
-    inner: ast.AST = loop
-    while inner is not definition:
-        (outer,) = (n for n in ast.walk(definition) if inner in ast.iter_child_nodes(n))
+    for outer, before, after in _around(definition, loop):
+        yield from after
         if isinstance(outer, ast.For | ast.While):
-            # What a further turn does before it comes to the loop again, and the loop itself.
-            yield from (statement for statement in outer.body if statement is not inner)
-        for block in (getattr(outer, name, []) for name in ("body", "orelse", "finalbody")):
-            if inner in block:
-                yield from block[block.index(inner) + 1 :]
-        inner = outer
+            yield from before
+
+
+def _names_in(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
 
 
 def _is_name(node: ast.expr, name: str) -> bool:

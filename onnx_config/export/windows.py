@@ -138,6 +138,9 @@ class _Reads(ast.NodeTransformer):
         at = [i for i, element in enumerate(elements) if self._is_window(element)]
         if len(at) != 1 or not isinstance(node.value, ast.Name) or node.value.id not in self._tensors:
             return self.generic_visit(node)
+        if not isinstance(node.ctx, ast.Load):
+            # What a step writes stays where it is, and the loop as it stands.
+            return self.generic_visit(node)
         before, after = elements[: at[0]], elements[at[0] + 1 :]
         if not all(map(_is_whole, (*before, *after))):
             return self.generic_visit(node)

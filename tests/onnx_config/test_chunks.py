@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,12 @@ import transformers
 
 from onnx_config.errors import ModelError
 from onnx_config.export import loops, sample, triangular
+from onnx_config.export.generation import NEW_TOKENS
 from onnx_config.export.one_chunk import OneChunkError, one_chunk_behind
 from onnx_config.export.session import open_session
 from onnx_config.export.substitutions import HELPER
 from onnx_config.export.trace import Trace
 from onnx_config.spec import ModelSpec, TensorSpec, is_past
-from tests.onnx_config.converted import convert
 from tests.onnx_config.test_cached_model import Continued
 from tests.onnx_config.test_trace import Small, run, shapes, traced
 
@@ -75,14 +74,14 @@ class Windowed(Small):
             made.append(part * self.decay[-here:] + state[:, None])
             marks.append(state)
             state = state * torch.exp(-self.scale * here) + (part * self.decay[:here]).sum(1)
-        made = torch.cat(made, dim=1)
+        joined = torch.cat(made, dim=1)
         entries = []
         last = state
         for i in range(length):
-            last = last * self.scale + made[:, i : i + 1].mean(1)
+            last = last * self.scale + joined[:, i : i + 1].mean(1)
             entries.append(last[:, None])
         return {
-            "y": made * 1.0,
+            "y": joined,
             "each": torch.cat(entries, dim=-2),
             "state": state,
             "last": last,
@@ -147,6 +146,83 @@ def test_what_was_refused_is_found_behind_what_others_made_of_it() -> None:
     assert one_chunk_behind(made) is refused
     assert one_chunk_behind(ModelError("no")) is None
     assert one_chunk_behind(None) is None
+
+
+def writes_its_chunk(x: Any, n: Any) -> Any:
+    made = x * 0
+    state = x[0] * 0
+    for i in range(n):
+        state = state + x[i * 8 : (i + 1) * 8].sum(0)
+        made[i * 8 : (i + 1) * 8] = state
+    return made
+
+
+def counts_its_chunks(x: Any, n: Any) -> Any:
+    state = x[0] * 0
+    for i in range(n):
+        state = state * i + x[i * 8 : (i + 1) * 8].sum(0)
+    return state
+
+
+def moves_on_by_itself(x: Any, n: Any) -> Any:
+    state, start = x[0] * 0, 0
+    for i in range(n):
+        start = start + i
+        state = state + x[start : start + 8].sum(0)
+    return state
+
+
+@pytest.mark.parametrize(
+    "function",
+    [writes_its_chunk, counts_its_chunks],
+    ids=lambda function: function.__name__.replace("_", "-"),
+)
+def test_what_does_more_with_its_number_than_take_a_chunk_is_left_alone(function: Callable[..., Any]) -> None:
+    assert isinstance(function, FunctionType)
+    assert loops.rewritten(function) is None
+
+
+def takes_overlapping_chunks(x: Any, n: Any, size: int) -> Any:
+    state = x[0] * 0
+    for i in range(n):
+        start = i * size
+        state = state + x[start : start + size + 1].sum(0)
+    return state
+
+
+def takes_every_other_chunk(x: Any, n: Any, size: int) -> Any:
+    state = x[0] * 0
+    for i in range(n):
+        start = 2 * i * size
+        state = state + x[start : start + size].sum(0)
+    return state
+
+
+def weighs_by_its_place(x: Any, n: Any, size: int) -> Any:
+    state = x[0] * 0
+    for i in range(n):
+        start = i * size
+        state = state + x[start : start + size].sum(0) * start
+    return state
+
+
+@pytest.mark.parametrize(
+    "function",
+    [takes_overlapping_chunks, takes_every_other_chunk, weighs_by_its_place, moves_on_by_itself],
+    ids=lambda function: function.__name__.replace("_", "-"),
+)
+def test_chunks_that_do_not_lie_one_behind_the_other_are_not_taken_for_such(function: Callable[..., Any]) -> None:
+    assert isinstance(function, FunctionType)
+    code = loops.rewritten(function)
+    steps = function if code is None else FunctionType(code, {**loops._HELPERS, "range": range})
+
+    class AnyLength(torch.nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return steps(x, (x.shape[0] + 7) // 8, *((8,) if steps.__code__.co_argcount > 2 else ()))
+
+    length = {0: torch.export.Dim.AUTO}
+    traced = torch.export.export(AnyLength(), (torch.rand(21, 2),), dynamic_shapes={"x": length}, strict=False)
+    assert "scan" not in str(traced.graph)
 
 
 FREE = ModelSpec(
@@ -344,37 +420,27 @@ def test_a_loop_over_rows_means_the_same_where_it_is_rewritten() -> None:
 
 
 @pytest.mark.slow
-def test_a_text_of_many_chunks_is_what_pytorch_makes_of_it(tmp_path: Path) -> None:
-    made = convert("qwen3_next-causal-lm", tmp_path)
+def test_texts_of_any_length_begin_and_go_on_across_the_end_of_a_chunk(tmp_path: Path) -> None:
+    made = Continued("qwen3_next-causal-lm", tmp_path)
     result = made.parity()
     assert result["outcome"] == "verified", result["detail"]
-    assert made.exported["notes"] == []
-    model = transformers.AutoModelForCausalLM.from_pretrained(made.source).eval()
-    session = open_session(made.stored, device="cpu")
-    for length in (1, 2, 63, 64, 65, 128, 129, 300):
-        ids = torch.randint(1, 60, (2, length))
-        with torch.no_grad():
-            wanted = model(input_ids=ids, use_cache=False).logits
-        feed = {"input_ids": ids.numpy(), "attention_mask": np.ones((2, length), np.int64)}
-        torch.testing.assert_close(torch.from_numpy(session.run(["logits"], feed)[0]), wanted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_state_is_gone_on_with_across_the_end_of_a_chunk(tmp_path: Path) -> None:
-    made = Continued("qwen3_next-causal-lm", tmp_path)
+    assert result["notes"] == [
+        f"generates the {NEW_TOKENS} tokens that PyTorch does, after 3 prompts padded on the left"
+    ]
     model = transformers.AutoModelForCausalLM.from_pretrained(made.source).eval()
     session = open_session(made.graph, device="cpu")
     names = [value.name for value in session.get_outputs()]
     states = [t for t in made.spec.inputs if is_past(t.name)]
     sizes = {**made.spec.sizes, "batch_size": 2, "past_sequence_length": 0}
-    for cuts in ((60, 61, 62, 63, 64, 65), (1, 66), (65, 195)):
-        ids = torch.randint(1, 60, (2, 200))
+    whole = [((), length) for length in (1, 2, 63, 64, 65, 128, 129, 300)]
+    for cuts, length in [*whole, ((60, 61, 62, 63, 64, 65), 90), ((1, 66), 130), ((65, 195), 200)]:
+        ids = torch.randint(1, 60, (2, length))
         past: dict[str, Any] = {t.name: np.zeros(t.resolve(sizes), t.dtype) for t in states}
         kept, end = None, 0
         for part in torch.tensor_split(ids, cuts, dim=1):
             start, end = end, end + part.shape[1]
             with torch.no_grad():
-                wanted = model(input_ids=part, past_key_values=copy.deepcopy(kept), use_cache=True)
+                wanted = model(input_ids=part, past_key_values=kept, use_cache=True)
             kept = wanted.past_key_values
             positions = np.arange(start, end)[None].repeat(2, 0)
             feed = {"input_ids": part.numpy(), "attention_mask": np.ones((2, end), np.int64), "position_ids": positions}

@@ -160,6 +160,37 @@ def keeps_the_list(x: Any, n: Any) -> Any:
     return entries
 
 
+def shares_the_list(x: Any, n: Any) -> Any:
+    others: list[Any]
+    entries = others = []
+    for i in range(n):
+        entries.append(x[i])
+    return torch.stack(others)
+
+
+def has_told_of_the_list(x: Any, n: Any) -> Any:
+    entries: list[Any] = []
+    told = [entries]
+    for i in range(n):
+        entries.append(x[i])
+    return told
+
+
+def goes_on_with_the_list(x: Any, n: Any, entries: Any) -> Any:
+    for i in range(n):
+        entries.append(x[i])
+    return torch.stack(entries)
+
+
+def takes_turns(x: Any, n: Any) -> Any:
+    for _ in range(2):
+        entries: list[Any] = []
+        y = x[0] + len(entries)
+        for i in range(n):
+            entries.append(x[i])
+    return y
+
+
 def appends_twice(x: Any, n: Any) -> Any:
     entries: list[Any] = []
     for i in range(n):
@@ -197,6 +228,7 @@ def calls_a_method(x: Any, y: Any, n: Any) -> Any:
     "function",
     [
         *(uses_its_number, looks_back, reads_what_it_writes, decides, starts_late, keeps_the_list, appends_twice),
+        *(shares_the_list, has_told_of_the_list, goes_on_with_the_list, takes_turns),
         *(writes_a_part_of_a_row, takes_no_part, looks_up, calls_a_method),
     ],
     ids=lambda function: function.__name__.replace("_", "-"),

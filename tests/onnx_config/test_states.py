@@ -20,13 +20,13 @@ from tests.onnx_config.test_cached_model import Continued
 from tests.onnx_config.test_runtime import HIDDEN, PROMPTS, WAYS
 
 # States alone, and beside layers that attend; the others are slow. A scan over the tokens; whole chunks of them; states
-# and keys in one layer; states that modules hold themselves; a scan over chunks, and over tokens where one goes on.
+# and keys in one layer; states that modules hold themselves.
 FAMILIES = [
     pytest.param("mamba-causal-lm"),
     pytest.param("lfm2-causal-lm"),
     *(
         pytest.param(f"{name}-causal-lm", marks=pytest.mark.slow)
-        for name in ("mamba2", "jamba", "bamba", "falcon_h1", "recurrent_gemma", "qwen3_next")
+        for name in ("mamba2", "jamba", "bamba", "falcon_h1", "recurrent_gemma")
     ),
 ]
 
