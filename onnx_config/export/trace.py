@@ -26,6 +26,7 @@ from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import Escapes, replayed
 from onnx_config.export.granted import conditions_returned, refuse_otherwise
+from onnx_config.export.grids import grids_in_tensors
 from onnx_config.export.idle_work import no_idle_work
 from onnx_config.export.loops import loops_as_scans
 from onnx_config.export.operators import symbolic_operators
@@ -317,7 +318,8 @@ def _export(
         ties_as_in_torch() if tied else contextlib.nullcontext(),
         contextlib.nullcontext() if before_optimizing is None else _hooked(before_optimizing),
         contextlib.nullcontext() if reading is None else replayed(reading) as replay,
-        contextlib.nullcontext() if replay is None else conditions_returned(model, replay),
+        grids_in_tensors(model) as grids,
+        conditions_returned(model, grids.granted, {} if replay is None else replay.granted),
     ):
         exported = exporter.export(model, {**_nested(inputs), **flags}, config)
     program = exported.program
