@@ -112,25 +112,22 @@ def _window_index(grids: Grids, original: Any) -> Any:
 def _interpolation(grids: Grids, original: Any) -> Any:
     taps = inspect.getmodule(original).__dict__["_interpolation_axis_taps_weights"]
 
-    def get_vision_interpolation_indices_and_weights(
-        grid_thw: Any,
-        num_grid_per_side: int,
-        mode: str = "bilinear",
-        align_corners: bool = False,
-        spatial_merge_size: int = 1,
-        padding: str = "border",
-        kwargs: Any = None,
-    ) -> Any:
-        if (_is_given(kwargs, "interp_indices") and _is_given(kwargs, "interp_weights")) or not grids.counts:
-            return original(
-                grid_thw, num_grid_per_side, mode, align_corners, spatial_merge_size, padding, kwargs=kwargs
-            )
-        patches = grids.patches(grid_thw, spatial_merge_size)
+    signature = inspect.signature(original)
+
+    def get_vision_interpolation_indices_and_weights(*args: Any, **options: Any) -> Any:
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        given = bound.arguments
+        known = given["kwargs"]
+        if (_is_given(known, "interp_indices") and _is_given(known, "interp_weights")) or not grids.counts:
+            return original(*args, **options)
+        side = given["num_grid_per_side"]
+        patches = grids.patches(given["grid_thw"], given["spatial_merge_size"])
         ends = ((patches.row, patches.height), (patches.column, patches.width))
         (down, by_row), (along, by_column) = (
-            taps(place, size, num_grid_per_side, mode, align_corners, padding) for place, size in ends
+            taps(place, size, side, given["mode"], given["align_corners"], given["padding"]) for place, size in ends
         )
-        indices = down[:, :, None] * num_grid_per_side + along[:, None, :]
+        indices = down[:, :, None] * side + along[:, None, :]
         weights = by_row[:, :, None] * by_column[:, None, :]
         return indices.flatten(1), weights.flatten(1)
 
