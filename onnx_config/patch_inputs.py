@@ -31,7 +31,15 @@ _MERGE_SIZES = (1, 2)
 
 
 def patch_drafts(draft: Draft) -> Iterator[tuple[Draft, str]]:
-    """Yield the draft with patches in the place of images, once for each number of values that a patch may have."""
+    """Yield the draft with patches in the place of images, once for each number of values that a patch may have.
+
+    Where it has them already, and may have several frames of an image, yield it with one frame of each.
+    """
+    for name, rule in draft.rules.items():
+        if rule.grid is not None and rule.grid.frames:
+            other = draft.copy()
+            other.rules[name] = replace(rule, grid=replace(rule.grid, frames=False))
+            yield other, f"{name} names one frame of each image"
     grid = next((name for name in draft.specs if _says_grid(draft, name)), None)
     patches = _patches_input(draft)
     if grid is None or patches is None:

@@ -263,6 +263,8 @@ def _interface(original: Any, grids: Grids) -> Any:
 @contextmanager
 def _attention_as_written(grids: Grids) -> Iterator[None]:
     """Keep the exporter from attending as if all images were of one size, where their grids are in the graph."""
+    # Registers them when it is imported.
+    import transformers.exporters.exporter_dynamo
     from transformers.exporters.utils import _PATCHES
 
     patches = _PATCHES["dynamo"]
