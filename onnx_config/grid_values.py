@@ -24,7 +24,7 @@ def grid_rows(rule: GridRule, images: int, columns: int, sizes: Mapping[str, int
     Together they name the patches that there are, where these are enough and a multiple of the square of the step.
 
     >>> grid_rows(GridRule(patches="num_patches", step=2), 3, 3, {"num_patches": 96}).tolist()
-    [[1, 4, 4], [1, 22, 2], [1, 6, 6]]
+    [[1, 4, 4], [1, 10, 4], [1, 4, 10]]
     """
     blocks = size_of(rule.patches, sizes) // rule.step**2
     rows = []
@@ -36,10 +36,14 @@ def grid_rows(rule: GridRule, images: int, columns: int, sizes: Mapping[str, int
 
 
 def _shares(blocks: int, images: int) -> list[int]:
-    """Return how many of ``blocks`` each image has; one at least, so that they may be more together."""
+    """Return how many of ``blocks`` each image has; one at least, so that they may be more together.
+
+    Every other image has an even number, which may be two frames.
+    """
     weights = [_SHARES[number % len(_SHARES)] for number in range(images)]
     free = max(0, blocks - images)
     shares = [1 + free * weight // sum(weights) for weight in weights]
+    shares = [share - share % 2 if number % 2 and share > 1 else share for number, share in enumerate(shares)]
     shares[-1] += max(0, blocks - sum(shares))
     return shares
 

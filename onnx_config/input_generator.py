@@ -127,7 +127,7 @@ def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int]) -> Array:
         row = [size_of(size, sizes) for size in rule.sizes]
         values = np.broadcast_to(np.array(row, values.dtype), values.shape).copy()
     if rule.grid is not None:
-        values = grid_rows(rule.grid, *values.shape, sizes).astype(values.dtype)
+        values = grid_rows(rule.grid, values.shape[0], values.shape[1], sizes).astype(values.dtype)
     if rule.choices:
         values = np.resize(np.array(rule.choices, values.dtype), values.shape[:1]).reshape(-1, *[1] * (values.ndim - 1))
     position = 1

@@ -48,14 +48,14 @@ def patch_drafts(draft: Draft) -> Iterator[tuple[Draft, str]]:
     if not packed and not grid.endswith("shapes"):
         # Heights and widths in pixels, of images as they are.
         return
-    for width in _widths(draft):
+    for width in _widths(draft, packed=packed):
         other = draft.copy()
         # Edges of blocks that are an input differ from image to image.
         edges = [name for name, spec in draft.specs.items() if GEOMETRY.search(name) and len(spec.shape) == 1]
         step = max(_MERGE_SIZES) if edges else _merge_size(draft)
         axis = TOTAL_PATCHES if packed else MOST_PATCHES
         rows = draft.specs[patches].shape[0]
-        _reshape(other, patches, (axis, width) if packed else (rows, axis, width))
+        _reshape(other, patches, (axis, *width) if packed else (rows, axis, *width))
         if not packed:
             _reshape(other, grid, (rows, _TWO))
             for mask in [n for n in draft.specs if n.endswith("mask") and draft.specs[n].shape[0] == rows]:
@@ -67,11 +67,11 @@ def patch_drafts(draft: Draft) -> Iterator[tuple[Draft, str]]:
         other.smallest[axis] = step**2
         if step > 1:
             other.steps[axis] = step**2
-        rule = GridRule(patches=axis, step=step, packed=packed, frames=packed and not grid.startswith("image"))
-        other.rules[grid] = replace(draft.rules.get(grid, ValueRule()), grid=rule)
+        named = GridRule(patches=axis, step=step, packed=packed, frames=packed and not grid.startswith("image"))
+        other.rules[grid] = replace(draft.rules.get(grid, ValueRule()), grid=named)
         other.rules.update({name: ValueRule(choices=_MERGE_SIZES) for name in edges})
         how = "of all images one after another" if packed else "of each image, with room to spare"
-        yield other, f"{patches} holds patches {how}, {width} numbers each, and {grid} says how they lie"
+        yield other, f"{patches} holds patches {how}, {math.prod(width)} numbers each, and {grid} says how they lie"
 
 
 def _says_grid(draft: Draft, name: str) -> bool:
@@ -87,10 +87,10 @@ def _patches_input(draft: Draft) -> str | None:
     return next((name for name in names if draft.specs[name].dtype.startswith("float")), None)
 
 
-def _widths(draft: Draft) -> list[int]:
-    """Return how many numbers a patch may have: its pixels, in all colours, and in as many frames as are read at once.
+def _widths(draft: Draft, *, packed: bool) -> list[tuple[int, ...]]:
+    """Return the sizes that a patch may have: its pixels, in all colours, and in as many frames as are read at once.
 
-    Some configs have them for videos only; what was found out already comes last.
+    Some configs have frames for videos only; what was found out already comes last but for patches that are images.
     """
     colours = config_size(draft.config, "num_channels", "image") or _COLOURS
     edge = config_size(draft.config, "patch_size", "image")
@@ -100,7 +100,9 @@ def _widths(draft: Draft) -> list[int]:
         found += [colours * frames * edge**2, colours * edge**2]
     name = _patches_input(draft)
     last = draft.specs[name].shape[-1] if name is not None and draft.specs[name].shape else None
-    return list(dict.fromkeys([*found, last] if isinstance(last, int) else found))
+    found += [last] if isinstance(last, int) else []
+    images = [(colours, edge, edge)] if packed and edge is not None else []
+    return [*((width,) for width in dict.fromkeys(found)), *images]
 
 
 def _merge_size(draft: Draft) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx_ir
@@ -44,11 +45,8 @@ def conditions_returned(model: torch.nn.Module, *granted: Granted) -> Iterator[N
         # What returns no fields by name has no place for more of them.
         return {**returned, **found} if found and isinstance(returned, Mapping) else returned
 
-    model.forward = forward
-    try:
+    with patch.object(model, "forward", forward):
         yield
-    finally:
-        model.forward = original
 
 
 def _conditions(granted: Granted) -> Iterator[tuple[str, torch.Tensor]]:

@@ -26,7 +26,8 @@ from onnx_config.export.patch_grids import Patches, boundaries, quotient, resamp
 __all__ = ["Grids", "grids_in_tensors"]
 
 _MODELS = "transformers.models."
-_PACKED_RANK = 2
+_PACKED_RANKS = (2, 4)
+_GRID_RANK = 2
 _THREE = 3
 _FITS = "the grid of the images is taken to name the patches that there are"
 
@@ -204,7 +205,7 @@ def _counted(original: Any, grids: Grids) -> Any:
             if parameter.kind is parameter.VAR_KEYWORD:
                 given |= given.pop(parameter.name, {})
         tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-        patches = [t for t in tensors.values() if t.dim() == _PACKED_RANK and t.is_floating_point()]
+        patches = [t for t in tensors.values() if t.dim() in _PACKED_RANKS and t.is_floating_point()]
         if not patches or not any(_is_grid(name, tensor) for name, tensor in tensors.items()):
             return original(*args, **kwargs)
         grids.counts.append(patches[0].shape[0])
@@ -219,7 +220,7 @@ def _counted(original: Any, grids: Grids) -> Any:
 
 
 def _is_grid(name: str, tensor: torch.Tensor) -> bool:
-    return GEOMETRY.search(name) is not None and tensor.dim() == _PACKED_RANK and tensor.shape[-1] == _THREE
+    return GEOMETRY.search(name) is not None and tensor.dim() == _GRID_RANK and tensor.shape[-1] == _THREE
 
 
 def _tolist(original: Any, grids: Grids) -> Any:
@@ -263,8 +264,7 @@ def _interface(original: Any, grids: Grids) -> Any:
 @contextmanager
 def _attention_as_written(grids: Grids) -> Iterator[None]:
     """Keep the exporter from attending as if all images were of one size, where their grids are in the graph."""
-    # Registers them when it is imported.
-    import transformers.exporters.exporter_dynamo
+    from transformers.exporters import exporter_dynamo  # noqa: F401  # registers what is changed here
     from transformers.exporters.utils import _PATCHES
 
     patches = _PATCHES["dynamo"]

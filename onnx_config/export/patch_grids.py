@@ -89,14 +89,16 @@ class Patches:
         """(patches,): the row of each within its frame."""
         edge = self.edge
         block = quotient(quotient(self.within_frame, edge * edge), quotient(self.width, edge))
-        return block * edge + self._in_block[0]
+        row: torch.Tensor = block * edge + self._in_block[0]
+        return row
 
     @cached_property
     def column(self) -> torch.Tensor:
         """(patches,): the column of each within its frame."""
         edge = self.edge
         block = quotient(self.within_frame, edge * edge) % quotient(self.width, edge)
-        return block * edge + self._in_block[1]
+        column: torch.Tensor = block * edge + self._in_block[1]
+        return column
 
     @cached_property
     def frame_number(self) -> torch.Tensor:
@@ -108,7 +110,8 @@ class Patches:
         """Whether the grids name as many patches as there are, in whole blocks."""
         edge = self.merge[:, None] if isinstance(self.merge, torch.Tensor) else self.merge
         whole = (self.grid[:, 1:] % edge == 0).all()
-        return (self._sizes.sum() == self.count) & whole
+        fits: torch.Tensor = (self._sizes.sum() == self.count) & whole
+        return fits
 
 
 def quotient(number: torch.Tensor, by: Any) -> torch.Tensor:
@@ -147,7 +150,9 @@ def same_part(lengths: torch.Tensor, count: Any) -> torch.Tensor:
     return part[:, None] == part[None, :]
 
 
-def resampled_table(table: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, sizes: torch.Tensor) -> Any:
+def resampled_table(
+    table: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, sizes: torch.Tensor
+) -> torch.Tensor:
     """Return what bilinear interpolation with antialiasing makes of a table, at one place for each of ``rows``.
 
     Args:

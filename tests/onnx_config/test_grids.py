@@ -1,4 +1,4 @@
-"""Models that are told by whole numbers how the patches of images lie: dummy inputs that agree, graphs for every grid."""
+"""Models that are told how the patches of images lie: dummy inputs that agree, graphs for every grid."""
 
 from __future__ import annotations
 
