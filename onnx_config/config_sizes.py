@@ -17,6 +17,8 @@ _MODALITIES = (
     (re.compile(r"^pixel_|_pixel_|image|video|bool_masked_pos|pixel_mask"), "image"),
     (re.compile(r"input_features|input_values|audio|speech|^padding_mask$"), "audio"),
     (re.compile(r"^past_|^future_|static_|time"), "time"),
+    # How large images are, in patches or pixels.
+    (re.compile(r"(^|_)(grid_\w+|sizes|shapes)$"), "image"),
 )
 _SUBCONFIGS = {
     "image": ("vision_config", "vision", "encoder", "backbone_config"),

@@ -152,6 +152,8 @@ class Draft:
             sizes = tuple(new(a) if isinstance(a, str) and base_axis(a) == axis else a for a in rule.sizes)
             tokens = tuple((t, n * self.sizes[axis], None) if a == axis else (t, n, a) for t, n, a in rule.tokens)
             self.rules[name] = replace(rule, sizes=sizes, tokens=tokens)
+            if rule.grid is not None and rule.grid.patches == axis:
+                self.rules[name] = replace(self.rules[name], grid=replace(rule.grid, patches=new(axis)))
 
     def axes(self) -> list[str]:
         """Return the dynamic axes."""

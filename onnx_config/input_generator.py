@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_config.config_sizes import config_for, modality_of
+from onnx_config.grid_values import grid_rows, room_for_grids, shown_patches
 from onnx_config.spec import TensorSpec, ValueRule, is_past, size_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def generate_inputs(
     if padding:
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
         _pad(arrays, config, least=placeholders + 2, side=padding_side, token=pad_token_id)
+    shown_patches(inputs, rules, arrays)
     if any(map(is_past, arrays)):
         _number_positions(arrays)
     if begins:
@@ -110,8 +112,8 @@ def picks_tokens(inputs: Sequence[TensorSpec]) -> bool:
 
 
 def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return ``sizes`` with texts long enough for the placeholders that they must hold at these sizes."""
-    room = dict(sizes)
+    """Return ``sizes`` with texts long enough for their placeholders, and patches enough for the images, at these."""
+    room = room_for_grids(inputs, rules, sizes)
     for spec in inputs:
         rule = rules.get(spec.name)
         axis = spec.shape[-1] if spec.shape else None
@@ -132,6 +134,10 @@ def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int]) -> Array:
     if rule.sizes:
         row = [size_of(size, sizes) for size in rule.sizes]
         values = np.broadcast_to(np.array(row, values.dtype), values.shape).copy()
+    if rule.grid is not None:
+        values = grid_rows(rule.grid, values.shape[0], values.shape[1], sizes).astype(values.dtype)
+    if rule.choices:
+        values = np.resize(np.array(rule.choices, values.dtype), values.shape[:1]).reshape(-1, *[1] * (values.ndim - 1))
     position = 1
     for token, count in rule.placeholders(sizes):
         values[..., position : position + count] = token

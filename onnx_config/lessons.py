@@ -15,6 +15,7 @@ from typing import Any
 from onnx_config.config_sizes import config_for, modality_of, sub_configs
 from onnx_config.declarations import Role, read_shape
 from onnx_config.draft import GEOMETRY, IMAGE_AXES, Draft, is_batch
+from onnx_config.patch_inputs import patch_drafts
 from onnx_config.patterns import AXIS_SYNONYMS, CONFIG_SIZES
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import (
@@ -106,6 +107,12 @@ def _not_both(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate
             for name in others:
                 other.remove(name)
             yield Candidate(draft=other, why=f"{', '.join(others)} was left out: {answer.refusal}"[:300], sure=True)
+
+
+def _patches(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give patches in the place of images to what is told how they lie in each image."""
+    for other, why in patch_drafts(draft):
+        yield Candidate(draft=other, why=f"{why}: {answer.refusal}"[:300], sure=True)
 
 
 def _unpacked_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -525,6 +532,7 @@ def _text_only(draft: Draft, why: str) -> Iterator[Candidate]:
 
 _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] = (
     _not_both,
+    _patches,
     _missing_inputs,
     _unpacked_axes,
     _documented_rank,

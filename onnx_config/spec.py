@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx_config.errors import ModelError
 
-__all__ = ["ModelSpec", "TensorSpec", "ValueRule", "axes_of", "base_axis", "is_past", "is_sum", "size_of"]
+__all__ = ["GridRule", "ModelSpec", "TensorSpec", "ValueRule", "axes_of", "base_axis", "is_past", "is_sum", "size_of"]
 
 _FORMULA = re.compile(r"(\d+)\*(\w+)")
 _PLUS = " + "
@@ -110,6 +110,28 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GridRule:
+    """Of an input that says how many rows and columns of patches each image has: which patches these are."""
+
+    patches: int | str
+    """Axis of the patches, or their fixed number."""
+
+    step: int = 1
+    """What rows and columns are multiples of."""
+
+    packed: bool = True
+    """Whether the patches of all images lie one after another; else each image has room for as many as the axis is
+    long."""
+
+    frames: bool = False
+    """Whether some images may have more than one frame."""
+
+    def least(self, images: int) -> int:
+        """Return how many patches there are at least in so many images."""
+        return self.step**2 * (images if self.packed else 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueRule:
     """What the values of an input must be, beyond what its name and the config say."""
 
@@ -126,6 +148,12 @@ class ValueRule:
     """(token id, how often it stands in each row, the axis that it stands so often for each of, or ``None``):
     placeholders of images or sounds in a text."""
 
+    grid: GridRule | None = None
+    """How its rows say which patches images have; ``None``: it says nothing of the kind."""
+
+    choices: tuple[int, ...] = ()
+    """Values of which each row has another one; empty: as ever."""
+
     def placeholders(self, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
         """Return (token id, how often it stands in each row) at ``sizes``."""
         return [(token, count * (sizes[axis] if axis else 1)) for token, count, axis in self.tokens]
@@ -133,13 +161,23 @@ class ValueRule:
     def to_json(self) -> dict[str, Any]:
         """Return the rule as JSON types; `from_json` reads it back."""
         tokens = [list(token) for token in self.tokens]
-        return {"below": self.below, "ones": self.ones, "sizes": list(self.sizes), "tokens": tokens}
+        more: dict[str, Any] = {} if self.grid is None else {"grid": asdict(self.grid)}
+        more |= {"choices": list(self.choices)} if self.choices else {}
+        return {"below": self.below, "ones": self.ones, "sizes": list(self.sizes), "tokens": tokens, **more}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ValueRule:
         """Read what `to_json` wrote."""
         tokens = tuple((int(token), int(count), axis) for token, count, axis in value["tokens"])
-        return cls(below=value["below"], ones=value["ones"], sizes=tuple(value["sizes"]), tokens=tokens)
+        grid = GridRule(**value["grid"]) if "grid" in value else None
+        return cls(
+            below=value["below"],
+            ones=value["ones"],
+            sizes=tuple(value["sizes"]),
+            tokens=tokens,
+            grid=grid,
+            choices=tuple(value.get("choices", ())),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

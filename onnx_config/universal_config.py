@@ -12,6 +12,7 @@ from onnx_config.cache_layout import PAST_AXIS, CacheLayout, read_cache_layout
 from onnx_config.config_sizes import embedding_size, modality_of
 from onnx_config.declarations import Declaration, declare
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.grid_values import room_for_grids
 from onnx_config.image_embeddings import image_embeddings
 from onnx_config.input_generator import generate_inputs
 from onnx_config.patterns import ALWAYS_GIVEN
@@ -487,7 +488,7 @@ class UniversalOnnxConfig:
             specs,
             self.config,
             self.declaration,
-            wanted,
+            room_for_grids(specs, self.inference.values, wanted),
             rules=self.inference.values,
             seed=seed,
             padding=padding,

@@ -12,16 +12,17 @@ import functools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx_ir
 import torch
 
-if TYPE_CHECKING:
-    from onnx_config.export.escapes import replayed
-
 __all__ = ["condition_name", "conditions_returned", "refuse_otherwise"]
+
+Granted = Mapping[str, list[tuple[torch.Tensor, Any]]]
 
 _PREFIX = "taken_for_granted_"
 _BODIES = (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS)
@@ -30,25 +31,25 @@ _NUMBERS = (_TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.BFLOAT16, _TYPES.DOUBLE, _TYPES
 
 
 @contextmanager
-def conditions_returned(model: torch.nn.Module, replay: replayed) -> Iterator[None]:
-    """Have ``model`` return, beside its outputs, whether each decision is as ``replay`` has it taken."""
+def conditions_returned(model: torch.nn.Module, *granted: Granted) -> Iterator[None]:
+    """Have ``model`` return, beside its outputs, whether each decision is as it is ``granted`` to be.
+
+    What is granted is filled in while the model runs: what it is -> what was computed, and what it is taken to be.
+    """
     original = model.forward
 
     @functools.wraps(original)
     def forward(*arguments: Any, **options: Any) -> Any:
         returned = original(*arguments, **options)
-        found = dict(_conditions(replay.granted))
+        found = dict(chain.from_iterable(map(_conditions, granted)))
         # What returns no fields by name has no place for more of them.
         return {**returned, **found} if found and isinstance(returned, Mapping) else returned
 
-    model.forward = forward
-    try:
+    with patch.object(model, "forward", forward):
         yield
-    finally:
-        model.forward = original
 
 
-def _conditions(granted: Mapping[str, list[tuple[torch.Tensor, Any]]]) -> Iterator[tuple[str, torch.Tensor]]:
+def _conditions(granted: Granted) -> Iterator[tuple[str, torch.Tensor]]:
     for name, decisions in granted.items():
         holds = [(tensor == value).all() for tensor, value in decisions]
         yield condition_name(name), torch.stack(holds).all()

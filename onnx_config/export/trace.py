@@ -26,6 +26,7 @@ from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import DecisionError, Escapes, replayed
 from onnx_config.export.granted import condition_name, conditions_returned, refuse_otherwise
+from onnx_config.export.grids import grids_in_tensors
 from onnx_config.export.idle_work import no_idle_work
 from onnx_config.export.loops import loops_as_scans
 from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
@@ -322,8 +323,8 @@ def _export(
         if before_optimizing is not None:
             stack.enter_context(_hooked(before_optimizing))
         replay = None if reading is None else stack.enter_context(replayed(reading))
-        if replay is not None:
-            stack.enter_context(conditions_returned(model, replay))
+        grids = stack.enter_context(grids_in_tensors(model))
+        stack.enter_context(conditions_returned(model, grids.granted, {} if replay is None else replay.granted))
         exported = exporter.export(model, {**_nested(inputs), **flags}, config)
     program = exported.program
     if not isinstance(program, onnx_ir.Model):
