@@ -129,7 +129,7 @@ def exclusive(refusal: str) -> list[str]:
     ['inputs', 'pixel_values']
     """
     found = _NOT_BOTH.search(refusal)
-    return re.findall(r"[a-z]\w+", found["names"]) if found else []
+    return re.findall(r"\b(?!and\b|or\b)[a-z]\w+", found["names"]) if found else []
 
 
 def asked_for(refusal: str, declaration: Declaration) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from onnx_config import UniversalOnnxConfig
 from onnx_config.declarations import declare
-from onnx_config.input_generator import generate_inputs, special_token_ids
+from onnx_config.input_generator import generate_inputs, picks_tokens, special_token_ids
 from onnx_config.spec import TensorSpec, ValueRule
 from tests.onnx_config import picky_modules as picky
 
@@ -80,6 +80,11 @@ def test_a_second_mask_over_the_same_tokens_picks_some_of_them():
     # Of each row another number, and never of what is hidden.
     assert len(set(picked.sum(axis=1).tolist())) > 2
     assert not (picked > arrays["attention_mask"]).any()
+    # Models look whether it picks any.
+    assert picks_tokens(inputs)
+    assert not picks_tokens(found.inference.inputs)
+    none = generate_inputs(inputs, found.config, found.declaration, sizes, chosen=False)["global_attention_mask"]
+    assert not none.any()
 
 
 @pytest.mark.parametrize("name", ["bert-model", "albert-model", "layoutlm-model", "vit-model", "whisper-model"])

@@ -159,3 +159,12 @@ def test_a_model_with_states_begins_texts_of_all_sizes_and_goes_on_with_some(pas
     if past:
         assert {s.sizes["past_sequence_length"] for s in begun} == {0}
         assert all(s.sizes["past_sequence_length"] > 0 for s in going_on)
+
+
+def test_what_is_picked_is_compared_with_nothing_picked() -> None:
+    limits: dict[str, tuple[int, int | None]] = {"batch_size": (1, None), "sequence_length": (1, 512)}
+    sizes = {"batch_size": 2, "sequence_length": 16}
+    shapes = check_shapes(sizes, limits, masked=True, chooses=True)
+    none = [shape for shape in shapes if not shape.chosen]
+    assert len({shape.sizes["sequence_length"] for shape in none}) == 2
+    assert shapes[: -len(none)] == check_shapes(sizes, limits, masked=True)
