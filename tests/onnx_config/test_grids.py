@@ -167,6 +167,7 @@ def test_patches_of_all_images_one_after_another() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_graph_takes_every_grid_and_refuses_one_that_does_not_fit(tmp_path: Path) -> None:
     import onnxruntime
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
