@@ -225,8 +225,12 @@ def _is_grid(name: str, tensor: torch.Tensor) -> bool:
 
 def _tolist(original: Any, grids: Grids) -> Any:
     def tolist(tensor: torch.Tensor) -> Any:
-        counts = grids.counts and tensor.dim() == 1 and torch.compiler.is_exporting()
-        return _Lengths(tensor) if counts and not tensor.is_floating_point() else original(tensor)
+        if not grids.counts or not torch.compiler.is_exporting() or tensor.is_floating_point():
+            return original(tensor)
+        if tensor.dim() == 1:
+            return _Lengths(tensor)
+        # Whoever wants rows of numbers works with each of them.
+        return [[number.item() for number in row] for row in tensor] if tensor.dim() == _GRID_RANK else original(tensor)
 
     return tolist
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir
 import pytest
 import torch
 
 from onnx_config.config_sizes import modality_of
 from onnx_config.export.grids import grids_in_tensors
 from onnx_config.export.patch_grids import Patches, boundaries, resampled_table, same_part
+from onnx_config.export.trace import trace_model
 from onnx_config.grid_values import grid_rows, room_for_grids
 from onnx_config.spec import GridRule, TensorSpec, ValueRule
 from onnx_config.universal_config import UniversalOnnxConfig
@@ -160,3 +164,42 @@ def test_patches_of_all_images_one_after_another() -> None:
     assert shapes == {"hidden_states": ("total_patches", 96), "grid_thw": ("num_images_or_videos", 3)}
     inputs = found.generate_dummy_inputs(framework="np", num_images_or_videos=5, total_patches=101)
     assert inputs["grid_thw"].prod(axis=-1).sum() == len(inputs["hidden_states"]) == 100
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_graph_takes_every_grid_and_refuses_one_that_does_not_fit(tmp_path: Path) -> None:
+    import onnxruntime
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+    torch.manual_seed(0)
+    model = Qwen2_5_VisionTransformerPretrainedModel(_qwen()).eval()
+
+    def inputs(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        grid = torch.tensor(rows)
+        return {"hidden_states": torch.randn(int(grid.prod(-1).sum()), 96), "grid_thw": grid}
+
+    trace = trace_model(
+        model,
+        inputs([[1, 4, 8], [2, 6, 4]]),
+        [
+            TensorSpec(name="hidden_states", dtype="float32", shape=("total_patches", 96)),
+            TensorSpec(name="grid_thw", dtype="int64", shape=("num_images", 3)),
+        ],
+        ["pooler_output"],
+        axis_ranges={"total_patches": (4, None), "num_images": (1, None)},
+        opset=20,
+        flags={},
+    )
+    path = tmp_path / "model.onnx"
+    onnx_ir.save(trace.model, path)
+    session = onnxruntime.InferenceSession(path)
+    for rows in ([[1, 2, 2]], [[3, 10, 12], [1, 2, 2], [1, 14, 18]], [[1, 6, 8]]):
+        given = inputs(rows)
+        with torch.no_grad():
+            want = model(**given).pooler_output
+        (found,) = session.run(None, {name: tensor.numpy() for name, tensor in given.items()})
+        np.testing.assert_allclose(found, want.numpy(), atol=1e-5)
+    other = {**inputs([[1, 4, 8]]), "grid_thw": torch.tensor([[1, 4, 6]])}
+    with pytest.raises(Exception, match="the_grid_of_the_images_is_taken_to_name_the_patches_that_there_are"):
+        session.run(None, {name: tensor.numpy() for name, tensor in other.items()})
