@@ -18,6 +18,20 @@ _SENTENCE = "The ferry leaves the harbour at seven."
 _GENERATES = {"text-generation", "text2text-generation", "summarization", "translation"}
 _TEXTS = _GENERATES | {"text-classification", "token-classification", "feature-extraction", "fill-mask"}
 _IMAGES = {"image-classification", "image-feature-extraction", "object-detection", "image-segmentation"}
+_CPP_TYPES = {
+    "float32": "float", "float64": "double", "float16": "Ort::Float16_t", "bfloat16": "Ort::BFloat16_t", "bool": "bool",
+    "int8": "std::int8_t", "int16": "std::int16_t", "int32": "std::int32_t", "int64": "std::int64_t",
+    "uint8": "std::uint8_t", "uint16": "std::uint16_t", "uint32": "std::uint32_t", "uint64": "std::uint64_t",
+}  # fmt: skip
+_CPP_ONES = """\
+template <typename T>
+Ort::Value ones(const std::vector<std::int64_t>& shape) {
+  Ort::AllocatorWithDefaultOptions allocator;
+  auto value = Ort::Value::CreateTensor<T>(allocator, shape.data(), shape.size());
+  std::fill_n(value.template GetTensorMutableData<T>(), value.GetTensorTypeAndShapeInfo().GetElementCount(), T(1));
+  return value;
+}
+"""
 _OPERATORS = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
 }  # fmt: skip
@@ -37,6 +51,8 @@ def snippets(record: ConversionRecord) -> list[tuple[str, str]]:
     if elsewhere:
         return found
     found.append(("ONNX Runtime", _runtime(record, artifact)))
+    if (program := _cpp(record, artifact)) is not None:
+        found.append(("C++", program))
     names = {file.path for file in artifact.files}
     if (record.task in _TEXTS and "tokenizer.json" in names) or (
         record.task in _IMAGES and "preprocessor_config.json" in names
@@ -86,20 +102,70 @@ def _javascript(record: ConversionRecord, artifact: ArtifactRecord) -> str:
     )
 
 
-def _feed(record: ConversionRecord, artifact: ArtifactRecord) -> str:
+def _cpp(record: ConversionRecord, artifact: ArtifactRecord) -> str | None:
+    """Return a program over ONNX Runtime's C++ header; ``None`` where an input is of a type that C++ has not."""
     graph = artifact.graphs[0]
-    cells = [cell for check in record.parity for cell in check.cells]
-    # Sizes at which the graph was verified: not every graph takes two of everything.
-    sizes = next((cell.sizes for cell in cells if cell.graph == graph.role and cell.verdict == "verified"), {})
-    return "\n".join(
-        f"    {json.dumps(tensor.name)}: np.ones({_shape(tensor, sizes)}, dtype={json.dumps(tensor.dtype)}),"
+    if any(tensor.dtype not in _CPP_TYPES for tensor in graph.inputs):
+        return None
+    sizes = _verified_sizes(record, artifact)
+    path = _cpp_text(str(PurePath(artifact.path) / graph.path))
+    made = "".join(
+        f"  values.push_back(ones<{_CPP_TYPES[tensor.dtype]}>({{{', '.join(map(str, _shape(tensor, sizes)))}}}));\n"
         for tensor in graph.inputs
+    )
+    return (
+        "// c++ -std=c++17 model.cpp -lonnxruntime\n"
+        "#include <onnxruntime_cxx_api.h>\n\n"
+        "#include <algorithm>\n#include <cstdint>\n#include <iostream>\n#include <vector>\n\n"
+        f"{_CPP_ONES}\n"
+        "int main() {\n"
+        "  Ort::Env env;\n"
+        f"  Ort::Session session(env, ORT_TSTR({path}), Ort::SessionOptions{{}});\n"
+        "  std::vector<Ort::Value> values;\n"
+        f"{made}"
+        f"  std::vector<const char*> inputs{{{', '.join(_cpp_text(tensor.name) for tensor in graph.inputs)}}};\n"
+        f"  std::vector<const char*> outputs{{{', '.join(_cpp_text(tensor.name) for tensor in graph.outputs)}}};\n"
+        "  auto found = session.Run(Ort::RunOptions{nullptr}, inputs.data(), values.data(), values.size(),\n"
+        "                           outputs.data(), outputs.size());\n"
+        "  for (std::size_t at = 0; at < found.size(); ++at) {\n"
+        "    std::cout << outputs[at];\n"
+        "    for (auto size : found[at].GetTensorTypeAndShapeInfo().GetShape()) std::cout << ' ' << size;\n"
+        "    std::cout << '\\n';\n"
+        "  }\n"
+        "}"
     )
 
 
-def _shape(tensor: TensorRecord, sizes: Mapping[str, int]) -> str:
-    found = [size if isinstance(size, int) else _size(size, sizes) for size in tensor.shape]
-    return str(tuple(found))
+def _cpp_text(text: str) -> str:
+    r"""Return a text as C++ has it: in bytes of UTF-8, since its escapes take neither control characters nor halves.
+
+    >>> print(_cpp_text('a"b\\é'))
+    "a\042b\134\303\251"
+    """
+    plain = "".join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in '"\\?' else f"\\{byte:03o}"
+        for byte in text.encode("utf-8", "surrogateescape")
+    )
+    return f'"{plain}"'
+
+
+def _feed(record: ConversionRecord, artifact: ArtifactRecord) -> str:
+    sizes = _verified_sizes(record, artifact)
+    return "\n".join(
+        f"    {json.dumps(tensor.name)}: np.ones({_shape(tensor, sizes)}, dtype={json.dumps(tensor.dtype)}),"
+        for tensor in artifact.graphs[0].inputs
+    )
+
+
+def _verified_sizes(record: ConversionRecord, artifact: ArtifactRecord) -> Mapping[str, int]:
+    """Return sizes at which the first graph was verified: not every graph takes two of everything."""
+    role = artifact.graphs[0].role
+    cells = [cell for check in record.parity for cell in check.cells]
+    return next((cell.sizes for cell in cells if cell.graph == role and cell.verdict == "verified"), {})
+
+
+def _shape(tensor: TensorRecord, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else _size(size, sizes) for size in tensor.shape)
 
 
 def _size(formula: str, sizes: Mapping[str, int]) -> int:

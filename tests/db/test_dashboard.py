@@ -101,6 +101,14 @@ def test_what_lies_in_a_store_elsewhere_is_loaded_by_its_name(make_record):
     assert '"org/model-1"' in found["onnx-ferry"]
 
 
+def test_cpp_has_no_program_for_what_it_has_no_type_for(make_record):
+    record = make_record(1)
+    (graph,) = record.artifact.graphs
+    assert "std::int64_t" in dict(snippets(record))["C++"]
+    words = replace(graph, inputs=(replace(graph.inputs[0], dtype="string"),))
+    assert "C++" not in dict(snippets(replace(record, artifact=replace(record.artifact, graphs=(words,)))))
+
+
 @pytest.mark.parametrize("changes", [{"artifact": None}, {"status": "mismatch"}], ids=["failed", "quarantined"])
 def test_what_is_not_served_is_not_loaded(make_record, changes):
     record = make_record(1, failure="mismatch", **changes)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 
 import db
@@ -20,6 +22,7 @@ from tests.faults.harness import request, tiny, workspace
 from tests.interop.environments import make_node
 
 ROOT = Path(__file__).parents[2]
+STAND_IN = Path(__file__).parent / "cpp"
 
 # A text in, a class out; a text that goes on, with its cache; an image.
 NAMES = ("bert-sequence-classification", "gpt2-causal-lm", "vit-image-classification")
@@ -66,6 +69,31 @@ def run(command: list[str], **changes: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_python_on_a_models_page_runs(converted: Converted, name: str, way: str) -> None:
     assert run([sys.executable, "-c", converted.snippets(name)[way]], PYTHONPATH=str(ROOT)).strip()
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler on this machine")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cpp_on_a_models_page_compiles_and_gives_what_the_graph_takes(
+    converted: Converted, tmp_path: Path, name: str
+) -> None:
+    """Over a stand-in for ONNX Runtime's header, which no package has that tests may fetch: it tells what it was given.
+
+    What that was, ONNX Runtime is then given from Python.
+    """
+    (tmp_path / "model.cpp").write_text(converted.snippets(name)["C++"], encoding="utf-8")
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    program = tmp_path / "model"
+    run(["c++", "-std=c++17", *warnings, f"-I{STAND_IN}", str(tmp_path / "model.cpp"), "-o", str(program)])
+    told = [line.split("\t") for line in run([str(program)]).splitlines()]
+    ((path,),) = [rest for word, *rest in told if word == "model"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = {
+        name: np.ones([int(size) for size in shape.split()], dtype=dtype)
+        for word, name, dtype, shape in (line for line in told if line[0] == "input")
+    }
+    outputs = [name for word, name in (line for line in told if line[0] == "output")]
+    assert outputs == [output.name for output in session.get_outputs()]
+    assert all(value.size for value in session.run(outputs, given))
 
 
 @pytest.fixture(scope="session")
