@@ -121,19 +121,19 @@ def _keys(cls: type[BaseModel], *, of: tuple[str, ...] = ()) -> str:
 
 
 def _manifest_defaults() -> str:
-    from flows.manifest import ModelOptions
+    from flows.manifest_keys import ModelOptions
 
     return _keys(ModelOptions)
 
 
 def _manifest_model() -> str:
-    from flows.manifest import ManifestModel, ModelOptions
+    from flows.manifest_keys import ManifestModel, ModelOptions
 
     return _keys(ManifestModel, of=tuple(ManifestModel.model_fields.keys() - ModelOptions.model_fields.keys()))
 
 
 def _manifest_query() -> str:
-    from flows.manifest import Query
+    from flows.manifest_keys import Query
 
     return _keys(Query)
 

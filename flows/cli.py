@@ -26,7 +26,8 @@ from typer.core import TyperCommand, TyperGroup
 from flows.catalog_commands import catalog_app
 from flows.dashboard_command import dashboard
 from flows.deploy_command import deploy
-from flows.manifest import OLDEST_OPSET, Dtype, Weights, read_manifest, read_model, select_options
+from flows.manifest import read_manifest, read_model, select_options
+from flows.manifest_keys import OLDEST_OPSET, Dtype, Weights
 from flows.plan_command import plan
 from flows.progress import clean, duration, progress_for, summary
 from flows.publish_command import publish

@@ -17,7 +17,8 @@ from prefect.context import FlowRunContext
 
 from flows.batch import BatchEnd, Runner, run_batch
 from flows.batch_event import announce
-from flows.manifest import ManifestModel, ModelOptions, read_manifest, read_models
+from flows.manifest import read_manifest, read_models
+from flows.manifest_keys import ManifestModel, ModelOptions
 from flows.settings import Settings, load_settings
 from flows.terminal import workers_and_threads
 from onnx_config.errors import ErrorKind, FerryError, InputError

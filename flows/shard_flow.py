@@ -10,7 +10,8 @@ from datetime import datetime
 from prefect import flow
 from prefect.context import FlowRunContext
 
-from flows.manifest import ManifestModel, read_models
+from flows.manifest import read_models
+from flows.manifest_keys import ManifestModel
 from flows.python_api import convert_requests
 from flows.settings import load_settings, masked_url
 from flows.shards import run_key

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from flows import convert_models
-from flows.manifest import ManifestModel, ModelOptions, read_models
+from flows.manifest import read_models
+from flows.manifest_keys import ManifestModel, ModelOptions
 from flows.python_api import NothingVerifiedError
 from onnx_config.errors import ErrorKind, InputError
 

@@ -239,7 +239,8 @@ def test_a_server_that_is_away_when_a_part_is_to_begin_is_waited_for(plan: Batch
 
 
 def test_what_a_part_is_given_are_the_models_with_all_of_their_options(tmp_path: Path) -> None:
-    from flows.manifest import ManifestModel, read_models
+    from flows.manifest import read_models
+    from flows.manifest_keys import ManifestModel
     from flows.shard_runs import _model
     from onnx_config.variants import Variant
 
