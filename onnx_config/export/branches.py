@@ -6,8 +6,10 @@ sizes are fixed, or the graph refuses the sizes at which it does not hold; where
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +176,7 @@ def branches_of(
     from onnx_config.export.parity import STOPS, difference_at
     from onnx_config.export.reference import compute_references
     from onnx_config.export.session import open_session
-    from onnx_config.export.shapes import CheckShape, Float64
+    from onnx_config.export.shapes import LONG_TEXT, CheckShape, Float64
     from onnx_config.input_generator import generate_inputs
 
     session = None
@@ -192,7 +194,12 @@ def branches_of(
         ]
         # What the model itself refuses is no branch of it.
         references, _ = compute_references(
-            model, feeds, flags=universal.forward_flags, device="cpu", float64=Float64.NEVER
+            model,
+            feeds,
+            flags=universal.forward_flags,
+            device="cpu",
+            float64=Float64.NEEDED,
+            reload=partial(copy.deepcopy, model),
         )
         if references and session is None:
             session = open_session(path, device="cpu", threads=1)
@@ -210,4 +217,11 @@ def branches_of(
             for other in apart(axis, longer):
                 last = other if other.size == last.size + 1 else last
             found.append(last)
+    for axis in dict.fromkeys(axis for axis, _ in untried if axis.endswith("sequence_length")):
+        most = spec.axis_ranges.get(axis, (1, None))[1]
+        long = LONG_TEXT if most is None else min(LONG_TEXT, most)
+        beyond = [size for other, size in untried if other == axis and spec.sizes[axis] < size < long]
+        if beyond and all(branch.axis != axis for branch in found):
+            # Two ways of attending may be nearly the same where the one begins, and not in a long text.
+            found += [replace(branch, size=min(beyond)) for branch in apart(axis, [long]) if not branch.stops]
     return tuple(found)

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -217,6 +218,15 @@ def test_sizes_at_which_a_model_takes_another_branch_than_its_graph_are_found(be
     assert "at another branch" in found.why
 
 
+def test_a_branch_that_tells_in_a_long_text_only_is_found(bert: Converted) -> None:
+    universal, model = loaded_model({"folder": str(bert.source)}, bert.spec)
+    with torch.no_grad():
+        model.embeddings.position_embeddings.weight[40:].mul_(-3)
+    untried = (("sequence_length", 21), ("sequence_length", 30))
+    (found,) = branches_of(untried, bert.traced, bert.spec, universal, model)
+    assert (found.axis, found.size) == ("sequence_length", 21)
+
+
 @pytest.mark.parametrize("axis", ["sequence_length", "height"])
 def test_what_branches_is_refused_unless_it_is_an_image(
     vit: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: str
@@ -265,7 +275,7 @@ def test_a_graph_that_stops_where_tables_grow_is_taken(
     def trace_with(fixed: tuple[str, ...], turns: tuple[AxisLimit, ...]) -> Any:
         if turns:
             raise ModelError("the other way cannot be traced", kind=ErrorKind.EXPORT_FAILED)
-        return None, (branch,)
+        return SimpleNamespace(sizes={}, model=None), (branch,)
 
     if not kept:
         with pytest.raises(ModelError, match="one graph holds one way of computing only"):
