@@ -6,10 +6,12 @@ A server compares labels, not numbers: whether too many models failed is decided
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flows.batch import BatchEnd
 from tasks.report import Engine, Report
+
+if TYPE_CHECKING:
+    from flows.batch import BatchEnd
 
 __all__ = ["EVENT", "OUTCOME_LABEL", "RESOURCE", "announce", "describe", "failure_rate"]
 

@@ -104,7 +104,9 @@ class Work:
         listener: Listener,
         refresh: Refresh | None,
         runner: object,
+        ended: object,
     ) -> Report:
+        assert callable(ended)
         self._called(
             requests=requests,
             workspace=workspace,
