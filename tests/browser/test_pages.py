@@ -271,7 +271,7 @@ def test_everything_is_reached_by_keys(open_page: OpenPage) -> None:
     page.keyboard.type("fail")
     wait_for_address(page, "status=failed")
     page.get_by_text("Nothing fits.").wait_for()
-    for name in ("task", "model_type", "error_kind", "every"):
+    for name in ("task", "model_type", "error_kind", "worker", "every"):
         page.keyboard.press("Tab")
         assert focused() == name
     for name in ("What is verified where", "Show all."):
