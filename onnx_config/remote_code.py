@@ -11,6 +11,7 @@ import atexit
 import hashlib
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["RemoteCode", "code_sha256", "names_code"]
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
+_PACKAGE = "transformers_modules"
 _CONFIG = "AutoConfig"
 _BASE = "AutoModel"
 _PRETRAINING = ("AutoModelForPreTraining", "AutoModelForMaskedLM")
@@ -181,7 +183,15 @@ class RemoteCode:
 
 @cache
 def _modules_folder() -> str:
-    """Return where this process keeps copies of such code; they stay to its end, since a trace reads their source."""
+    """Return where this process keeps copies of such code; they stay to its end, since a trace reads their source.
+
+    Python knows one package of them. Where somebody has imported it here already, copies go beside theirs.
+    """
+    loaded = sys.modules.get(_PACKAGE)
+    for place in getattr(loaded, "__path__", ()):
+        return str(Path(place).parent)
     folder = tempfile.mkdtemp(prefix="onnx-ferry-code-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Ahead of the folder of a process that this one has its paths from.
+    sys.path.insert(0, folder)
     return folder

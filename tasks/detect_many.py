@@ -179,8 +179,9 @@ def _chunks(items: Sequence[_Item], workers: int) -> Iterator[Sequence[_Item]]:
 
 def _detect_chunk(items: Sequence[_Item], means: _Means, *, number: int) -> dict[ConversionRequest, Detection]:
     answers: dict[ConversionRequest, Detection] = {}
-    alone: list[_Item] = [item for item in items if item.key is None]
-    rest = [item for item in items if item.key is not None]
+    # Code of one model's own must not meet the detection of another's.
+    alone: list[_Item] = [item for item in items if item.key is None or item.request.options.trust_remote_code]
+    rest = [item for item in items if item not in alone]
     rounds = 0
     while rest:
         found = _share_a_child(rest, means, folder=means.scratch / f"{number}-{rounds}")

@@ -13,10 +13,11 @@ from onnx_config import AutoModelForONNX
 from onnx_config.errors import ErrorKind, InputError
 from onnx_config.remote_code import RemoteCode, code_sha256
 from tasks.detect import detect_model
+from tasks.detect_many import detect_many
 from tasks.lookup import look_up
 from tasks.pinned_code import refuse_unpinned_code
 from tasks.request import ConversionOptions, ConversionRequest
-from tests.faults.harness import ferry, read_report, workspace, write_manifest
+from tests.faults.harness import ferry, read_report, tiny, workspace, write_manifest
 from tests.own_code import write_own_code
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -77,3 +78,18 @@ def test_a_model_with_code_of_its_own_becomes_an_artifact_that_needs_none(tmp_pa
     loaded = AutoModelForONNX.from_pretrained(entry["artifact"])
     assert loaded.config.model_type == "ripple"
     torch.testing.assert_close(loaded(**inputs).logits, original(**inputs).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_code_of_one_model_does_not_meet_the_detection_of_another(tmp_path: Path) -> None:
+    meddler = write_own_code(tmp_path / "meddler", weights=False)
+    path = meddler / "configuration_ripple.py"
+    lines = "from onnx_config.universal_config import UniversalOnnxConfig", "UniversalOnnxConfig.task = 'meddled'"
+    path.write_text("\n".join([path.read_text(), *lines, ""]))
+    # The next ones by model type: what shares a child is sorted by that.
+    others = ("roberta-sequence-classification", "t5-conditional-generation", "vit-image-classification")
+    folders = [tiny(tmp_path / name, name) for name in others]
+    requests = [asked(str(meddler)), *(asked(str(folder), trusted=False) for folder in folders)]
+    found = detect_many({r: Path(r.model_id) for r in requests}, workspace(tmp_path / "home"), workers=1)
+    tasks = [getattr(found[request].found, "task", found[request].found) for request in requests]
+    assert tasks[0] == "meddled"
+    assert "meddled" not in tasks[1:]
