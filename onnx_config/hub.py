@@ -44,6 +44,7 @@ __all__ = [
     "list_models",
     "read_config",
     "read_config_dict",
+    "refuse_unpinned_code",
     "resolve",
     "translate_hub_error",
     "upload",
@@ -88,6 +89,20 @@ def is_pinned(model_id: str, *, revision: str | None = None) -> bool:
     """
     name, revision = _split_revision(model_id, revision)
     return is_folder(name) or (revision is not None and _COMMIT.fullmatch(revision) is not None)
+
+
+def refuse_unpinned_code(model_id: str, *, revision: str | None = None) -> None:
+    """Refuse to take code from a repository that is not named by its commit: a branch may hold other code tomorrow.
+
+    Raises:
+        InputError: If the model is a repository at a branch or a tag (``bad_input``).
+    """
+    name, revision = _split_revision(model_id, revision)
+    if not is_pinned(name, revision=revision):
+        raise InputError(
+            f"trust_remote_code was asked for {name!r} at {revision or 'main'!r}, which may be other code tomorrow. "
+            "Read the code at one commit, and name that commit as the revision: its 40 hexadecimal digits."
+        )
 
 
 def is_repository(model_id: str) -> bool:
@@ -492,7 +507,7 @@ def fetch_config(model_id: str, *, revision: str | None = None, code: bool = Fal
     Where ``code`` is true, the repository's Python files are fetched too.
 
     Raises:
-        InputError: If there is no such folder or repository.
+        InputError: If there is no such folder or repository, or its code is wanted and it is not named by its commit.
         TransientError: If the Hub does not answer.
     """
     name, revision = _split_revision(model_id, revision)
@@ -500,6 +515,7 @@ def fetch_config(model_id: str, *, revision: str | None = None, code: bool = Fal
         from huggingface_hub import hf_hub_download, snapshot_download
 
         if code:
+            refuse_unpinned_code(name, revision=revision)
             with _HubErrors(name, revision):
                 snapshot_download(name, revision=revision, allow_patterns=[*_CODE], ignore_patterns=["*/*"])
         modules = _fetch_modules(name, revision)

@@ -259,10 +259,6 @@ def named_task(task: str, class_name: str, reason: str) -> DetectedTask:
     Raises:
         KeyError: If ``task`` is no key of `TASKS`.
     """
-    return _result(task, class_name, reason)
-
-
-def _result(task: str, class_name: str, reason: str) -> DetectedTask:
     return DetectedTask(task=task, family=TASKS[task].family, class_name=class_name, reason=reason)
 
 
@@ -299,18 +295,18 @@ def _declared(config: PreTrainedConfig, name: str, model_type: str) -> DetectedT
     mappings = _mappings_of(name)
     heads = [m for m in mappings if m in _tasks_by_mapping() and m not in ("", *_PRETRAINING_MAPPINGS)]
     if heads:
-        return _result(_tasks_by_mapping()[heads[0]], name, f"{name} is listed for {_tasks_by_mapping()[heads[0]]}")
+        return named_task(_tasks_by_mapping()[heads[0]], name, f"{name} is listed for {_tasks_by_mapping()[heads[0]]}")
     # Without its tied embedding the head of a saved backbone would be random.
     tied = _is_encoder_decoder(config) and getattr(config, "tie_word_embeddings", True)
     if tied and (generation := _generation_class(model_type)) is not None and _ties_its_head(generation[1]):
-        return _result(*generation, f"{name} is an encoder-decoder, which means generation")
+        return named_task(*generation, f"{name} is an encoder-decoder, which means generation")
     pretraining = any(m in _PRETRAINING_MAPPINGS for m in mappings) or "ForPreTraining" in name
     base = _base_class(model_type)
     if pretraining and base is not None:
-        return _result("feature-extraction", base, f"{name} is a pretraining head: the features below it")
+        return named_task("feature-extraction", base, f"{name} is a pretraining head: the features below it")
     if guessed := _by_class_name(name):
-        return _result(guessed, name, f"{name} is in no auto mapping; its name says {guessed}")
-    return _result("feature-extraction", name, f"{name} is a bare backbone")
+        return named_task(guessed, name, f"{name} is in no auto mapping; its name says {guessed}")
+    return named_task("feature-extraction", name, f"{name} is a bare backbone")
 
 
 # Heads that no auto mapping lists tell their task by their name's ending.
@@ -358,10 +354,10 @@ def task_of_class(class_name: str, task: str | None = None) -> DetectedTask:
         InputError: If ``task`` is no task.
     """
     if task is not None:
-        return _result(normalize_task(task)[0], class_name, f"{class_name} was given for the task asked for")
+        return named_task(normalize_task(task)[0], class_name, f"{class_name} was given for the task asked for")
     heads = [m for m in _mappings_of(class_name) if m in _tasks_by_mapping() and m != ""]
     found = _tasks_by_mapping()[heads[0]] if heads else _by_class_name(class_name)
-    return _result(found or "feature-extraction", class_name, f"{class_name} was given")
+    return named_task(found or "feature-extraction", class_name, f"{class_name} was given")
 
 
 def _base_class(model_type: str) -> str | None:
@@ -378,9 +374,9 @@ def _asked_for(config: PreTrainedConfig, task: str, model_type: str, architectur
         declared = _declared(config, name, model_type)
         if name in classes or (declared is not None and declared.task == task):
             class_name = name if name in classes else declared.class_name if declared else name
-            return _result(task, class_name, f"{class_name} does the task asked for")
+            return named_task(task, class_name, f"{class_name} does the task asked for")
     if classes:
-        return _result(task, classes[0], f"{classes[0]} does the task asked for")
+        return named_task(task, classes[0], f"{classes[0]} does the task asked for")
     known_type = model_type in _mapping("CONFIG") or any(_classes_for(t, model_type) for t in TASKS)
     possible = sorted(t for t in TASKS if _classes_for(t, model_type))
     raise InputError(
@@ -394,17 +390,17 @@ def _default(config: PreTrainedConfig, model_type: str, architectures: tuple[str
     """Return the task of a config that names no class which transformers has."""
     if not architectures:
         if _is_encoder_decoder(config) and (generation := _generation_class(model_type)) is not None:
-            return _result(*generation, f"{model_type} is an encoder-decoder and names no architecture")
+            return named_task(*generation, f"{model_type} is an encoder-decoder and names no architecture")
         for mapping in ("FOR_CAUSAL_LM", "FOR_IMAGE_TEXT_TO_TEXT", "FOR_CTC"):
             classes = _mapping(mapping).get(model_type, ())
             if classes and not _mapping("FOR_MASKED_LM").get(model_type):
-                return _result(_tasks_by_mapping()[mapping], classes[0], f"the default head of {model_type}")
+                return named_task(_tasks_by_mapping()[mapping], classes[0], f"the default head of {model_type}")
         base = _base_class(model_type)
         if base is not None and (found := _declared(config, base, model_type)) is not None:
             return replace(found, reason=f"{model_type} names no architecture: {found.reason}")
         for task in TASKS:
             if classes := tuple(_classes_for(task, model_type)):
-                return _result(task, classes[0], f"{model_type} names no architecture: its only head")
+                return named_task(task, classes[0], f"{model_type} names no architecture: its only head")
     raise ModelError(_no_class_message(config, model_type, architectures))
 
 

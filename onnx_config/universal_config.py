@@ -125,7 +125,8 @@ class UniversalOnnxConfig:
     ) -> UniversalOnnxConfig:
         """Read the config of a Hub id or a folder; ``kwargs`` go to the constructor.
 
-        Where ``trust_remote_code`` is true, code that the model brings runs, in this process.
+        Where ``trust_remote_code`` is true, code that the model brings runs, in this process; that of a repository only
+        where ``revision`` is a whole commit.
 
         Raises:
             InputError: If there is no such model, or its ``config.json`` cannot be read.

@@ -18,7 +18,6 @@ from onnx_config.spec import ModelSpec
 from onnx_config.task_detector import normalize_task
 from tasks.detection_cache import DetectionCache, detection_key, detection_parts, is_kept
 from tasks.job import Job, StepCost, raise_if_stopping, run_child
-from tasks.pinned_code import refuse_unpinned_code
 from tasks.report import Step
 from tasks.request import ConversionOptions, ConversionRequest, Workspace
 
@@ -132,7 +131,6 @@ def detect_model(request: ConversionRequest, workspace: Workspace) -> ModelSpec:
     Raises:
         FerryError: As `detect`, and what reading from the Hub raises.
     """
-    refuse_unpinned_code(request)
     code = request.options.trust_remote_code
     source = fetch_config(request.model_id, revision=request.revision, code=code)
     known = known_detection(key_of(source, request.options), source, workspace)

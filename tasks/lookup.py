@@ -10,7 +10,6 @@ from onnx_config import hub
 from onnx_config.errors import ErrorKind, FerryError, InputError, InternalError
 from tasks.crew import Crew
 from tasks.key import action_key
-from tasks.pinned_code import refuse_unpinned_code
 from tasks.register import EPOCH_NAME, catalog_id, known_results, results_of_revisions, to_entry
 from tasks.report import ModelEntry, Status, Step
 from tasks.request import ConversionRequest, Refresh, Workspace
@@ -91,7 +90,8 @@ def unforeseen(error: Exception) -> InternalError:
 
 @with_retries
 def resolve(request: ConversionRequest) -> Lookup:
-    refuse_unpinned_code(request)
+    if request.options.trust_remote_code:
+        hub.refuse_unpinned_code(request.model_id, revision=request.revision)
     try:
         source = hub.resolve(request.model_id, revision=request.revision)
     # The second is what pathlib raises where nobody has the home folder that a "~" stands for.

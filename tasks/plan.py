@@ -30,7 +30,6 @@ from tasks.estimate import Estimate, estimate
 from tasks.job import Job, raise_if_stopping, reproduce_command, run_child
 from tasks.lookup import unforeseen
 from tasks.memory import MemoryGate
-from tasks.pinned_code import refuse_unpinned_code
 from tasks.report import ErrorEntry, ModelEntry, ParityEntry, Status, Step, TensorEntry
 from tasks.request import ConversionOptions, ConversionRequest, Device, Workspace
 from tasks.retry import with_retries
@@ -260,7 +259,6 @@ def _look_up(
 @with_retries
 def _find(request: ConversionRequest) -> _Found:
     try:
-        refuse_unpinned_code(request)
         code = request.options.trust_remote_code
         return _Found(
             source=hub.fetch_config(request.model_id, revision=request.revision, code=code),

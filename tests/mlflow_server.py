@@ -7,21 +7,16 @@ pandas. Between it and its clients stands what a test asks for by files in ``FOL
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from flows.prefect_server import _free_port
-
-_START_SECONDS = 90.0
+from tests.loopback import served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +48,9 @@ def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
     port = _free_port()
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(port)],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    server = MlflowServer(url=f"http://127.0.0.1:{port}", folder=folder)
-    deadline = time.monotonic() + _START_SECONDS
-    try:
-        while True:
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"{server.url}/health", trust_env=False).is_success:
-                    break
-            time.sleep(0.1)
-        yield server
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    command = [sys.executable, __file__, str(folder), str(port)]
+    with served(command, f"http://127.0.0.1:{port}", environment=environment, log=folder / "log") as url:
+        yield MlflowServer(url=url, folder=folder)
 
 
 class _Faults:

@@ -23,6 +23,7 @@ from onnx_config.spec import ModelSpec, TensorSpec
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from onnx_config.export.matrix import Way
     from onnx_config.export.parity import ParityResult
     from onnx_config.export.reference import Reference
 
@@ -219,7 +220,7 @@ def _answers(pair: _Pair, model: Any) -> _Answers:
     return _Answers(references=references, refused=refused, wrong_weight=weight_difference(pair.path, model))
 
 
-def _ways(device: str, usual: str, levels: Sequence[str]) -> list[Any]:
+def _ways(device: str, usual: str, levels: Sequence[str]) -> list[Way]:
     """Return the other ways to run the graph: at further levels, and by the CPU where a GPU was asked for."""
     from onnx_config.export.matrix import Way
 

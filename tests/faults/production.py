@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,10 +29,9 @@ import httpx
 import psutil
 import psycopg
 
-from flows.prefect_environment import missing_settings
-from flows.prefect_server import _free_port
 from tests.bucket import artifacts_in, assert_bucket_whole
 from tests.faults.harness import ROOT, tiny, write_manifest
+from tests.loopback import prefect_server
 from tests.postgres import PostgresServer
 from tests.s3_server import S3Server
 
@@ -207,33 +205,10 @@ def open_site(folder: Path) -> Iterator[Site]:
 @contextmanager
 def _prefect_server(home: Path) -> Iterator[str]:
     home.mkdir(parents=True)
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
     kept = {name: text for name, text in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = kept | missing_settings({}, home) | {"PREFECT_HOME": str(home)}
-    environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] = "prefect.server.concurrency.lease_storage.filesystem"
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            assert server.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < deadline, (home / "log").read_text()
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/health", trust_env=False).is_success:
-                    break
-            time.sleep(0.2)
+    leases = "prefect.server.concurrency.lease_storage.filesystem"
+    with prefect_server(home, kept | {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases}) as url:
         yield url
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
 
 
 def prepare(site: Site, story: Story) -> list[Path]:

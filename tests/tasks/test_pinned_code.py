@@ -9,13 +9,13 @@ import onnx
 import pytest
 import torch
 
-from onnx_config import AutoModelForONNX
+from onnx_config import AutoModelForONNX, UniversalOnnxConfig
 from onnx_config.errors import ErrorKind, InputError
+from onnx_config.hub import refuse_unpinned_code
 from onnx_config.remote_code import RemoteCode, code_sha256
 from tasks.detect import detect_model
 from tasks.detect_many import detect_many
 from tasks.lookup import look_up
-from tasks.pinned_code import refuse_unpinned_code
 from tasks.request import ConversionOptions, ConversionRequest
 from tests.faults.harness import ferry, read_report, tiny, workspace, write_manifest
 from tests.own_code import write_own_code
@@ -28,24 +28,23 @@ def asked(model: str, revision: str | None = None, *, trusted: bool = True) -> C
 
 
 @pytest.mark.parametrize(
-    ("request_", "refused"),
+    ("model", "revision", "refused"),
     [
-        pytest.param(asked("org/name"), True, id="main"),
-        pytest.param(asked("org/name", "v1.0"), True, id="tag"),
-        pytest.param(asked("org/name", COMMIT[:12]), True, id="short-commit"),
-        pytest.param(asked("org/name@main"), True, id="branch-in-the-id"),
-        pytest.param(asked("org/name", COMMIT), False, id="commit"),
-        pytest.param(asked(f"org/name@{COMMIT}"), False, id="commit-in-the-id"),
-        pytest.param(asked("./models/mine"), False, id="folder"),
-        pytest.param(asked("org/name", trusted=False), False, id="not-trusted"),
+        pytest.param("org/name", None, True, id="main"),
+        pytest.param("org/name", "v1.0", True, id="tag"),
+        pytest.param("org/name", COMMIT[:12], True, id="short-commit"),
+        pytest.param("org/name@main", None, True, id="branch-in-the-id"),
+        pytest.param("org/name", COMMIT, False, id="commit"),
+        pytest.param(f"org/name@{COMMIT}", None, False, id="commit-in-the-id"),
+        pytest.param("./models/mine", None, False, id="folder"),
     ],
 )
-def test_code_of_a_repository_needs_a_commit(request_: ConversionRequest, refused: bool) -> None:
+def test_code_of_a_repository_needs_a_commit(model: str, revision: str | None, refused: bool) -> None:
     if not refused:
-        refuse_unpinned_code(request_)
+        refuse_unpinned_code(model, revision=revision)
         return
     with pytest.raises(InputError, match="name that commit as the revision") as raised:
-        refuse_unpinned_code(request_)
+        refuse_unpinned_code(model, revision=revision)
     assert raised.value.kind is ErrorKind.BAD_INPUT
 
 
@@ -55,6 +54,8 @@ def test_nothing_is_asked_of_the_hub_for_code_at_a_branch(tmp_path: Path) -> Non
     assert isinstance(found, InputError), found
     with pytest.raises(InputError, match="trust_remote_code"):
         detect_model(request, places)
+    with pytest.raises(InputError, match="trust_remote_code"):
+        UniversalOnnxConfig.from_pretrained("org/name", trust_remote_code=True)
 
 
 def test_a_model_with_code_of_its_own_becomes_an_artifact_that_needs_none(tmp_path: Path) -> None:
