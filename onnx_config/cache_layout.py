@@ -149,11 +149,13 @@ class CacheLayout:
             return PAST_AXIS.replace("past", _PRESENT, 1)
         return f"{PAST_AXIS} + {self.step_axis}" if continued else self.step_axis
 
-    def extended(self, inputs: tuple[TensorSpec, ...], *, positions: bool = False) -> tuple[TensorSpec, ...]:
+    def extended(
+        self, inputs: tuple[TensorSpec, ...], *, positions: bool = False, rows: int | None = None
+    ) -> tuple[TensorSpec, ...]:
         """Return ``inputs`` as a call takes them that continues: masks cover the past too, and the past follows.
 
         With ``positions``, where a text's tokens stand is an input as well: what the mask hides of the past has taken
-        none.
+        none. Each token has as many as there are ``rows``; ``None``: one.
         """
         if not self.sizes or self.step_axis is None:
             return (*inputs, *self.past)
@@ -169,7 +171,8 @@ class CacheLayout:
         if positions and _POSITIONS not in names and texts:
             text = longest[names.index(texts[0])]
             after = names.index("attention_mask") + 1 if "attention_mask" in names else len(names)
-            longest.insert(after, TensorSpec(name=_POSITIONS, dtype="int64", shape=text.shape[:2]))
+            shape = text.shape[:2] if rows is None else (rows, *text.shape[:2])
+            longest.insert(after, TensorSpec(name=_POSITIONS, dtype="int64", shape=shape))
         return (*longest, *self.past)
 
 

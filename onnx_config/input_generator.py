@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onnx_config.config_sizes import config_for, modality_of
 from onnx_config.grid_values import grid_rows, room_for_grids, shown_patches
+from onnx_config.image_places import mark_places, places_needed, put_places
 from onnx_config.spec import TensorSpec, ValueRule, is_past, size_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Array", "generate_inputs", "picks_tokens", "positions_of", "special_token_ids", "with_room"]
 
 Array = npt.NDArray[Any]
+
+_POSITIONS_APART = 5
 
 
 def generate_inputs(
@@ -67,9 +70,12 @@ def generate_inputs(
         if rule is None and _chooses(spec, inputs):
             values = generator.integers(0, 2 if chosen else 1, values.shape).astype(values.dtype)
         arrays[spec.name] = values if rule is None else _obey(rule, values, sizes)
+    put_places(rules, arrays)
     if padding:
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
-        _pad(arrays, config, least=placeholders + 2, side=padding_side, token=pad_token_id)
+        least = max(placeholders + 2, places_needed(inputs, rules, sizes))
+        _pad(arrays, config, least=least, side=padding_side, token=pad_token_id)
+    mark_places(rules, arrays)
     shown_patches(inputs, rules, arrays)
     if any(map(is_past, arrays)):
         _number_positions(arrays)
@@ -81,8 +87,14 @@ def generate_inputs(
 def _number_positions(arrays: dict[str, Array]) -> None:
     """Let a continued text's positions count what its mask shows, in place, as transformers does it."""
     mask, positions = arrays.get("attention_mask"), arrays.get("position_ids")
-    if mask is not None and positions is not None:
-        arrays["position_ids"] = positions_of(mask, positions.shape[-1]).astype(positions.dtype)
+    if mask is None or positions is None:
+        return
+    counted = positions_of(mask, positions.shape[-1])
+    if positions.ndim == len(("rows of positions", "texts", "tokens")):
+        # No two rows of positions are alike, so that none is taken for another.
+        steps = np.arange(positions.shape[0])[:, None] * np.arange(positions.shape[-1])[None, :]
+        counted = counted[None] + (steps % _POSITIONS_APART)[:, None]
+    arrays["position_ids"] = counted.astype(positions.dtype)
 
 
 def positions_of(mask: Array, count: int) -> Array:
@@ -120,6 +132,7 @@ def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], size
         if rule is not None and isinstance(axis, str) and axis in room:
             needed = sum(count for _, count in rule.placeholders(sizes))
             room[axis] = max(room[axis], needed + 2 if needed else 0)
+            room[axis] = max(room[axis], 0 if rule.places is None else places_needed(inputs, rules, room))
     return room
 
 

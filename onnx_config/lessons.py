@@ -15,6 +15,7 @@ from typing import Any
 from onnx_config.config_sizes import config_for, modality_of, sub_configs
 from onnx_config.declarations import Role, read_shape
 from onnx_config.draft import GEOMETRY, IMAGE_AXES, Draft, is_batch
+from onnx_config.grid_texts import generates_from_grids, marked_drafts, placed_drafts
 from onnx_config.patch_inputs import patch_drafts
 from onnx_config.patterns import AXIS_SYNONYMS, CONFIG_SIZES
 from onnx_config.probe import ProbeResult
@@ -31,7 +32,7 @@ from onnx_config.refusals import (
 )
 from onnx_config.spec import ValueRule
 
-__all__ = ["Ask", "Candidate", "candidates"]
+__all__ = ["Ask", "Candidate", "candidates", "text_only"]
 
 Ask = Callable[[Draft], ProbeResult]
 
@@ -87,10 +88,12 @@ def _missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Can
     for name in dict.fromkeys(names):
         argument = draft.declaration.argument(name)
         if argument is not None and argument.role is Role.DATA and name not in draft.specs:
-            if GEOMETRY.search(name):
-                yield from _text_only(draft, f"sizes would depend on the values of {name}")
+            if GEOMETRY.search(name) and not generates_from_grids(draft, name):
+                yield from text_only(draft, f"sizes would depend on the values of {name}")
             other = draft.copy()
             other.add(name)
+            for marked, why in marked_drafts(other, name):
+                yield Candidate(draft=marked, why=why, sure=True)
             yield Candidate(draft=other, why=f"{name} was added since the model asks for it", sure=True)
 
 
@@ -195,6 +198,8 @@ def _placeholders(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
     if counts is None or ids is None:
         return
     modality, tokens, features = counts
+    for other, why in placed_drafts(draft, _placeholder_ids(draft.config, modality)):
+        yield Candidate(draft=other, why=why, sure=True)
     rows = ids.resolve(draft.sizes)[0]
     present = draft.rules.get("input_ids", _NO_RULE)
     text = config_for(draft.config, "text")
@@ -510,10 +515,10 @@ def _fewer_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
         other = draft.copy()
         other.remove(name)
         yield Candidate(draft=other, why=f"{name} was left out: {answer.refusal}"[:300], sure=False, leaves_out=True)
-    yield from _text_only(draft, answer.refusal or "")
+    yield from text_only(draft, answer.refusal or "")
 
 
-def _text_only(draft: Draft, why: str) -> Iterator[Candidate]:
+def text_only(draft: Draft, why: str) -> Iterator[Candidate]:
     """Leave out all that a text comes without, where the class takes texts alone."""
     optional = {a.name for a in draft.declaration.arguments if not a.required} - {draft.declaration.main_input}
     if "input_ids" not in draft.specs:

@@ -54,7 +54,8 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
         case Role.PROMPT_DECODER:
             return PromptModel(model)
         case Role.VISION_ENCODER | Role.AUDIO_ENCODER | Role.TEXT_MODEL | Role.VISION_MODEL as role:
-            return FeatureModel(model, kind=_KINDS[role], output=FEATURES[role])
+            joins = any(rule.grid is not None and rule.grid.packed for rule in spec.values.values())
+            return FeatureModel(model, kind=_KINDS[role], output=FEATURES[role], joins=joins)
         case Role.DECODER | Role.DECODER_WITH_PAST:
             return DecoderModel(model, keeps_cache=any(tensor.name.startswith("present") for tensor in spec.outputs))
 
@@ -94,13 +95,17 @@ class EmbeddingModel(torch.nn.Module):
 class FeatureModel(torch.nn.Module):
     """Calls what a model turns images, sounds or texts into embeddings with, such as ``get_image_features``."""
 
-    def __init__(self, model: torch.nn.Module, *, kind: str, output: str) -> None:
-        """Call the features of ``kind``, which are ``"image"``, say, by the name ``output``."""
+    def __init__(self, model: torch.nn.Module, *, kind: str, output: str, joins: bool = False) -> None:
+        """Call the features of ``kind``, which are ``"image"``, say, by the name ``output``.
+
+        ``joins`` says that those of images of any size come one after another, as many as each has.
+        """
         super().__init__()
         self.model = model
         """A model of transformers that has a method such as ``get_image_features``."""
         self._kind = kind
         self._output = output
+        self._joins = joins
 
     @property
     def config(self) -> Any:
@@ -110,12 +115,14 @@ class FeatureModel(torch.nn.Module):
     def forward(self, use_cache: bool | None = None, **inputs: Any) -> dict[str, torch.Tensor]:
         """Return the features as the model hands them on; those of a list as its rows where they are of one size.
 
-        Else one after the other (count, hidden size).
+        Else one after the other (count, hidden size), and always so where images have grids.
 
         ``use_cache`` is for the decoder and ignored.
         """
         returned = getattr(self.model, f"get_{self._kind}_features")(**inputs, return_dict=True)
         features = getattr(returned, "pooler_output", returned)
+        if self._joins and isinstance(features, (list, tuple)):
+            return {self._output: torch.cat(list(features), dim=0)}
         return {self._output: _as_tensor(features)}
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "fusion_parts",
     "prompt_parts",
     "role_of",
+    "text_alone",
 ]
 
 ENCODER_STATES = "encoder_hidden_states"
@@ -147,16 +148,21 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     """Return the specs of what embeds a text and an image or a sound, and of the decoder; empty where there are none.
 
     There are none where the model does not generate from a text with placeholders for one kind of data, keeps other
-    states than keys and values that grow, or needs more than embeddings and a mask to go on.
+    states than keys and values that grow, or needs more than embeddings, a mask and positions to go on.
     """
     inputs = {tensor.name: tensor for tensor in spec.inputs}
     ids, mask = inputs.get("input_ids"), inputs.get(_MASK)
     logits = next((tensor for tensor in spec.outputs if tensor.name == "logits"), None)
     layout = CacheLayout(past=spec.cache, step_axis=spec.step_axis)
-    others = tuple(tensor for tensor in spec.inputs if tensor.name not in ("input_ids", _MASK))
+    # What marks the placeholders, positions are counted by, outside of all graphs.
+    others = tuple(
+        tensor
+        for tensor in spec.inputs
+        if tensor.name not in ("input_ids", _MASK) and not spec.values.get(tensor.name, ValueRule()).marks
+    )
     kinds = {modality_of(tensor.name) for tensor in others}
     role = _READ.get(next(iter(kinds))) if len(kinds) == 1 else None
-    placeholders = spec.values.get("input_ids", ValueRule()).tokens
+    placeholders = spec.values.get("input_ids", ValueRule()).stand_ins
     if (
         ids is None
         or mask is None
@@ -164,6 +170,7 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
         or role is None
         or spec.embedding_size is None
         or not placeholders
+        or spec.handed
         or not layout.is_carried
         or not all(KEY_OR_VALUE.fullmatch(tensor.name) for tensor in spec.cache)
         or spec.step_axis != ids.shape[-1]
@@ -172,7 +179,7 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     embeddings = TensorSpec(name=EMBEDDINGS, dtype="float32", shape=(*ids.shape, spec.embedding_size))
     features = TensorSpec(name=FEATURES[role], dtype="float32", shape=(f"{FEATURES[role]}_count", spec.embedding_size))
     embed = _freed(_part(spec, Role.EMBED_TOKENS, (ids,), (embeddings,)))
-    entering = layout.extended((embeddings, mask), positions=spec.takes_positions)
+    entering = layout.extended((embeddings, mask), positions=spec.takes_positions, rows=spec.position_rows)
     decoder = _freed(_part(spec, Role.DECODER_MERGED, entering, (logits, *layout.present())))
     decoder = replace(
         decoder,
@@ -180,6 +187,26 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
         sizes={**decoder.sizes, **layout.sizes},
     )
     return _part(spec, role, others, (features,)), embed, decoder
+
+
+def text_alone(spec: ModelSpec) -> ModelSpec:
+    """Return what a model takes and gives without its images, where their grids would be values in its graph.
+
+    Any other model's is its own.
+    """
+    if spec.values.get("input_ids", ValueRule()).places is None:
+        return spec
+    left = [tensor.name for tensor in spec.inputs if tensor.name not in ("input_ids", _MASK)]
+    inputs = tuple(tensor for tensor in spec.inputs if tensor.name not in left)
+    known = {axis for tensor in inputs for axis in tensor.axis_names}
+    outputs = tuple(
+        tensor for tensor in spec.outputs if modality_of(tensor.name) == "text" and known.issuperset(tensor.axis_names)
+    )
+    text = _freed(_part(spec, Role.MODEL, inputs, outputs))
+    note = f"the graph takes text only; {', '.join(left)} was left out"
+    if spec.handed:
+        note += f": its decoder is handed {', '.join(spec.handed)} of the images beside embeddings"
+    return replace(text, cache=spec.cache, step_axis=spec.step_axis, position_rows=None, assumed=(*spec.assumed, note))
 
 
 def dual_encoder_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
@@ -216,7 +243,7 @@ def _freed(spec: ModelSpec) -> ModelSpec:
         axis: (1, limits[1]) if axis.endswith("sequence_length") else limits
         for axis, limits in spec.axis_ranges.items()
     }
-    values = {name: replace(rule, tokens=()) for name, rule in spec.values.items()}
+    values = {name: replace(rule, tokens=(), places=None) for name, rule in spec.values.items()}
     return replace(spec, axis_ranges=ranges, values=values)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_config.config_sizes import config_size, modality_of
 from onnx_config.declarations import Declaration, Role
 from onnx_config.draft import GEOMETRY, Draft
-from onnx_config.lessons import candidates
+from onnx_config.lessons import candidates, text_only
 from onnx_config.preprocessors import Preprocessor
 from onnx_config.probe import ProbeResult
 from onnx_config.proposal import propose_inputs
@@ -114,6 +114,8 @@ def infer(
         return runner.run(draft.arrays(sizes), **flags)
 
     draft, result, runs = _settle(draft, run, guesses=guesses)
+    if guesses and result.outputs is None and any(rule.grid is not None for rule in draft.rules.values()):
+        draft, result = _without_images(draft, result, run)
     if result.outputs is None:
         why = "depends on values" if result.undecidable else "was refused"
         note = f"a run {why}: {result.refusal}"[:400]
@@ -170,6 +172,18 @@ def _settle(draft: Draft, run: Callable[[Draft], ProbeResult], *, guesses: bool)
             break
         draft, answer = best
     return draft, answer, runs
+
+
+def _without_images(
+    draft: Draft, result: ProbeResult, run: Callable[[Draft], ProbeResult]
+) -> tuple[Draft, ProbeResult]:
+    """Give up images whose grids are told, where no text with them was accepted in all that was tried."""
+    for candidate in text_only(draft, result.refusal or ""):
+        without = run(candidate.draft)
+        if without.outputs is not None:
+            candidate.draft.assumed.append(candidate.why)
+            return candidate.draft, without
+    return draft, result
 
 
 def _count(draft: Draft) -> int:

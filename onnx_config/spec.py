@@ -9,7 +9,18 @@ from typing import Any
 
 from onnx_config.errors import ModelError
 
-__all__ = ["GridRule", "ModelSpec", "TensorSpec", "ValueRule", "axes_of", "base_axis", "is_past", "is_sum", "size_of"]
+__all__ = [
+    "GridRule",
+    "ModelSpec",
+    "PlacesRule",
+    "TensorSpec",
+    "ValueRule",
+    "axes_of",
+    "base_axis",
+    "is_past",
+    "is_sum",
+    "size_of",
+]
 
 _FORMULA = re.compile(r"(\d+)\*(\w+)")
 _PLUS = " + "
@@ -132,6 +143,20 @@ class GridRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlacesRule:
+    """Of a text's ids: which token stands for each block of patches of images whose grids are told."""
+
+    token: int
+    """Id of the token."""
+
+    grid: str
+    """Input that says how the patches lie in each image."""
+
+    edges: str | None = None
+    """Input that says how long the edge of a block is in each image; ``None``: as the grid's rule has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueRule:
     """What the values of an input must be, beyond what its name and the config say."""
 
@@ -154,6 +179,17 @@ class ValueRule:
     choices: tuple[int, ...] = ()
     """Values of which each row has another one; empty: as ever."""
 
+    places: PlacesRule | None = None
+    """Which of its tokens stand for images whose grids are told; ``None``: none do."""
+
+    marks: bool = False
+    """Whether it is one where a token of the text beside it stands for an image, and zero elsewhere."""
+
+    @property
+    def stand_ins(self) -> tuple[int, ...]:
+        """The tokens that stand for images or sounds."""
+        return (*(token for token, _, _ in self.tokens), *(() if self.places is None else (self.places.token,)))
+
     def placeholders(self, sizes: Mapping[str, int]) -> list[tuple[int, int]]:
         """Return (token id, how often it stands in each row) at ``sizes``."""
         return [(token, count * (sizes[axis] if axis else 1)) for token, count, axis in self.tokens]
@@ -163,6 +199,8 @@ class ValueRule:
         tokens = [list(token) for token in self.tokens]
         more: dict[str, Any] = {} if self.grid is None else {"grid": asdict(self.grid)}
         more |= {"choices": list(self.choices)} if self.choices else {}
+        more |= {} if self.places is None else {"places": asdict(self.places)}
+        more |= {"marks": True} if self.marks else {}
         return {"below": self.below, "ones": self.ones, "sizes": list(self.sizes), "tokens": tokens, **more}
 
     @classmethod
@@ -177,6 +215,8 @@ class ValueRule:
             tokens=tokens,
             grid=grid,
             choices=tuple(value.get("choices", ())),
+            places=PlacesRule(**value["places"]) if "places" in value else None,
+            marks=bool(value.get("marks", False)),
         )
 
 
@@ -237,6 +277,13 @@ class ModelSpec:
     takes_positions: bool = False
     """Whether ``forward`` takes ``position_ids``."""
 
+    position_rows: int | None = None
+    """How many positions the model gives each token of a text with images, such as frame, row and column; ``None``:
+    one, or it was not seen."""
+
+    handed: tuple[str, ...] = ()
+    """What its decoder is handed of the images beside the embeddings of a text, by the decoder's names."""
+
     axis_steps: Mapping[str, int] = field(default_factory=dict)
     """Dynamic axis -> what its size must be a multiple of, where that is more than one."""
 
@@ -287,7 +334,7 @@ class ModelSpec:
             side: [asdict(t) | {"shape": list(t.shape)} for t in getattr(self, side)]
             for side in ("inputs", "outputs", "cache", "embeddings")
         }
-        phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed")}
+        phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed", "handed")}
         ranges = {k: list(v) for k, v in self.axis_ranges.items()}
         values = {name: rule.to_json() for name, rule in self.values.items()}
         return {
@@ -310,6 +357,6 @@ class ModelSpec:
             )
         fields["axis_ranges"] = {k: (v[0], v[1]) for k, v in fields["axis_ranges"].items()}
         fields["values"] = {k: ValueRule.from_json(v) for k, v in fields["values"].items()}
-        for name in ("declared", "proven", "assumed"):
-            fields[name] = tuple(fields[name])
+        for name in ("declared", "proven", "assumed", "handed"):
+            fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)

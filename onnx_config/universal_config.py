@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnx_config.cache_layout import PAST_AXIS, CacheLayout, read_cache_layout
 from onnx_config.config_sizes import embedding_size, modality_of
 from onnx_config.declarations import Declaration, declare
+from onnx_config.decoder_call import DecoderCall, decoder_call
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.grid_values import room_for_grids
 from onnx_config.image_embeddings import image_embeddings
-from onnx_config.input_generator import generate_inputs
+from onnx_config.input_generator import generate_inputs, with_room
 from onnx_config.patterns import ALWAYS_GIVEN
 from onnx_config.preprocessors import (
     Habits,
@@ -369,9 +369,21 @@ class UniversalOnnxConfig:
         if self.source is not None:
             return CacheLayout()
         layout = read_cache_layout(self.declaration, self.probe, self._settled)
+        _ = self._decoder_call
         # The small models were kept for this.
         self._settled = replace(self._settled, twin=None, trial=None, shallow=None)
         return layout
+
+    @cached_property
+    def _decoder_call(self) -> DecoderCall:
+        """How the decoder is called, of a text with images whose grids are told."""
+        settled = self._settled
+        found, twin, trial = settled.inference, settled.twin, settled.trial
+        text = found.values.get("input_ids")
+        if self.source is not None or text is None or text.places is None or twin is None or trial is None:
+            return DecoderCall()
+        arrays = generate_inputs(found.inputs, twin.config, self.declaration, found.sizes, rules=found.values)
+        return decoder_call(trial, arrays, self._flags(use_cache=False))
 
     @property
     def _kept(self) -> CacheLayout:
@@ -489,7 +501,7 @@ class UniversalOnnxConfig:
             specs,
             self.config,
             self.declaration,
-            room_for_grids(specs, self.inference.values, wanted),
+            with_room(specs, self.inference.values, wanted),
             rules=self.inference.values,
             seed=seed,
             padding=padding,
@@ -563,6 +575,8 @@ class UniversalOnnxConfig:
             cache=self.cache_layout.past,
             step_axis=self.cache_layout.step_axis,
             takes_positions=self._takes_positions,
+            position_rows=self._decoder_call.position_rows,
+            handed=self._decoder_call.handed,
             embedding_size=embedding_size(self.config) if self.source is None else None,
             embeddings=()
             if self.source is not None

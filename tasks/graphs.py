@@ -9,7 +9,14 @@ from typing import Any
 from onnx_config import hub
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
-from onnx_config.parts import GRAPH_ENTRY, dual_encoder_parts, encoder_decoder_parts, fusion_parts, prompt_parts
+from onnx_config.parts import (
+    GRAPH_ENTRY,
+    dual_encoder_parts,
+    encoder_decoder_parts,
+    fusion_parts,
+    prompt_parts,
+    text_alone,
+)
 from onnx_config.spec import ModelSpec, base_axis
 from onnx_config.task_detector import normalize_task
 from tasks.export import Exported
@@ -116,12 +123,15 @@ def _wanted_specs(spec: ModelSpec, asked: str | None) -> tuple[ModelSpec, ...]:
         return parts
     if parts := dual_encoder_parts(spec) or prompt_parts(spec):
         return parts
-    continued = _continued(spec, asked)
+    continued = _continued(text_alone(spec), asked)
     return () if continued is None else (continued,)
 
 
 def _whole(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> Graphs:
-    """Return the one graph of the forward pass."""
+    """Return the one graph of the forward pass; of a text alone, where images have grids."""
+    alone = text_alone(spec)
+    progress.notes += alone.assumed[len(spec.assumed) :]
+    spec = alone
     progress.spec = spec
     part = Part(spec=spec, **_named(_verified_graph(progress, job, spec, steps)))
     progress.notes += part.exported.notes
@@ -136,7 +146,9 @@ def _named(made: tuple[Exported, Simplified, Checked]) -> dict[str, Any]:
 def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelSpec, ...], steps: Steps) -> Graphs:
     """Return a graph for each of ``wanted``; the first that does not hold ends it."""
     alone = len(wanted) == 1
-    spec = wanted[0] if alone else spec
+    if alone:
+        progress.notes += wanted[0].assumed[len(spec.assumed) :]
+        spec = wanted[0]
     progress.spec = spec
     parts: list[Part] = []
     for part_spec in wanted:

@@ -7,11 +7,13 @@ goes on token by token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_config.decoder_call import POSITIONS, decoder_calls, in_rows
 from onnx_config.export.generation import (
     NEW_TOKENS,
     PROMPTS,
@@ -71,14 +73,19 @@ def compare_fusion_generation(
         padding=True,
         padding_side="left",
     )
-    told = generate_greedily(model, prompt, steps)
+    rows = _position_rows(decoder)
+    with nullcontext([]) if rows is None else decoder_calls(model) as calls:
+        told = generate_greedily(model, prompt, steps)
     if isinstance(told, str):
         return Generated(tokens=0, rows=0, difference=None, refusal=told)
     tokens, logits = told
+    positions = None if rows is None else _positions(calls, rows, len(tokens), steps)
+    if isinstance(positions, str):
+        return Generated(tokens=0, rows=0, difference=None, refusal=positions)
     embedded = _embedded(sessions, spec, prompt)
     if isinstance(embedded, str):
         return Generated(tokens=steps, rows=PROMPTS, difference=embedded)
-    replayed = _replay(sessions, decoder, embedded, prompt["attention_mask"], tokens)
+    replayed = _replay(sessions, decoder, embedded, prompt["attention_mask"], tokens, positions)
     for step, (want, got) in enumerate(zip(logits, replayed, strict=True)):
         if (why := token_difference(want, got, tokens[:, step])) is not None:
             text = f"greedy generation differs at token {step + 1} of {steps}: {why}"
@@ -92,11 +99,24 @@ def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str
     features = run_named(sessions[role], prompt)[FEATURES[role]]
     flat = features.reshape(-1, features.shape[-1])
     embeddings = run_named(sessions[Role.EMBED_TOKENS], prompt)[EMBEDDINGS].copy()
-    places = np.isin(prompt["input_ids"], [token for token, _, _ in spec.values["input_ids"].tokens])
+    places = np.isin(prompt["input_ids"], spec.values["input_ids"].stand_ins)
     if int(places.sum()) != len(flat):
         return f"there are {len(flat)} features for {int(places.sum())} placeholders"
     embeddings[places] = flat
     return embeddings
+
+
+def _position_rows(decoder: ModelSpec) -> int | None:
+    """Return how many positions the decoder's graph takes for each token; ``None``: one, which follows from the mask."""
+    shape = next((tensor.shape for tensor in decoder.inputs if tensor.name == POSITIONS), ())
+    return shape[0] if len(shape) == len(("rows", "texts", "tokens")) and isinstance(shape[0], int) else None
+
+
+def _positions(calls: Sequence[Mapping[str, Any]], rows: int, texts: int, steps: int) -> list[Array] | str:
+    """Return the positions that the class gave its decoder at each step, or why there are none."""
+    if len(calls) != steps or any(call.get(POSITIONS) is None for call in calls):
+        return f"{len(calls)} calls of its decoder were seen for {steps} tokens, not all of them with positions"
+    return [in_rows(call[POSITIONS], rows, texts, call[EMBEDDINGS].shape[1]).cpu().numpy() for call in calls]
 
 
 def _replay(
@@ -105,12 +125,16 @@ def _replay(
     embeddings: Array,
     mask: Array,
     tokens: npt.NDArray[np.int64],
+    several: Sequence[Array] | None,
 ) -> Iterator[npt.NDArray[Any]]:
-    """Yield the decoder's logits (rows, vocabulary) for the next token, while it is given ``tokens`` one by one."""
+    """Yield the decoder's logits (rows, vocabulary) for the next token, while it is given ``tokens`` one by one.
+
+    ``several`` are the positions at each step where each token has more than one.
+    """
     sizes = {**decoder.sizes, "batch_size": len(tokens), "past_sequence_length": 0}
     past = {t.name: np.zeros(t.resolve(sizes), t.dtype) for t in decoder.inputs if is_past(t.name)}
     for step in range(tokens.shape[1]):
-        positions = positions_of(mask, embeddings.shape[1])
+        positions = positions_of(mask, embeddings.shape[1]) if several is None else several[step]
         feed = {EMBEDDINGS: embeddings, "attention_mask": mask, "position_ids": positions, **past}
         answer = run_named(sessions[Role.DECODER_MERGED], feed)
         yield answer["logits"][:, -1]

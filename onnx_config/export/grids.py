@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -43,11 +44,17 @@ class Grids:
     """What is known of the patches of the encoder that is being called."""
 
     def __init__(self) -> None:
-        self.counts: list[Any] = []
-        """Of the encoders that are being called, the innermost last: how many patches each was given."""
+        self._of_thread = threading.local()
         self.granted: dict[str, list[tuple[torch.Tensor, Any]]] = defaultdict(list)
         """What is taken for granted -> what was computed, and what it is taken to be."""
         self._parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def counts(self) -> list[Any]:
+        """Of the encoders that this thread is calling, the innermost last: how many patches each was given."""
+        # A server may call a model of PyTorch in another thread meanwhile.
+        counts: list[Any] = self._of_thread.__dict__.setdefault("counts", [])
+        return counts
 
     def patches(self, grid: torch.Tensor, merge: Any = 1) -> Patches:
         """Return the patches of the encoder that is being called, and grant that they are those of ``grid``."""
@@ -225,7 +232,8 @@ def _is_grid(name: str, tensor: torch.Tensor) -> bool:
 
 def _tolist(original: Any, grids: Grids) -> Any:
     def tolist(tensor: torch.Tensor) -> Any:
-        if not grids.counts or not torch.compiler.is_exporting() or tensor.is_floating_point():
+        has_values = not (torch.compiler.is_exporting() or tensor.is_meta)
+        if not grids.counts or has_values or tensor.is_floating_point():
             return original(tensor)
         if tensor.dim() == 1:
             return _Lengths(tensor)
@@ -293,8 +301,11 @@ def _unless(grids: Grids, made: Any) -> Any:
 
 
 @contextmanager
-def grids_in_tensors(model: torch.nn.Module) -> Iterator[Grids]:
-    """Bind what works with the values of grids to what does the same with tensors, until the exit."""
+def grids_in_tensors(model: torch.nn.Module, *, exported: bool = True) -> Iterator[Grids]:
+    """Bind what works with the values of grids to what does the same with tensors, until the exit.
+
+    ``exported`` says whether the model is called by transformers' exporter, whose own ways then stand back.
+    """
     from transformers import vision_utils
     from transformers.modeling_utils import AttentionInterface
 
@@ -324,7 +335,8 @@ def grids_in_tensors(model: torch.nn.Module) -> Iterator[Grids]:
                 stack.enter_context(patch.object(owner, "split", _split(owner.split, grids)))
             interface = _interface(AttentionInterface.get_interface, grids)
             stack.enter_context(patch.object(AttentionInterface, "get_interface", interface))
-            stack.enter_context(_attention_as_written(grids))
+            if exported:
+                stack.enter_context(_attention_as_written(grids))
         yield grids
 
 

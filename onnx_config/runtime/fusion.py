@@ -16,12 +16,14 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from onnx_config.cache_layout import KEY_OR_VALUE
+from onnx_config.decoder_call import POSITIONS, in_rows, made_of_images
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.runtime.asked import refuse_outputs
 from onnx_config.runtime.cache_layers import empty_past, held, refill
 from onnx_config.runtime.graph_session import GraphSession
 from onnx_config.runtime.served import generating_class, named_arguments, served_model
+from onnx_config.runtime.told_features import parted, told_features
 
 __all__ = ["fusion_model"]
 
@@ -61,7 +63,7 @@ def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: M
     model.get_input_embeddings().forward = lambda ids: embed.run({"input_ids": ids})[EMBEDDINGS]
     model.get_decoder().forward = decoder.forward
     base = model.base_model
-    base.__dict__[_METHODS[role]] = _features_of(getattr(base, _METHODS[role]), encode, FEATURES[role])
+    base.__dict__[_METHODS[role]] = _features_of(base, getattr(base, _METHODS[role]), encode, FEATURES[role])
     model.generation_config = generation_config
     return model
 
@@ -75,6 +77,9 @@ class _Decoder:
         """The mask (batch_size, past and new length) as it was given; what the class makes of it, the graph makes."""
         self.logits: torch.Tensor | None = None
         self.cache: Any = None
+        positions = graph.inputs[POSITIONS].shape if POSITIONS in graph.inputs else ()
+        self._rows = positions[0] if len(positions) == len(("rows", "texts", "tokens")) else None
+        """How many positions each token has in the graph; ``None``: one, or none."""
         self._past = {
             name: (int(found[1]), found[2] == "key") for name in graph.inputs if (found := KEY_OR_VALUE.fullmatch(name))
         }
@@ -86,15 +91,22 @@ class _Decoder:
         attention_mask: Any = None,
         past_key_values: Any = None,
         position_ids: torch.Tensor | None = None,
-        **_: Any,
+        **others: Any,
     ) -> BaseModelOutputWithPast:
         """Run the graph on a text's embeddings (batch_size, sequence_length, hidden size).
 
         ``attention_mask`` is what the class made of its inputs for its decoder, which the graph does for itself.
 
         Raises:
-            ModelError: If the class lets tokens see later ones, which the graph does not (``unsupported``).
+            ModelError: If the class lets tokens see later ones, or hands over more of an image than embeddings, neither
+                of which the graph takes (``unsupported``).
         """
+        if made := made_of_images(others):
+            raise ModelError(
+                f"With these inputs the class hands its decoder {', '.join(made)} beside the embeddings, and the graph "
+                "takes none of them. Leave out what they are made of, or use the model in PyTorch.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
         rows, length = inputs_embeds.shape[:2]
         layers = {number: held(past_key_values, number) for number, _ in self._past.values()}
         before = next((layer[0].shape[2] for layer in layers.values() if layer is not None), 0)
@@ -106,12 +118,15 @@ class _Decoder:
             )
         if position_ids is None:
             position_ids = torch.arange(before, before + length)[None]
-        if position_ids.dim() != 2 or position_ids.shape[0] not in (1, rows):
+        if isinstance(self._rows, int):
+            position_ids = in_rows(position_ids, self._rows, rows, length)
+        elif position_ids.dim() != 2 or position_ids.shape[0] not in (1, rows):
             raise InputError(
                 f"The decoder's graph takes a position for each token; the class gives {list(position_ids.shape)} for "
                 f"{rows} texts of {length} tokens."
             )
-        position_ids = position_ids.expand(rows, -1)
+        else:
+            position_ids = position_ids.expand(rows, -1)
         mask = torch.ones(rows, before + length, dtype=torch.int64) if self.mask is None else self.mask
         given = {EMBEDDINGS: inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
         for name, (number, is_key) in self._past.items():
@@ -154,8 +169,8 @@ def _forward(decoder: _Decoder, model: Any, given: dict[str, Any]) -> Any:
     return CausalLMOutputWithPast(logits=decoder.logits, past_key_values=decoder.cache)
 
 
-def _features_of(original: Any, graph: GraphSession, output: str) -> Any:
-    """Return what takes the place of a class's method that makes features, and hands them on as that does."""
+def _features_of(base: Any, original: Any, graph: GraphSession, output: str) -> Any:
+    """Return what takes the place of a method of ``base`` that makes features, and hands them on as that does."""
     signature = inspect.signature(original)
 
     def features(*args: Any, **kwargs: Any) -> Any:
@@ -164,11 +179,9 @@ def _features_of(original: Any, graph: GraphSession, output: str) -> Any:
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
         feed = {name: given[name] for name in graph.inputs}
         made: Any = graph.run(feed)[output]
-        shapes = {name: tensor.to("meta") for name, tensor in feed.items()}
-        # As a list or as one tensor: the class itself tells, on shapes alone.
-        told = original(**{**shapes, "return_dict": True})
-        if isinstance(getattr(told, "pooler_output", told), (list, tuple)):
-            made = [made] if made.ndim == len(("count", "hidden size")) else list(made)
+        told = told_features(base, original, feed)
+        if isinstance(told, (list, tuple)):
+            made = parted(made, told)
         return BaseModelOutputWithPooling(pooler_output=made)
 
     # By which `generate` knows what to hand over.
