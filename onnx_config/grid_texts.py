@@ -27,9 +27,13 @@ _THREE = 3
 def generates_from_grids(draft: Draft, name: str) -> bool:
     """Return whether a text that goes on is read with images, of which the argument ``name`` tells the grids."""
     argument = draft.declaration.argument(name)
-    told = argument is not None and argument.shape is not None and argument.shape[-1] == _THREE
+    shape = None if argument is None else argument.shape
     gives = any(field.name == "logits" for field in draft.declaration.outputs)
-    return told and gives and _TEXT in draft.specs and modality_of(name) == "image"
+    if shape is None or not gives or _TEXT not in draft.specs or modality_of(name) != "image":
+        return False
+    # The edges of blocks, one for each image, are told beside its grid.
+    beside = len(shape) == 1 and any(generates_from_grids(draft, other) for other in draft.specs if other != name)
+    return shape[-1] == _THREE or beside
 
 
 def placed_drafts(draft: Draft, tokens: Iterable[int]) -> Iterator[tuple[Draft, str]]:
@@ -58,11 +62,11 @@ def _marked(draft: Draft) -> Draft | None:
     """
     marked = draft
     for argument in draft.declaration.arguments:
-        if argument.role is Role.DATA and argument.preprocessed and _OF_IMAGES.search(argument.documentation):
-            if argument.name not in draft.specs:
-                other = marked.copy()
-                other.add(argument.name)
-                marked = next((with_it for with_it, _ in marked_drafts(other, argument.name)), marked)
+        of_images = argument.preprocessed and _OF_IMAGES.search(argument.documentation) is not None
+        if of_images and argument.role is Role.DATA and argument.name not in draft.specs:
+            other = marked.copy()
+            other.add(argument.name)
+            marked = next((with_it for with_it, _ in marked_drafts(other, argument.name)), marked)
     return None if marked is draft else marked
 
 

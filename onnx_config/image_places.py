@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_config.grid_values import grid_rows
-from onnx_config.spec import PlacesRule, TensorSpec, ValueRule
+from onnx_config.spec import TensorSpec, ValueRule
 
 __all__ = ["mark_places", "places_needed", "put_places"]
 
@@ -23,7 +23,7 @@ _TEXT = "input_ids"
 def places_needed(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], sizes: Mapping[str, int]) -> int:
     """Return how many tokens the longest text has at least; 0 where no grids say so.
 
-    >>> from onnx_config.spec import GridRule
+    >>> from onnx_config.spec import GridRule, PlacesRule
     >>> rules = {
     ...     "input_ids": ValueRule(places=PlacesRule(token=9, grid="image_grid_thw")),
     ...     "image_grid_thw": ValueRule(grid=GridRule(patches="total_patches", step=2)),

@@ -8,7 +8,7 @@ goes on token by token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,7 +74,8 @@ def compare_fusion_generation(
         padding_side="left",
     )
     rows = _position_rows(decoder)
-    with nullcontext([]) if rows is None else decoder_calls(model) as calls:
+    with ExitStack() as stack:
+        calls = [] if rows is None else stack.enter_context(decoder_calls(model))
         told = generate_greedily(model, prompt, steps)
     if isinstance(told, str):
         return Generated(tokens=0, rows=0, difference=None, refusal=told)
@@ -85,7 +86,7 @@ def compare_fusion_generation(
     embedded = _embedded(sessions, spec, prompt)
     if isinstance(embedded, str):
         return Generated(tokens=steps, rows=PROMPTS, difference=embedded)
-    replayed = _replay(sessions, decoder, embedded, prompt["attention_mask"], tokens, positions)
+    replayed = _replay(sessions, decoder, embedded, prompt["attention_mask"], tokens, several=positions)
     for step, (want, got) in enumerate(zip(logits, replayed, strict=True)):
         if (why := token_difference(want, got, tokens[:, step])) is not None:
             text = f"greedy generation differs at token {step + 1} of {steps}: {why}"
@@ -107,7 +108,7 @@ def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str
 
 
 def _position_rows(decoder: ModelSpec) -> int | None:
-    """Return how many positions the decoder's graph takes for each token; ``None``: one, which follows from the mask."""
+    """Return how many positions the decoder's graph takes of each token; ``None``: one, which follows from the mask."""
     shape = next((tensor.shape for tensor in decoder.inputs if tensor.name == POSITIONS), ())
     return shape[0] if len(shape) == len(("rows", "texts", "tokens")) and isinstance(shape[0], int) else None
 
@@ -125,6 +126,7 @@ def _replay(
     embeddings: Array,
     mask: Array,
     tokens: npt.NDArray[np.int64],
+    *,
     several: Sequence[Array] | None,
 ) -> Iterator[npt.NDArray[Any]]:
     """Yield the decoder's logits (rows, vocabulary) for the next token, while it is given ``tokens`` one by one.

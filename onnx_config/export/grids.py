@@ -45,6 +45,8 @@ class Grids:
 
     def __init__(self) -> None:
         self._of_thread = threading.local()
+        self.blocks: int | None = None
+        """How many blocks the patches make, where there are no values to count them by; ``None``: not known."""
         self.granted: dict[str, list[tuple[torch.Tensor, Any]]] = defaultdict(list)
         """What is taken for granted -> what was computed, and what it is taken to be."""
         self._parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -174,8 +176,10 @@ def _resized_table(grids: Grids, _: Any) -> Any:
     return resize_positional_embeddings
 
 
-def _averaged_blocks(_: Grids, __: Any) -> Any:
+def _averaged_blocks(grids: Grids, __: Any) -> Any:
     def pixel_unshuffle(hidden_states: torch.Tensor, grid_thw: torch.Tensor, merge_sizes: torch.Tensor) -> torch.Tensor:
+        if hidden_states.is_meta and grids.blocks is not None:
+            return hidden_states.new_empty(grids.blocks, hidden_states.shape[-1])
         edge = Patches(grid_thw.long(), hidden_states.shape[0]).of_image(merge_sizes.long())
         patches = Patches(grid_thw.long(), hidden_states.shape[0], merge_sizes.long())
         # Brought to one number for each block without antialiasing: the middle one, or the middle two of each axis.

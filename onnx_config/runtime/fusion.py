@@ -179,7 +179,7 @@ def _features_of(base: Any, original: Any, graph: GraphSession, output: str) -> 
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
         feed = {name: given[name] for name in graph.inputs}
         made: Any = graph.run(feed)[output]
-        told = told_features(base, original, feed)
+        told = told_features(base, original, feed, count=made.shape[0])
         if isinstance(told, (list, tuple)):
             made = parted(made, told)
         return BaseModelOutputWithPooling(pooler_output=made)

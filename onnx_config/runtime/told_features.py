@@ -26,13 +26,16 @@ _FLAT = len(("count", "hidden size"))
 _THREE = len(("frames", "rows", "columns"))
 
 
-def told_features(base: torch.nn.Module, method: Callable[..., Any], feed: Mapping[str, torch.Tensor]) -> Any:
+def told_features(
+    base: torch.nn.Module, method: Callable[..., Any], feed: Mapping[str, torch.Tensor], *, count: int
+) -> Any:
     """Return the features that ``method`` of ``base`` makes of ``feed``, as tensors without numbers.
 
     Args:
         base: A model on the meta device.
         method: Makes features, as ``get_image_features`` does.
         feed: What it is given, by name.
+        count: How many features the graph made of it, where they come one after the other.
     """
     shapes = {name: tensor.to("meta") for name, tensor in feed.items()}
     grids = {name: tensor.cpu() for name, tensor in feed.items() if _tells_of_images(name, tensor)}
@@ -41,6 +44,7 @@ def told_features(base: torch.nn.Module, method: Callable[..., Any], feed: Mappi
     patches = next(tensor for tensor in feed.values() if tensor.is_floating_point())
     with grids_in_tensors(base, exported=False) as held, _returned(base) as calls:
         held.counts.append(patches.shape[0])
+        held.blocks = count
         _features(method(**shapes, return_dict=True))
     with _played_back(calls):
         return _features(method(**{**shapes, **grids}, return_dict=True))

@@ -17,7 +17,7 @@ from onnx_config.trial import Trial
     ("given", "expected"),
     [
         pytest.param([[[1, 2]], [[3, 4]], [[5, 6]]], [[[1, 2]], [[3, 4]], [[5, 6]]], id="as-many"),
-        pytest.param([[[9, 9]], [[1, 2]], [[3, 4]], [[5, 6]]], [[[1, 2]], [[3, 4]], [[5, 6]]], id="one-more-for-packing"),
+        pytest.param([[[9, 9]], [[1, 2]], [[3, 4]], [[5, 6]]], [[[1, 2]], [[3, 4]], [[5, 6]]], id="one-more"),
         pytest.param([[[1, 2]]], [[[1, 2]]] * 3, id="one-for-all"),
         pytest.param([[1, 2]], [[[1, 2]]] * 3, id="one-for-each-token"),
     ],
