@@ -147,8 +147,8 @@ def encoder_decoder_parts(spec: ModelSpec, *, with_past: bool = True) -> tuple[M
 def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     """Return the specs of what embeds a text and an image or a sound, and of the decoder; empty where there are none.
 
-    There are none where the model does not generate from a text with placeholders for one kind of data, keeps other
-    states than keys and values that grow, or needs more than embeddings, a mask and positions to go on.
+    There are none where the model does not generate from a text with placeholders for one kind of data, keeps no keys
+    and values that grow, or needs more than embeddings, a mask and positions to go on.
     """
     inputs = {tensor.name: tensor for tensor in spec.inputs}
     ids, mask = inputs.get("input_ids"), inputs.get(_MASK)
@@ -172,7 +172,7 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
         or not placeholders
         or spec.handed
         or not layout.is_carried
-        or not all(KEY_OR_VALUE.fullmatch(tensor.name) for tensor in spec.cache)
+        or not any(KEY_OR_VALUE.fullmatch(tensor.name) for tensor in spec.cache)
         or spec.step_axis != ids.shape[-1]
     ):
         return ()

@@ -16,6 +16,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from onnx_config.cache_layout import KEY_OR_VALUE
+from onnx_config.cached_model import cache_of, held_in
 from onnx_config.decoder_call import POSITIONS, in_rows, made_of_images
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
@@ -24,6 +25,7 @@ from onnx_config.runtime.cache_layers import empty_past, held, refill
 from onnx_config.runtime.graph_session import GraphSession
 from onnx_config.runtime.served import generating_class, named_arguments, served_model
 from onnx_config.runtime.told_features import parted, told_features
+from onnx_config.spec import is_past
 
 __all__ = ["fusion_model"]
 
@@ -83,6 +85,8 @@ class _Decoder:
         self._past = {
             name: (int(found[1]), found[2] == "key") for name in graph.inputs if (found := KEY_OR_VALUE.fullmatch(name))
         }
+        self._states = [name for name in graph.inputs if is_past(name) and name not in self._past]
+        """What layers keep in a fixed size, which each token changes."""
 
     def forward(
         self,
@@ -128,17 +132,51 @@ class _Decoder:
         else:
             position_ids = position_ids.expand(rows, -1)
         mask = torch.ones(rows, before + length, dtype=torch.int64) if self.mask is None else self.mask
-        given = {EMBEDDINGS: inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
+        past = self._held(past_key_values, layers, rows)
+        # Not every model of transformers reads many tokens from a state on as it would read them one by one.
+        step = 1 if before and self._states else length
+        logits = []
+        for first in range(0, length, step):
+            last = first + step
+            given = {
+                EMBEDDINGS: inputs_embeds[:, first:last],
+                "attention_mask": mask[:, : before + last],
+                POSITIONS: position_ids[..., first:last],
+                **past,
+            }
+            answer = self.graph.run({name: given[name] for name in self.graph.inputs})
+            logits.append(answer["logits"])
+            past = {name: answer[name.replace("past_key_values", "present", 1)] for name in past}
+        self.cache = self._kept(past_key_values, past)
+        self.logits = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+        return BaseModelOutputWithPast(last_hidden_state=self.logits, past_key_values=self.cache)
+
+    def _held(self, cache: Any, layers: Mapping[int, Any], rows: int) -> dict[str, torch.Tensor]:
+        """Return what ``cache`` holds, by the names of the inputs; nothing of it where a text begins."""
+        past = {}
         for name, (number, is_key) in self._past.items():
             layer = layers[number]
-            given[name] = empty_past(self.graph.inputs[name], rows) if layer is None else layer[0 if is_key else 1]
-        answer = self.graph.run({name: given[name] for name in self.graph.inputs})
-        present: dict[int, dict[bool, torch.Tensor]] = {}
+            past[name] = empty_past(self.graph.inputs[name], rows) if layer is None else layer[0 if is_key else 1]
+        states = held_in(cache, self._states) if self._states and cache is not None else {}
+        for name in self._states:
+            wanted = self.graph.inputs[name]
+            sizes = [size if isinstance(size, int) else 0 for size in wanted.shape[1:]]
+            state = states.get(name)
+            past[name] = torch.zeros(rows, *sizes, dtype=wanted.dtype) if state is None else state
+        return past
+
+    def _kept(self, cache: Any, past: Mapping[str, torch.Tensor]) -> Any:
+        """Return a cache that holds ``past``: the one given, since whoever generates keeps that."""
+        if self._states:
+            filled = cache_of(past)
+            if cache is None:
+                return filled
+            cache.layers[:] = filled.layers
+            return cache
+        layers: dict[int, dict[bool, torch.Tensor]] = {}
         for name, (number, is_key) in self._past.items():
-            present.setdefault(number, {})[is_key] = answer[name.replace("past_key_values", "present", 1)]
-        self.cache = refill(past_key_values, {number: (both[True], both[False]) for number, both in present.items()})
-        self.logits = answer["logits"]
-        return BaseModelOutputWithPast(last_hidden_state=answer["logits"], past_key_values=self.cache)
+            layers.setdefault(number, {})[is_key] = past[name]
+        return refill(cache, {number: (both[True], both[False]) for number, both in layers.items()})
 
 
 def _sees_ahead(masks: Any, before: int) -> bool:
