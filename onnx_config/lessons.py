@@ -202,6 +202,8 @@ def _placeholders(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
         yield Candidate(draft=other, why=why, sure=True)
     rows = ids.resolve(draft.sizes)[0]
     present = draft.rules.get("input_ids", _NO_RULE)
+    if present.places is not None:
+        return
     text = config_for(draft.config, "text")
     width = next((w for n in ("hidden_size", "d_model", "n_embd") if isinstance(w := getattr(text, n, None), int)), 0)
     for token in _placeholder_ids(draft.config, modality):
