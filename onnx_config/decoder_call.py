@@ -7,14 +7,17 @@ column. It does so in Python, value by value, so that no graph does it: the deco
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from onnx_config.errors import InputError
+from onnx_config.spec import LayeredFeatures
 
 if TYPE_CHECKING:
     from onnx_config.input_generator import Array
@@ -26,6 +29,8 @@ POSITIONS = "position_ids"
 """What a decoder calls the positions of the tokens that it is given."""
 
 _RANK = 3
+_METHOD = "get_image_features"
+_BOTH = ("features", "mask")
 _USUAL = frozenset({"input_ids", "inputs_embeds", "attention_mask", POSITIONS, "past_key_values", "cache_position"})
 
 
@@ -37,21 +42,66 @@ class DecoderCall:
     """How many positions each token is given; ``None``: one, or none."""
 
     handed: tuple[str, ...] = ()
-    """Tensors that it is given beside embeddings, a mask, positions and its cache, by its own names."""
+    """Tensors that it is given beside embeddings, a mask, positions, its cache and ``layered``, by its own names."""
+
+    layered: LayeredFeatures | None = None
+    """Features of the images for its layers; ``None``: it is given none."""
 
 
-def decoder_call(trial: Trial, arrays: Mapping[str, Array], flags: Mapping[str, Any]) -> DecoderCall:
-    """Return how the decoder of a model that ``trial`` holds is called for inputs that it accepts."""
-    with decoder_calls(trial.model) as calls:
+def decoder_call(
+    trial: Trial, arrays: Mapping[str, Array], flags: Mapping[str, Any], *, stand_ins: Sequence[int] = ()
+) -> DecoderCall:
+    """Return how the decoder of a model that ``trial`` holds is called for inputs that it accepts.
+
+    ``stand_ins`` are the tokens that stand for images.
+    """
+    with decoder_calls(trial.model) as calls, _features_made(trial.model) as made:
         trial.run(arrays, **flags)
     if not calls:
         return DecoderCall()
     positions = calls[0].get(POSITIONS)
     several = isinstance(positions, torch.Tensor) and positions.dim() == _RANK
+    handed = made_of_images(calls[0])
+    places = torch.from_numpy(np.isin(arrays["input_ids"], stand_ins)) if stand_ins else None
+    layered = None if places is None else _layered({name: calls[0][name] for name in handed}, made, places)
     return DecoderCall(
         position_rows=positions.shape[0] if several and positions is not None else None,
-        handed=tuple(made_of_images(calls[0])),
+        handed=() if layered is not None else tuple(handed),
+        layered=layered,
     )
+
+
+@contextmanager
+def _features_made(model: Any) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Note the lists of features that a model makes of images, each of all images together, until the exit."""
+    base = model.base_model if hasattr(model, "base_model") else model
+    found: dict[str, list[torch.Tensor]] = {}
+    method = getattr(base, _METHOD, None)
+    if method is None:
+        yield found
+        return
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        returned = method(*args, **kwargs)
+        for name, value in returned.items() if hasattr(returned, "items") else ():
+            if isinstance(value, (list, tuple)) and all(isinstance(v, (list, tuple, torch.Tensor)) for v in value):
+                found[name] = [part if isinstance(part, torch.Tensor) else torch.cat(list(part)) for part in value]
+        return returned
+
+    with patch.dict(base.__dict__, {_METHOD: noted}):
+        yield found
+
+
+def _layered(
+    handed: Mapping[str, Any], made: Mapping[str, list[torch.Tensor]], places: torch.Tensor
+) -> LayeredFeatures | None:
+    """Return what a decoder is handed where that is features as they were made and where they belong; else ``None``."""
+    masks = [name for name, value in handed.items() if isinstance(value, torch.Tensor) and torch.equal(value, places)]
+    for argument, value in handed.items():
+        for field, features in made.items() if isinstance(value, (list, tuple)) and len(handed) == len(_BOTH) else ():
+            if masks and len(value) == len(features) and all(map(torch.equal, value, features)):
+                return LayeredFeatures(field=field, argument=argument, mask=masks[0], count=len(value))
+    return None
 
 
 @contextmanager

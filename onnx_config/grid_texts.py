@@ -20,6 +20,7 @@ __all__ = ["generates_from_grids", "marked_drafts", "placed_drafts"]
 
 _TEXT = "input_ids"
 _OF_IMAGES = re.compile(r"\bimage\b")
+_KINDS = re.compile(r"_token_type_ids$")
 _ROOM = 3
 _THREE = 3
 
@@ -62,8 +63,13 @@ def _marked(draft: Draft) -> Draft | None:
     """
     marked = draft
     for argument in draft.declaration.arguments:
-        of_images = argument.preprocessed and _OF_IMAGES.search(argument.documentation) is not None
-        if of_images and argument.role is Role.DATA and argument.name not in draft.specs:
+        kinds = argument.preprocessed or _KINDS.search(argument.name) is not None
+        if (
+            kinds
+            and _OF_IMAGES.search(argument.documentation) is not None
+            and argument.role is Role.DATA
+            and argument.name not in draft.specs
+        ):
             other = marked.copy()
             other.add(argument.name)
             marked = next((with_it for with_it, _ in marked_drafts(other, argument.name)), marked)

@@ -14,7 +14,7 @@ import torch
 from onnx_config.cached_model import CachedModel, cache_of, flattened
 from onnx_config.image_embeddings import EMBEDDINGS_OF_IMAGE
 from onnx_config.parts import EMBEDDINGS, ENCODER_MASK, ENCODER_STATES, FEATURES, Role, role_of
-from onnx_config.spec import ModelSpec
+from onnx_config.spec import LayeredFeatures, ModelSpec
 
 __all__ = [
     "DecoderModel",
@@ -22,6 +22,7 @@ __all__ = [
     "EncoderModel",
     "FeatureModel",
     "ImageEmbeddingModel",
+    "LayeredModel",
     "PromptModel",
     "encoder_decoder_cache",
     "flat_cache",
@@ -46,7 +47,7 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
         case Role.ENCODER:
             return EncoderModel(model)
         case Role.DECODER_MERGED:
-            return CachedModel(model)
+            return CachedModel(model) if spec.layered is None else LayeredModel(model, spec.layered)
         case Role.EMBED_TOKENS:
             return EmbeddingModel(model)
         case Role.VISION_ENCODER if spec.embeddings:
@@ -55,7 +56,8 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
             return PromptModel(model)
         case Role.VISION_ENCODER | Role.AUDIO_ENCODER | Role.TEXT_MODEL | Role.VISION_MODEL as role:
             joins = any(rule.grid is not None and rule.grid.packed for rule in spec.values.values())
-            return FeatureModel(model, kind=_KINDS[role], output=FEATURES[role], joins=joins)
+            field = None if spec.layered is None else spec.layered.field
+            return FeatureModel(model, kind=_KINDS[role], output=FEATURES[role], joins=joins, layered=field)
         case Role.DECODER | Role.DECODER_WITH_PAST:
             return DecoderModel(model, keeps_cache=any(tensor.name.startswith("present") for tensor in spec.outputs))
 
@@ -95,10 +97,13 @@ class EmbeddingModel(torch.nn.Module):
 class FeatureModel(torch.nn.Module):
     """Calls what a model turns images, sounds or texts into embeddings with, such as ``get_image_features``."""
 
-    def __init__(self, model: torch.nn.Module, *, kind: str, output: str, joins: bool = False) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, kind: str, output: str, joins: bool = False, layered: str | None = None
+    ) -> None:
         """Call the features of ``kind``, which are ``"image"``, say, by the name ``output``.
 
-        ``joins`` says that those of images of any size come one after another, as many as each has.
+        ``joins`` says that those of images of any size come one after another, as many as each has; ``layered`` what
+        the model calls those that it makes for layers of its decoder.
         """
         super().__init__()
         self.model = model
@@ -106,13 +111,14 @@ class FeatureModel(torch.nn.Module):
         self._kind = kind
         self._output = output
         self._joins = joins
+        self._layered = layered
 
     @property
     def config(self) -> Any:
         """The model's config."""
         return self.model.config
 
-    def forward(self, use_cache: bool | None = None, **inputs: Any) -> dict[str, torch.Tensor]:
+    def forward(self, use_cache: bool | None = None, **inputs: Any) -> dict[str, Any]:
         """Return the features as the model hands them on; those of a list as its rows where they are of one size.
 
         Else one after the other (count, hidden size), and always so where images have grids.
@@ -121,9 +127,41 @@ class FeatureModel(torch.nn.Module):
         """
         returned = getattr(self.model, f"get_{self._kind}_features")(**inputs, return_dict=True)
         features = getattr(returned, "pooler_output", returned)
-        if self._joins and isinstance(features, (list, tuple)):
-            return {self._output: torch.cat(list(features), dim=0)}
-        return {self._output: _as_tensor(features)}
+        if not self._joins:
+            return {self._output: _as_tensor(features)}
+        layers = [] if self._layered is None else [_joined(layer) for layer in returned[self._layered]]
+        return {self._output: _joined(features), **({self._layered: layers} if self._layered is not None else {})}
+
+
+class LayeredModel(CachedModel):
+    """Calls a model with a cache, whose decoder adds features of images in its layers."""
+
+    def __init__(self, model: torch.nn.Module, layered: LayeredFeatures) -> None:
+        super().__init__(model)
+        self._layers = layered
+
+    def forward(self, **inputs: Any) -> dict[str, Any]:
+        """Return the model's outputs, and its cache after the call.
+
+        The features come for each token (batch_size, sequence_length, hidden size), by dotted names or as one
+        dictionary; zeros change nothing.
+        """
+        names = self._layers.taken
+        given = {name: inputs.pop(name) for name in names if name in inputs}
+        given |= flattened(inputs.pop(self._layers.argument, {}), self._layers.argument)
+        features = [given[name].flatten(0, 1) for name in names]
+        rows, length = given[names[0]].shape[:2]
+        everywhere = torch.ones(rows, length, dtype=torch.bool, device=features[0].device)
+        handed = {self._layers.argument: features, self._layers.mask: everywhere}
+
+        def hand(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            return args, {**kwargs, **handed}
+
+        handle = self.model.get_decoder().register_forward_pre_hook(hand, with_kwargs=True)  # type: ignore[operator]  # transformers' models have it
+        try:
+            return super().forward(**inputs)
+        finally:
+            handle.remove()
 
 
 class ImageEmbeddingModel(torch.nn.Module):
@@ -169,6 +207,14 @@ class PromptModel(torch.nn.Module):
         if isinstance(several, dict):
             several = [several[number] for number in sorted(several, key=int)]
         return self.model(**inputs, image_embeddings=several)
+
+
+def _joined(features: Any) -> torch.Tensor:
+    """Return features of all images, one after the other."""
+    if isinstance(features, (list, tuple)):
+        return torch.cat(list(features), dim=0)
+    tensor: torch.Tensor = features
+    return tensor
 
 
 def _as_tensor(features: Any) -> torch.Tensor:

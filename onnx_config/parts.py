@@ -180,13 +180,19 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     features = TensorSpec(name=FEATURES[role], dtype="float32", shape=(f"{FEATURES[role]}_count", spec.embedding_size))
     embed = _freed(_part(spec, Role.EMBED_TOKENS, (ids,), (embeddings,)))
     entering = layout.extended((embeddings, mask), positions=spec.takes_positions, rows=spec.position_rows)
+    given: tuple[TensorSpec, ...] = (features,)
+    if spec.layered is not None:
+        given += tuple(replace(features, name=name) for name in spec.layered.made)
+        # For each token of a text, so that a graph need not look for those of images.
+        beside = tuple(replace(embeddings, name=name) for name in spec.layered.taken)
+        entering = (entering[0], *beside, *entering[1:])
     decoder = _freed(_part(spec, Role.DECODER_MERGED, entering, (logits, *layout.present())))
     decoder = replace(
         decoder,
         axis_ranges={**decoder.axis_ranges, **layout.axis_ranges},
         sizes={**decoder.sizes, **layout.sizes},
     )
-    return _part(spec, role, others, (features,)), embed, decoder
+    return _part(spec, role, others, given), embed, decoder
 
 
 def text_alone(spec: ModelSpec) -> ModelSpec:

@@ -11,6 +11,7 @@ from onnx_config.errors import ModelError
 
 __all__ = [
     "GridRule",
+    "LayeredFeatures",
     "ModelSpec",
     "PlacesRule",
     "TensorSpec",
@@ -221,6 +222,33 @@ class ValueRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayeredFeatures:
+    """Further features of images, which a decoder adds to what its first layers give, at the tokens of the images."""
+
+    field: str
+    """What the encoder's output calls them; a list, one for each layer."""
+
+    argument: str
+    """What the decoder's argument is called that takes them."""
+
+    mask: str
+    """What the decoder's argument is called that says which tokens stand for images."""
+
+    count: int
+    """For how many layers there are some."""
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The names of the encoder's outputs."""
+        return tuple(f"{self.field}.{number}" for number in range(self.count))
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """The names of the decoder's inputs, which hold some for each token, zeros where none stands for an image."""
+        return tuple(f"{self.argument}.{number}" for number in range(self.count))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """What `UniversalOnnxConfig` found out about a model from its config alone."""
 
@@ -282,7 +310,11 @@ class ModelSpec:
     one, or it was not seen."""
 
     handed: tuple[str, ...] = ()
-    """What its decoder is handed of the images beside the embeddings of a text, by the decoder's names."""
+    """What its decoder is handed of the images beside the embeddings of a text, by the decoder's names, and is neither
+    positions nor ``layered``."""
+
+    layered: LayeredFeatures | None = None
+    """Features that its decoder adds in its layers; ``None``: it adds none."""
 
     axis_steps: Mapping[str, int] = field(default_factory=dict)
     """Dynamic axis -> what its size must be a multiple of, where that is more than one."""
@@ -357,6 +389,8 @@ class ModelSpec:
             )
         fields["axis_ranges"] = {k: (v[0], v[1]) for k, v in fields["axis_ranges"].items()}
         fields["values"] = {k: ValueRule.from_json(v) for k, v in fields["values"].items()}
+        layered = fields.get("layered")
+        fields["layered"] = None if layered is None else LayeredFeatures(**layered)
         for name in ("declared", "proven", "assumed", "handed"):
             fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)

@@ -383,7 +383,7 @@ class UniversalOnnxConfig:
         if self.source is not None or text is None or text.places is None or twin is None or trial is None:
             return DecoderCall()
         arrays = generate_inputs(found.inputs, twin.config, self.declaration, found.sizes, rules=found.values)
-        return decoder_call(trial, arrays, self._flags(use_cache=False))
+        return decoder_call(trial, arrays, self._flags(use_cache=False), stand_ins=text.stand_ins)
 
     @property
     def _kept(self) -> CacheLayout:
@@ -577,6 +577,7 @@ class UniversalOnnxConfig:
             takes_positions=self._takes_positions,
             position_rows=self._decoder_call.position_rows,
             handed=self._decoder_call.handed,
+            layered=self._decoder_call.layered,
             embedding_size=embedding_size(self.config) if self.source is None else None,
             embeddings=()
             if self.source is not None

@@ -94,17 +94,25 @@ def compare_fusion_generation(
     return Generated(tokens=steps, rows=PROMPTS, difference=None)
 
 
-def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str, Array]) -> Array | str:
-    """Return the text's embeddings with the features in the places of its placeholders, or why they do not fit."""
+def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str, Array]) -> dict[str, Array] | str:
+    """Return the text's embeddings with the features in the places of its placeholders, or why they do not fit.
+
+    Features for the layers of a decoder stand alone in theirs.
+    """
     role = next(role for role in FEATURES if role in sessions)
-    features = run_named(sessions[role], prompt)[FEATURES[role]]
-    flat = features.reshape(-1, features.shape[-1])
-    embeddings = run_named(sessions[Role.EMBED_TOKENS], prompt)[EMBEDDINGS].copy()
+    made = run_named(sessions[role], prompt)
+    embeddings = run_named(sessions[Role.EMBED_TOKENS], prompt)[EMBEDDINGS]
     places = np.isin(prompt["input_ids"], spec.values["input_ids"].stand_ins)
-    if int(places.sum()) != len(flat):
-        return f"there are {len(flat)} features for {int(places.sum())} placeholders"
-    embeddings[places] = flat
-    return embeddings
+    layers = () if spec.layered is None else zip(spec.layered.taken, spec.layered.made, strict=True)
+    wanted = [(EMBEDDINGS, FEATURES[role], embeddings), *((to, of, np.zeros_like(embeddings)) for to, of in layers)]
+    embedded = {}
+    for name, output, around in wanted:
+        flat = made[output].reshape(-1, made[output].shape[-1])
+        if int(places.sum()) != len(flat):
+            return f"there are {len(flat)} features for {int(places.sum())} placeholders"
+        embedded[name] = around.copy()
+        embedded[name][places] = flat
+    return embedded
 
 
 def _position_rows(decoder: ModelSpec) -> int | None:
@@ -123,7 +131,7 @@ def _positions(calls: Sequence[Mapping[str, Any]], rows: int, texts: int, steps:
 def _replay(
     sessions: Mapping[Role, Any],
     decoder: ModelSpec,
-    embeddings: Array,
+    embedded: Mapping[str, Array],
     mask: Array,
     tokens: npt.NDArray[np.int64],
     *,
@@ -133,14 +141,17 @@ def _replay(
 
     ``several`` are the positions at each step where each token has more than one.
     """
+    embeddings = embedded[EMBEDDINGS]
     sizes = {**decoder.sizes, "batch_size": len(tokens), "past_sequence_length": 0}
     past = {t.name: np.zeros(t.resolve(sizes), t.dtype) for t in decoder.inputs if is_past(t.name)}
     for step in range(tokens.shape[1]):
         positions = positions_of(mask, embeddings.shape[1]) if several is None else several[step]
-        feed = {EMBEDDINGS: embeddings, "attention_mask": mask, "position_ids": positions, **past}
+        feed = {**embedded, EMBEDDINGS: embeddings, "attention_mask": mask, POSITIONS: positions, **past}
         answer = run_named(sessions[Role.DECODER_MERGED], feed)
         yield answer["logits"][:, -1]
         past = {name: answer[name.replace("past_key_values", "present", 1)] for name in past}
         ids = tokens[:, step : step + 1]
         embeddings = run_named(sessions[Role.EMBED_TOKENS], {"input_ids": ids})[EMBEDDINGS]
+        # Of an image there is nothing in what comes after.
+        embedded = {name: np.zeros_like(embeddings) for name in embedded}
         mask = np.concatenate([mask, np.ones_like(ids)], axis=1)

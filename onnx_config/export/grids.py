@@ -196,8 +196,25 @@ def _averaged_blocks(grids: Grids, __: Any) -> Any:
     return pixel_unshuffle
 
 
+def _added_everywhere(_: Grids, original: Any) -> Any:
+    def deepstack_process(
+        hidden_states: torch.Tensor, visual_pos_masks: torch.Tensor, visual_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        # Where a decoder is traced, each token is given some.
+        everywhere = torch.compiler.is_exporting()
+        added: torch.Tensor = (
+            hidden_states + visual_embeds.unflatten(0, hidden_states.shape[:2])
+            if everywhere
+            else original(hidden_states, visual_pos_masks, visual_embeds)
+        )
+        return added
+
+    return deepstack_process
+
+
 _METHODS: Mapping[tuple[str, tuple[str, ...]], Callable[[Grids, Any], Any]] = {
     ("resize_positional_embeddings", ("positional_embeddings", "spatial_shapes", "max_length")): _resized_table,
+    ("_deepstack_process", ("hidden_states", "visual_pos_masks", "visual_embeds")): _added_everywhere,
     ("pixel_unshuffle", ("hidden_states", "grid_thw", "merge_sizes")): _averaged_blocks,
 }
 """Methods of modules, by name and parameters -> what makes the functions that take their places."""

@@ -24,7 +24,7 @@ from onnx_config.runtime.asked import refuse_outputs
 from onnx_config.runtime.cache_layers import empty_past, held, refill
 from onnx_config.runtime.graph_session import GraphSession
 from onnx_config.runtime.served import generating_class, named_arguments, served_model
-from onnx_config.runtime.told_features import parted, told_features
+from onnx_config.runtime.told_features import handed_on, told_features
 from onnx_config.spec import is_past
 
 __all__ = ["fusion_model"]
@@ -105,12 +105,7 @@ class _Decoder:
             ModelError: If the class lets tokens see later ones, or hands over more of an image than embeddings, neither
                 of which the graph takes (``unsupported``).
         """
-        if made := made_of_images(others):
-            raise ModelError(
-                f"With these inputs the class hands its decoder {', '.join(made)} beside the embeddings, and the graph "
-                "takes none of them. Leave out what they are made of, or use the model in PyTorch.",
-                kind=ErrorKind.UNSUPPORTED,
-            )
+        layered = self._layered(inputs_embeds, others)
         rows, length = inputs_embeds.shape[:2]
         layers = {number: held(past_key_values, number) for number, _ in self._past.values()}
         before = next((layer[0].shape[2] for layer in layers.values() if layer is not None), 0)
@@ -140,6 +135,7 @@ class _Decoder:
             last = first + step
             given = {
                 EMBEDDINGS: inputs_embeds[:, first:last],
+                **{name: features[:, first:last] for name, features in layered.items()},
                 "attention_mask": mask[:, : before + last],
                 POSITIONS: position_ids[..., first:last],
                 **past,
@@ -150,6 +146,30 @@ class _Decoder:
         self.cache = self._kept(past_key_values, past)
         self.logits = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
         return BaseModelOutputWithPast(last_hidden_state=self.logits, past_key_values=self.cache)
+
+    def _layered(self, embeddings: torch.Tensor, others: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return what the graph adds in its layers, for each token; zeros where the class hands over nothing.
+
+        Raises:
+            ModelError: If the class hands over what the graph does not take (``unsupported``).
+        """
+        known = {"attention_mask", EMBEDDINGS, POSITIONS, *self._past, *self._states}
+        names = [name for name in self.graph.inputs if name not in known]
+        given = {name: others[name] for name in made_of_images(others)}
+        lists = {name: value for name, value in given.items() if any(n.startswith(f"{name}.") for n in names)}
+        masks = [value for value in given.values() if isinstance(value, torch.Tensor)]
+        handed = {f"{name}.{number}": part for name, value in lists.items() for number, part in enumerate(value)}
+        if given and not (handed.keys() == set(names) and [mask.shape for mask in masks] == [embeddings.shape[:2]]):
+            raise ModelError(
+                f"With these inputs the class hands its decoder {', '.join(given)} beside the embeddings, and the "
+                f"graph takes {', '.join(names) or 'none of them'}. Leave out what they are made of, or use the model "
+                "in PyTorch.",
+                kind=ErrorKind.UNSUPPORTED,
+            )
+        layered = {name: torch.zeros_like(embeddings) for name in names}
+        for name, features in handed.items():
+            layered[name][masks[0]] = features.to(embeddings)
+        return layered
 
     def _held(self, cache: Any, layers: Mapping[int, Any], rows: int) -> dict[str, torch.Tensor]:
         """Return what ``cache`` holds, by the names of the inputs; nothing of it where a text begins."""
@@ -211,17 +231,19 @@ def _features_of(base: Any, original: Any, graph: GraphSession, output: str) -> 
     """Return what takes the place of a method of ``base`` that makes features, and hands them on as that does."""
     signature = inspect.signature(original)
 
-    def features(*args: Any, **kwargs: Any) -> Any:
+    def made_features(*args: Any, **kwargs: Any) -> Any:
         given = named_arguments(signature, *args, **kwargs)
         if missing := [name for name in graph.inputs if given.get(name) is None]:
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
         feed = {name: given[name] for name in graph.inputs}
-        made: Any = graph.run(feed)[output]
-        told = told_features(base, original, feed, count=made.shape[0])
-        if isinstance(told, (list, tuple)):
-            made = parted(made, told)
-        return BaseModelOutputWithPooling(pooler_output=made)
+        answer = graph.run(feed)
+        told = told_features(base, original, feed, count=answer[output].shape[0])
+        made = handed_on(answer[output], getattr(told, "pooler_output", told))
+        features = BaseModelOutputWithPooling(pooler_output=made)
+        for name in dict.fromkeys(name.partition(".")[0] for name in answer if name != output):
+            features[name] = [handed_on(answer[f"{name}.{number}"], like) for number, like in enumerate(told[name])]
+        return features
 
     # By which `generate` knows what to hand over.
-    features.__signature__ = signature  # type: ignore[attr-defined]  # as functools.wraps does
-    return features
+    made_features.__signature__ = signature  # type: ignore[attr-defined]  # as functools.wraps does
+    return made_features

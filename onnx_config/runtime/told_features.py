@@ -20,7 +20,7 @@ from onnx_config.draft import GEOMETRY
 from onnx_config.errors import InputError
 from onnx_config.export.grids import grids_in_tensors
 
-__all__ = ["parted", "told_features"]
+__all__ = ["handed_on", "told_features"]
 
 _FLAT = len(("count", "hidden size"))
 _THREE = len(("frames", "rows", "columns"))
@@ -29,7 +29,7 @@ _THREE = len(("frames", "rows", "columns"))
 def told_features(
     base: torch.nn.Module, method: Callable[..., Any], feed: Mapping[str, torch.Tensor], *, count: int
 ) -> Any:
-    """Return the features that ``method`` of ``base`` makes of ``feed``, as tensors without numbers.
+    """Return what ``method`` of ``base`` returns for ``feed``, with tensors without numbers.
 
     Args:
         base: A model on the meta device.
@@ -40,26 +40,28 @@ def told_features(
     shapes = {name: tensor.to("meta") for name, tensor in feed.items()}
     grids = {name: tensor.cpu() for name, tensor in feed.items() if _tells_of_images(name, tensor)}
     if not any(tensor.shape[1:] == (_THREE,) for tensor in grids.values()):
-        return _features(method(**shapes, return_dict=True))
+        return method(**shapes, return_dict=True)
     patches = next(tensor for tensor in feed.values() if tensor.is_floating_point())
     with grids_in_tensors(base, exported=False) as held, _returned(base) as calls:
         held.counts.append(patches.shape[0])
         held.blocks = count
-        _features(method(**shapes, return_dict=True))
+        method(**shapes, return_dict=True)
     with _played_back(calls):
-        return _features(method(**{**shapes, **grids}, return_dict=True))
+        return method(**{**shapes, **grids}, return_dict=True)
 
 
-def parted(made: torch.Tensor, told: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return features as a list like ``told``.
+def handed_on(made: torch.Tensor, told: Any) -> Any:
+    """Return features as a class hands them on: as they are, or as a list.
 
     Args:
         made: One after the other (count, hidden size), or those of an image in each row.
-        told: What the class hands on, as tensors without numbers.
+        told: What the class hands on, as a tensor or a list of tensors without numbers.
 
     Raises:
         InputError: If there are more of them, or fewer.
     """
+    if not isinstance(told, (list, tuple)):
+        return made
     if made.ndim != _FLAT:
         return list(made)
     counts = [part.shape[0] for part in told]
@@ -68,10 +70,6 @@ def parted(made: torch.Tensor, told: Sequence[torch.Tensor]) -> list[torch.Tenso
     if sum(counts) != len(made):
         raise InputError(f"The graph gives {len(made)} features of images that have {' + '.join(map(str, counts))}.")
     return list(made.split(counts))
-
-
-def _features(returned: Any) -> Any:
-    return getattr(returned, "pooler_output", returned)
 
 
 def _tells_of_images(name: str, tensor: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ import transformers
 from onnx_config import AutoModelForONNX
 from onnx_config.errors import InputError, ModelError
 from onnx_config.parts import Role, fusion_parts, role_of, text_alone
-from onnx_config.runtime.told_features import parted, told_features
+from onnx_config.runtime.told_features import handed_on, told_features
 from onnx_config.spec import ModelSpec
 from onnx_config.universal_config import UniversalOnnxConfig
 from tests.onnx_config.test_runtime_fusion import Parts, make
@@ -179,13 +179,13 @@ def test_features_are_handed_on_image_by_image() -> None:
         base = qwen2_vl().base_model
     inputs = prompts([(1, 4, 6), (1, 2, 2)])
     feed = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
-    told = told_features(base, base.get_image_features, feed, count=7)
+    told = told_features(base, base.get_image_features, feed, count=7).pooler_output
     assert [tuple(part.shape) for part in told] == [(6, 32), (1, 32)]
     made = torch.randn(7, 32)
-    assert [len(part) for part in parted(made, told)] == [6, 1]
-    assert torch.equal(torch.cat(parted(made, told)), made)
+    assert [len(part) for part in handed_on(made, told)] == [6, 1]
+    assert torch.equal(torch.cat(handed_on(made, told)), made)
     with pytest.raises(InputError, match=r"5 features of images that have 6 \+ 1"):
-        parted(made[:5], told)
+        handed_on(made[:5], told)
 
 
 def test_more_than_embeddings_is_refused(reader_of_nothing: Any) -> None:
