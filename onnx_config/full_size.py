@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.shape_inference import Inference
-from onnx_config.spec import TensorSpec
+from onnx_config.spec import TensorSpec, ValueRule
 
 if TYPE_CHECKING:
     from onnx_config.probe import Probe, ProbeResult
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["answer_at_full_size", "at_full_size", "is_confirmed"]
 
 _TELLING_SIZE = 8
+_TEXT = ("input_ids", "attention_mask")
 
 
 def answer_at_full_size(
@@ -35,6 +36,25 @@ def answer_at_full_size(
         flags: Further keyword arguments of ``forward``.
     """
     shapes = {tensor.name: (tensor.resolve(found.sizes), tensor.dtype) for tensor in found.inputs}
+    answer = _answer(found, shapes, twin, shallow=shallow, full=full, flags=flags)
+    text = found.values.get("input_ids", ValueRule())
+    if answer.undecidable and text.places is not None:
+        # Where images go into a text shows in values only; a text alone has outputs of the same sizes.
+        alone = {name: shapes[name] for name in shapes if name in _TEXT}
+        by_text = _answer(found, alone, twin, shallow=shallow, full=full, flags=flags)
+        return answer if by_text.outputs is None else by_text
+    return answer
+
+
+def _answer(
+    found: Inference,
+    shapes: Mapping[str, tuple[tuple[int, ...], str]],
+    twin: Twin,
+    *,
+    shallow: Callable[[], Probe],
+    full: Probe,
+    flags: Mapping[str, Any],
+) -> ProbeResult:
     by_layer = any("." in tensor.name for tensor in found.outputs)
     answer = None
     if twin.shallow is not None and not by_layer:
