@@ -10,6 +10,7 @@ import torch
 
 from onnx_config.decoder_call import decoder_call, decoder_calls, in_rows, made_of_images
 from onnx_config.errors import InputError
+from onnx_config.spec import LayeredFeatures
 from onnx_config.trial import Trial
 
 
@@ -77,3 +78,49 @@ def test_calls_are_noted_until_the_end() -> None:
         model(torch.zeros(1, 2, 3))
     model(torch.zeros(1, 2, 3))
     assert [call["inputs_embeds"].shape for call in calls] == [(1, 2, 3)]
+
+
+class _Layered(torch.nn.Module):
+    """Hands its decoder a list of features and a mask of the tokens that stand for images."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.language_model = _Decoder()
+
+    @property
+    def base_model(self) -> torch.nn.Module:
+        return self
+
+    def get_decoder(self) -> torch.nn.Module:
+        return self.language_model
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> dict[str, Any]:
+        layers = [(pixel_values[:1] * scale, pixel_values[1:] * scale) for scale in (2, 3)]
+        return {"pooler_output": pixel_values, "deep_features": layers}
+
+    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        layers = [torch.cat(layer) for layer in self.get_image_features(pixel_values)["deep_features"]]
+        mask = input_ids == self.config["token"]
+        return {
+            "logits": self.language_model(pixel_values, deep=[layer + self.config["off"] for layer in layers], at=mask)
+        }
+
+
+ARRAYS = {"input_ids": np.array([[1, 7, 7, 7]]), "pixel_values": np.arange(6, dtype=np.float32).reshape(3, 2)}
+
+
+def test_features_for_layers_are_known_by_their_numbers_and_their_places() -> None:
+    found = decoder_call(Trial(_Layered, {"token": 7, "off": 0}), ARRAYS, {}, stand_ins=(7,))
+    assert found.layered == LayeredFeatures(field="deep_features", argument="deep", mask="at", count=2)
+    assert found.handed == ()
+    assert found.layered.made == ("deep_features.0", "deep_features.1")
+    assert found.layered.taken == ("deep.0", "deep.1")
+
+
+@pytest.mark.parametrize(
+    "config", [{"token": 7, "off": 1}, {"token": 1, "off": 0}], ids=["other-numbers", "other-places"]
+)
+def test_what_is_made_of_them_otherwise_is_handed_unknown(config: dict[str, int]) -> None:
+    found = decoder_call(Trial(_Layered, config), ARRAYS, {}, stand_ins=(7,))
+    assert (found.layered, found.handed) == (None, ("deep", "at"))

@@ -14,6 +14,8 @@ import transformers
 from onnx_config import AutoModelForONNX
 from onnx_config.errors import InputError, ModelError
 from onnx_config.parts import Role, fusion_parts, role_of, text_alone
+from onnx_config.runtime.fusion import _Decoder
+from onnx_config.runtime.graph_session import GraphInput
 from onnx_config.runtime.told_features import handed_on, told_features
 from onnx_config.spec import ModelSpec
 from onnx_config.universal_config import UniversalOnnxConfig
@@ -188,16 +190,88 @@ def test_features_are_handed_on_image_by_image() -> None:
         handed_on(made[:5], told)
 
 
-def test_more_than_embeddings_is_refused(reader_of_nothing: Any) -> None:
-    with pytest.raises(ModelError, match="hands its decoder deepstack beside the embeddings"):
-        reader_of_nothing.forward(inputs_embeds=torch.zeros(1, 2, 4), deepstack=[torch.zeros(1)])
+class _Graph:
+    """A graph that answers with zeros, and remembers what it was given."""
+
+    def __init__(self, *names: str) -> None:
+        shape = (None, 2, None, 4)
+        self.inputs = {
+            name: GraphInput(name=name, dtype=torch.float32, shape=(None, 3) if "states" in name else shape)
+            for name in names
+        }
+        self.fed: list[dict[str, torch.Tensor]] = []
+
+    def run(self, feed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.fed.append(feed)
+        rows, length = feed["inputs_embeds"].shape[:2]
+        present = {name.replace("past_key_values", "present"): t for name, t in feed.items() if "past" in name}
+        for name, tensor in present.items():
+            if tensor.ndim == 4:
+                present[name] = torch.cat([tensor, torch.ones(rows, 2, length, 4)], dim=2)
+            else:
+                present[name] = tensor + length
+        return {"logits": torch.zeros(rows, length, 5), **present}
 
 
-@pytest.fixture
-def reader_of_nothing() -> Any:
-    from types import SimpleNamespace
+KEYS = ("past_key_values.0.key", "past_key_values.0.value")
 
-    from onnx_config.runtime.fusion import _Decoder
 
-    graph: Any = SimpleNamespace(inputs={})
-    return _Decoder(graph)
+def test_features_for_layers_stand_where_the_images_do() -> None:
+    graph: Any = _Graph("inputs_embeds", "deep.0", "deep.1", *KEYS)
+    decoder = _Decoder(graph)
+    mask = torch.tensor([[False, True, True]])
+    features = [torch.ones(2, 4), 2 * torch.ones(2, 4)]
+    answer = decoder.forward(inputs_embeds=torch.zeros(1, 3, 4), deep=features, at=mask)
+    assert graph.fed[0]["deep.1"][0, :, 0].tolist() == [0, 2, 2]
+    # What comes after is a text.
+    decoder.forward(inputs_embeds=torch.zeros(1, 1, 4), past_key_values=answer.past_key_values)
+    assert not graph.fed[1]["deep.0"].any()
+    assert graph.fed[1]["past_key_values.0.key"].shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    "handed",
+    [
+        pytest.param({"deep": [torch.zeros(1, 4)], "at": torch.ones(1, 2)}, id="fewer-layers"),
+        pytest.param({"deep": [torch.zeros(1, 4)] * 2}, id="nowhere"),
+        pytest.param({"kinds": torch.zeros(1, 2)}, id="something-else"),
+    ],
+)
+def test_more_of_an_image_than_the_graph_takes_is_refused(handed: dict[str, Any]) -> None:
+    graph: Any = _Graph("inputs_embeds", "deep.0", "deep.1", *KEYS)
+    with pytest.raises(
+        ModelError, match=r"hands its decoder .* beside the embeddings, and the graph takes deep.0, deep.1"
+    ):
+        _Decoder(graph).forward(inputs_embeds=torch.zeros(1, 2, 4), **handed)
+
+
+def test_states_are_carried_and_many_tokens_after_them_are_read_one_by_one() -> None:
+    graph: Any = _Graph("inputs_embeds", "attention_mask", *KEYS, "past_key_values.1.conv_states")
+    decoder = _Decoder(graph)
+    cache = decoder.forward(inputs_embeds=torch.zeros(1, 3, 4)).past_key_values
+    assert not graph.fed[0]["past_key_values.1.conv_states"].any()
+    answer = decoder.forward(inputs_embeds=torch.zeros(1, 2, 4), past_key_values=cache)
+    assert [feed["inputs_embeds"].shape[1] for feed in graph.fed] == [3, 1, 1]
+    assert [feed["attention_mask"].shape[1] for feed in graph.fed] == [3, 4, 5]
+    assert [int(feed["past_key_values.1.conv_states"][0, 0]) for feed in graph.fed] == [0, 3, 4]
+    assert answer.last_hidden_state.shape[:2] == (1, 2)
+    assert answer.past_key_values is cache
+
+
+def test_sizes_of_outputs_are_those_of_the_full_model() -> None:
+    config = qwen2_vl().config
+    config.architectures = ["Qwen2VLForConditionalGeneration"]
+    config.text_config.vocab_size = 5000
+    spec = UniversalOnnxConfig(config).spec
+    assert spec.outputs[0].shape == ("batch_size", "sequence_length", 5000)
+    assert spec.assumed == ()
+
+
+def test_where_no_tokens_are_found_for_images_a_text_alone_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_config.lessons.placed_drafts", lambda *_: iter(()))
+    monkeypatch.setattr("onnx_config.shape_inference._MAX_RUNS", 6)
+    config = qwen2_vl().config
+    config.architectures = ["Qwen2VLForConditionalGeneration"]
+    spec = UniversalOnnxConfig(config).spec
+    assert [tensor.name for tensor in spec.inputs] == ["input_ids", "attention_mask"]
+    assert spec.assumed[0].startswith("the graph takes text only; pixel_values, image_grid_thw")

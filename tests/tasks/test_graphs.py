@@ -1,0 +1,103 @@
+"""Which graphs a model of texts with images becomes: its parts where they hold, else its text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.parts import Role
+from onnx_config.spec import GridRule, ModelSpec, PlacesRule, TensorSpec, ValueRule
+from tasks.graphs import best_graphs
+from tasks.report import Verdict
+
+
+def _tensor(name: str, *shape: int | str, dtype: str = "int64") -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def reader(**changes: Any) -> ModelSpec:
+    cache = tuple(
+        _tensor(f"past_key_values.0.{half}", "batch_size", 2, "past_sequence_length", 8, dtype="float32")
+        for half in ("key", "value")
+    )
+    values: dict[str, Any] = {
+        "model_type": "any", "task": "image-text-to-text", "task_family": "image-text-to-text", "architecture": "Any",
+        "inputs": (
+            _tensor("input_ids", "batch_size", "sequence_length"),
+            _tensor("attention_mask", "batch_size", "sequence_length"),
+            _tensor("pixel_values", "total_patches", 12, dtype="float32"), _tensor("image_grid_thw", "num_images", 3),
+        ),
+        "outputs": (_tensor("logits", "batch_size", "sequence_length", 9, dtype="float32"),),
+        "axis_ranges": {"batch_size": (1, None), "sequence_length": (8, None), "total_patches": (4, None),
+                        "num_images": (1, None)},
+        "sizes": {"batch_size": 2, "sequence_length": 16, "total_patches": 24, "num_images": 2},
+        "preprocessor": None, "parameters": None, "cache": cache, "step_axis": "sequence_length", "embedding_size": 6,
+        "takes_positions": True, "position_rows": 3,
+        "values": {
+            "input_ids": ValueRule(places=PlacesRule(token=5, grid="image_grid_thw")),
+            "image_grid_thw": ValueRule(grid=GridRule(patches="total_patches", step=2)),
+        },
+    }  # fmt: skip
+    return ModelSpec(**{**values, **changes})
+
+
+class _Progress:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.spec: ModelSpec | None = None
+
+    @contextmanager
+    def during(self, step: Any) -> Iterator[None]:
+        yield
+
+    def saw(self, cost: Any) -> None: ...
+
+
+def _steps(failing: Role | None) -> Any:
+    entry = SimpleNamespace(verdict=Verdict.VERIFIED, shapes=5, outputs=(), axes_proven=(), detail=None, device="cpu",
+                            provider="CPU", cells=(), session=None, device_memory_bytes=None)  # fmt: skip
+
+    def export(job: Any, spec: ModelSpec, **_: Any) -> Any:
+        if spec.part == failing:
+            raise ModelError("It could not be traced.", kind=ErrorKind.EXPORT_FAILED)
+        return SimpleNamespace(cost=None, notes=(), template=None, use="direct")
+
+    graph = SimpleNamespace(inputs=())
+    stored = SimpleNamespace(cost=None, reason=None, simplified=True, graph=graph)
+    return SimpleNamespace(
+        export=export,
+        simplify=lambda *_, **__: stored,
+        parity=lambda *_, **__: SimpleNamespace(cost=None, entry=entry, notes=()),
+        join=lambda *_, **__: SimpleNamespace(cost=None, notes=(), merged=None, difference=None),
+    )
+
+
+def _graphs_of(spec: ModelSpec, folder: Path, failing: Role | None = None) -> tuple[Any, list[str]]:
+    options = SimpleNamespace(task=None, simplify=True)
+    request = SimpleNamespace(options=options, model_id=str(folder))
+    job: Any = SimpleNamespace(request=request, scratch=folder, revision="r", key="k")
+    progress: Any = _Progress()
+    return best_graphs(progress, job, spec, _steps(failing)), progress.notes
+
+
+@pytest.mark.parametrize("failing", [Role.VISION_ENCODER, Role.DECODER_MERGED])
+def test_where_a_part_cannot_be_had_the_text_alone_takes_its_place(tmp_path: Path, failing: Role) -> None:
+    found, notes = _graphs_of(reader(), tmp_path, failing)
+    assert [part.spec.part for part in found.parts] == ["model"]
+    assert [tensor.name for tensor in found.parts[0].spec.inputs] == ["input_ids", "attention_mask"]
+    assert notes == [
+        "as one graph, since its parts do not hold: It could not be traced.",
+        "the graph takes text only; pixel_values, image_grid_thw was left out",
+    ]
+
+
+def test_more_of_an_image_than_embeddings_leaves_the_text_alone(tmp_path: Path) -> None:
+    found, notes = _graphs_of(reader(handed=("routes",)), tmp_path)
+    assert [part.spec.part for part in found.parts] == ["model"]
+    assert notes[-1].endswith("was left out: its decoder is handed routes of the images beside embeddings")
