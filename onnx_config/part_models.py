@@ -15,6 +15,7 @@ from onnx_config.cached_model import CachedModel, cache_of, flattened
 from onnx_config.image_embeddings import EMBEDDINGS_OF_IMAGE
 from onnx_config.parts import EMBEDDINGS, ENCODER_MASK, ENCODER_STATES, FEATURES, Role, role_of
 from onnx_config.spec import ModelSpec
+from onnx_config.tile_models import TileModel, arrangement_of
 
 __all__ = [
     "DecoderModel",
@@ -53,6 +54,8 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
             return ImageEmbeddingModel(model)
         case Role.PROMPT_DECODER:
             return PromptModel(model)
+        case Role.VISION_ENCODER as role if (arrangement := arrangement_of(spec)) is not None:
+            return TileModel(model, arrangement=arrangement, output=FEATURES[role])
         case Role.VISION_ENCODER | Role.AUDIO_ENCODER | Role.TEXT_MODEL | Role.VISION_MODEL as role:
             return FeatureModel(model, kind=_KINDS[role], output=FEATURES[role])
         case Role.DECODER | Role.DECODER_WITH_PAST:

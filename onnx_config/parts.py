@@ -157,6 +157,10 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     kinds = {modality_of(tensor.name) for tensor in others}
     role = _READ.get(next(iter(kinds))) if len(kinds) == 1 else None
     placeholders = spec.values.get("input_ids", ValueRule()).tokens
+    # Images that the text's own graph does without are read by one that is described apart.
+    images = spec.images if not others else None
+    if images is not None:
+        role, placeholders = Role.VISION_ENCODER, ((images.token, 1, None),)
     if (
         ids is None
         or mask is None
@@ -179,7 +183,7 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
         axis_ranges={**decoder.axis_ranges, **layout.axis_ranges},
         sizes={**decoder.sizes, **layout.sizes},
     )
-    return _part(spec, role, others, (features,)), embed, decoder
+    return _part(spec, role, others, (features,)) if images is None else images.encoder, embed, decoder
 
 
 def dual_encoder_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
@@ -286,4 +290,5 @@ def _part(spec: ModelSpec, role: Role, inputs: tuple[TensorSpec, ...], outputs: 
         values={name: rule for name, rule in spec.values.items() if name in names},
         cache=(),
         step_axis=None,
+        images=None,
     )

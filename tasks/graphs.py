@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx_config import hub
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
-from onnx_config.parts import GRAPH_ENTRY, dual_encoder_parts, encoder_decoder_parts, fusion_parts, prompt_parts
+from onnx_config.image_reader import without_images
+from onnx_config.parts import GRAPH_ENTRY, Role, dual_encoder_parts, encoder_decoder_parts, fusion_parts, prompt_parts
 from onnx_config.spec import ModelSpec, base_axis
 from onnx_config.task_detector import normalize_task
 from tasks.export import Exported
@@ -84,6 +85,9 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
     """
     asked = job.request.options.task
     wanted = _wanted_specs(spec, asked)
+    if Role.VISION_ENCODER.value not in {part.part for part in wanted}:
+        spec = _text_alone(progress, spec)
+        wanted = tuple(replace(part, images=None) for part in wanted)
     insists = asked is not None and normalize_task(asked)[1]
     if not wanted:
         return _whole(progress, job, spec, steps)
@@ -100,7 +104,16 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
     what = "without its cache, since with it the graph" if len(wanted) == 1 else "as one graph, since its parts"
     progress.notes.append(f"{what} {'does' if len(wanted) == 1 else 'do'} not hold: {failure}")
     clear_artifact(job)
-    return _whole(progress, job, spec, steps)
+    return _whole(progress, job, _text_alone(progress, spec), steps)
+
+
+def _text_alone(progress: Progress, spec: ModelSpec) -> ModelSpec:
+    """Return the spec of a model's text where a graph of its own would have made features of its images."""
+    if spec.images is None:
+        return spec
+    alone = without_images(spec)
+    progress.notes.append(alone.assumed[-1])
+    return alone
 
 
 def _wanted_specs(spec: ModelSpec, asked: str | None) -> tuple[ModelSpec, ...]:

@@ -8,6 +8,7 @@ goes on token by token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from onnx_config.export.generation import (
     run_named,
     token_difference,
 )
+from onnx_config.illustrated import illustrated_texts
 from onnx_config.input_generator import Array, generate_inputs, positions_of, with_room
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.spec import ModelSpec, is_past
+from onnx_config.tile_models import feature_counts, with_sizes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -51,6 +54,9 @@ def compare_fusion_generation(
     if not getattr(model, "can_generate", lambda: False)():
         refusal = "transformers does not generate with this class"
         return Generated(tokens=0, rows=0, difference=None, refusal=refusal)
+    if spec.images is not None:
+        made = _illustrated(model, spec, universal)
+        return made if isinstance(made, Generated) else _compared(sessions, model, decoder, made)
     sizes = {axis: PROMPTS if axis.endswith("batch_size") else size for axis, size in spec.sizes.items()}
     sizes = with_room(spec.inputs, spec.values, sizes)
     text = next(tensor for tensor in spec.inputs if tensor.name == "input_ids").shape[-1]
@@ -71,28 +77,76 @@ def compare_fusion_generation(
         padding=True,
         padding_side="left",
     )
+    placeholders = [token for token, _, _ in spec.values["input_ids"].tokens]
+    return _compared(sessions, model, decoder, _Task(prompt, placeholders, steps))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is gone on with."""
+
+    prompt: dict[str, Array]
+    placeholders: list[int]
+    """Ids of the tokens whose places features take."""
+    steps: int
+    """How many tokens are generated."""
+
+
+def _illustrated(model: Any, spec: ModelSpec, universal: Any) -> _Task | Generated:
+    """Return texts with images of which the model itself tells how many features they have; or why there are none."""
+    images = spec.images
+    assert images is not None
+    encoder = images.encoder
+    sizes = {axis: PROMPTS if axis.endswith("batch_size") else size for axis, size in encoder.sizes.items()}
+    feed = generate_inputs(
+        encoder.inputs, universal.config, universal.declaration, sizes, rules=encoder.values, seed=_SEED
+    )
+    counts = feature_counts(model, feed)
+    mask = next(tensor.dtype for tensor in spec.inputs if tensor.name == "attention_mask")
+    text = illustrated_texts(
+        counts,
+        images.token,
+        config=universal.config,
+        declaration=universal.declaration,
+        words=_ROOM,
+        seed=_SEED,
+        mask=mask,
+    )
+    text_axis = next(tensor for tensor in spec.inputs if tensor.name == "input_ids").shape[-1]
+    most = spec.axis_ranges.get(str(text_axis), (1, None))[1]
+    length = text["input_ids"].shape[-1]
+    steps = NEW_TOKENS if most is None else min(NEW_TOKENS, most - length)
+    if steps < 1:
+        refusal = f"the model has no room for a text of {length} tokens with an image and an answer"
+        return Generated(tokens=0, rows=0, difference=None, refusal=refusal)
+    return _Task({**text, **with_sizes(model, feed)}, [images.token], steps)
+
+
+def _compared(sessions: Mapping[Role, Any], model: Any, decoder: ModelSpec, task: _Task) -> Generated:
+    """Generate so many tokens after each text with the model, and compare the graphs' logits and choices."""
+    prompt, steps = task.prompt, task.steps
     told = generate_greedily(model, prompt, steps)
     if isinstance(told, str):
         return Generated(tokens=0, rows=0, difference=None, refusal=told)
     tokens, logits = told
-    embedded = _embedded(sessions, spec, prompt)
+    embedded = _embedded(sessions, prompt, task.placeholders)
     if isinstance(embedded, str):
-        return Generated(tokens=steps, rows=PROMPTS, difference=embedded)
+        return Generated(tokens=steps, rows=len(tokens), difference=embedded)
     replayed = _replay(sessions, decoder, embedded, prompt["attention_mask"], tokens)
     for step, (want, got) in enumerate(zip(logits, replayed, strict=True)):
         if (why := token_difference(want, got, tokens[:, step])) is not None:
             text = f"greedy generation differs at token {step + 1} of {steps}: {why}"
-            return Generated(tokens=steps, rows=PROMPTS, difference=text)
-    return Generated(tokens=steps, rows=PROMPTS, difference=None)
+            return Generated(tokens=steps, rows=len(tokens), difference=text)
+    return Generated(tokens=steps, rows=len(tokens), difference=None)
 
 
-def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str, Array]) -> Array | str:
+def _embedded(sessions: Mapping[Role, Any], prompt: Mapping[str, Array], placeholders: list[int]) -> Array | str:
     """Return the text's embeddings with the features in the places of its placeholders, or why they do not fit."""
     role = next(role for role in FEATURES if role in sessions)
     features = run_named(sessions[role], prompt)[FEATURES[role]]
     flat = features.reshape(-1, features.shape[-1])
     embeddings = run_named(sessions[Role.EMBED_TOKENS], prompt)[EMBEDDINGS].copy()
-    places = np.isin(prompt["input_ids"], [token for token, _, _ in spec.values["input_ids"].tokens])
+    places = np.isin(prompt["input_ids"], placeholders)
     if int(places.sum()) != len(flat):
         return f"there are {len(flat)} features for {int(places.sum())} placeholders"
     embeddings[places] = flat

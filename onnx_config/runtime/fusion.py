@@ -21,11 +21,13 @@ from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.runtime.asked import refuse_outputs
 from onnx_config.runtime.cache_layers import empty_past, held, refill
 from onnx_config.runtime.graph_session import GraphSession
-from onnx_config.runtime.served import generating_class, named_arguments, served_model
+from onnx_config.runtime.images import as_list, images_for, run_images
+from onnx_config.runtime.served import generating_class, named_arguments, serve, served_model
 
 __all__ = ["fusion_model"]
 
 _METHODS = {Role.VISION_ENCODER: "get_image_features", Role.AUDIO_ENCODER: "get_audio_features"}
+_OTHERS = (*_METHODS.values(), "get_video_features")
 
 
 def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: Mapping[Role, GraphSession]) -> Any:
@@ -61,9 +63,22 @@ def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: M
     model.get_input_embeddings().forward = lambda ids: embed.run({"input_ids": ids})[EMBEDDINGS]
     model.get_decoder().forward = decoder.forward
     base = model.base_model
+    if base is not model:
+        serve(base, device=decoder.graph.device, dtype=decoder.graph.output_types["logits"])
+    for name in set(_OTHERS) - {_METHODS[role]}:
+        if hasattr(base, name):
+            base.__dict__[name] = partial(_refuse, name)
     base.__dict__[_METHODS[role]] = _features_of(getattr(base, _METHODS[role]), encode, FEATURES[role])
     model.generation_config = generation_config
     return model
+
+
+def _refuse(name: str, *_: Any, **__: Any) -> Any:
+    kind = name.removeprefix("get_").removesuffix("_features")
+    raise InputError(
+        f"The text came with {kind}s, and there is no graph that makes features of {kind}s. Leave them out, or use the "
+        "model in PyTorch."
+    )
 
 
 class _Decoder:
@@ -160,14 +175,12 @@ def _features_of(original: Any, graph: GraphSession, output: str) -> Any:
 
     def features(*args: Any, **kwargs: Any) -> Any:
         given = named_arguments(signature, *args, **kwargs)
-        if missing := [name for name in graph.inputs if given.get(name) is None]:
+        feed = images_for(graph, given)
+        if missing := [name for name in graph.inputs if feed.get(name) is None]:
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
-        feed = {name: given[name] for name in graph.inputs}
-        made: Any = graph.run(feed)[output]
+        made: Any = run_images(graph, feed, given)[output]
         shapes = {name: tensor.to("meta") for name, tensor in feed.items()}
-        # As a list or as one tensor: the class itself tells, on shapes alone.
-        told = original(**{**shapes, "return_dict": True})
-        if isinstance(getattr(told, "pooler_output", told), (list, tuple)):
+        if as_list(original, shapes):
             made = [made] if made.ndim == len(("count", "hidden size")) else list(made)
         return BaseModelOutputWithPooling(pooler_output=made)
 
