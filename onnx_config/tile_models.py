@@ -180,7 +180,7 @@ def packing_of(model: torch.nn.Module) -> Any:
     """Return how the tiles of a model's pictures lie; ``None``: it does not say, or puts them together otherwise."""
     from onnx_config.export.packed_tiles import Packing
 
-    owner = next((module for module in model.modules() if _packs(module)), None)
+    owner = _packer_of(model)
     config = getattr(owner, "config", None)
     vision = getattr(config, "vision_config", None)
     resolutions, tile = getattr(config, "image_grid_pinpoints", None), getattr(vision, "image_size", None)
@@ -195,6 +195,11 @@ def packing_of(model: torch.nn.Module) -> Any:
         most = int(digits)
     pairs = tuple((int(height), int(width)) for height, width in resolutions)
     return Packing(resolutions=pairs, tile=tile, side=tile // patch_size, most=most)
+
+
+def _packer_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    """Return the module that puts features together: the innermost, to which those around it hand on."""
+    return next((module for module in reversed(list(model.modules())) if _packs(module)), None)
 
 
 def _packs(module: torch.nn.Module) -> bool:
@@ -237,10 +242,11 @@ def _packed_at_once(
 
         return pack_image_features
 
-    with ExitStack() as stack:
-        for module in [module for module in model.modules() if _packs(module)]:
-            home = sys.modules[type(module).__module__]
-            stack.enter_context(patch.object(home, _COUNTER, counted))
-            packer = together(inspect.signature(getattr(module, _PACKER)))
-            stack.enter_context(patch.object(module, _PACKER, packer))
+    owner = _packer_of(model)
+    assert owner is not None
+    packer = together(inspect.signature(getattr(owner, _PACKER)))
+    with (
+        patch.object(sys.modules[type(owner).__module__], _COUNTER, counted),
+        patch.object(owner, _PACKER, packer),
+    ):
         yield {IMAGE: pixels, name: [None]}
