@@ -278,7 +278,7 @@ class _Subject:
         """
         arrays = self._arrays(inputs, inputs.sizes)
         counts = self._counts(arrays)
-        if not counts:
+        if not counts or (self.arrangement is Arrangement.TILES and not _drops_blanks(counts)):
             return None
         if self.arrangement is Arrangement.ALONE:
             if not self._is_alone(inputs):
@@ -367,6 +367,11 @@ class _Subject:
             if answer([counts[0] - 1, *counts[1:]]).outputs is None:
                 return number
         return None
+
+
+def _drops_blanks(counts: Sequence[int]) -> bool:
+    """Return whether what is all zeros has no features, in the second row of two."""
+    return len(counts) == 2 and counts[1] * _IMAGES_OF_A_ROW == counts[0] * (_IMAGES_OF_A_ROW - 1)
 
 
 def _same(one: Sequence[Array] | None, other: Sequence[Array] | None) -> bool:

@@ -21,7 +21,7 @@ from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.runtime.asked import refuse_outputs
 from onnx_config.runtime.cache_layers import empty_past, held, refill
 from onnx_config.runtime.graph_session import GraphSession
-from onnx_config.runtime.images import as_list, images_for, run_images
+from onnx_config.runtime.images import images_for, run_images
 from onnx_config.runtime.served import generating_class, named_arguments, serve, served_model
 
 __all__ = ["fusion_model"]
@@ -178,9 +178,13 @@ def _features_of(original: Any, graph: GraphSession, output: str) -> Any:
         feed = images_for(graph, given)
         if missing := [name for name in graph.inputs if feed.get(name) is None]:
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
-        made: Any = run_images(graph, feed, given)[output]
+        if (parts := run_images(original, graph, feed, given)) is not None:
+            return BaseModelOutputWithPooling(pooler_output=parts)
+        made: Any = graph.run(feed)[output]
         shapes = {name: tensor.to("meta") for name, tensor in feed.items()}
-        if as_list(original, shapes):
+        # As a list or as one tensor: the class itself tells, on shapes alone.
+        told = original(**{**shapes, "return_dict": True})
+        if isinstance(getattr(told, "pooler_output", told), (list, tuple)):
             made = [made] if made.ndim == len(("count", "hidden size")) else list(made)
         return BaseModelOutputWithPooling(pooler_output=made)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ import torch
 from onnx_config.draft import GEOMETRY
 from onnx_config.errors import InputError
 from onnx_config.runtime.graph_session import GraphSession
+from onnx_config.tile_models import features_in
 
-__all__ = ["as_list", "images_for", "run_images"]
+__all__ = ["images_for", "run_images"]
 
 _IMAGE = "pixel_values"
 _TILED = ("rows", "tiles", "channels", "height", "width")
@@ -53,13 +54,52 @@ def images_for(graph: GraphSession, given: Mapping[str, Any]) -> dict[str, torch
 
 
 def run_images(
-    graph: GraphSession, feed: Mapping[str, torch.Tensor], given: Mapping[str, Any]
-) -> dict[str, torch.Tensor]:
-    """Return what a graph makes of images: of all at once, or one at a time where it takes one, at its own size."""
-    if not _is_alone(graph):
-        return graph.run(feed)
+    original: Callable[..., Any], graph: GraphSession, feed: Mapping[str, torch.Tensor], given: Mapping[str, Any]
+) -> list[torch.Tensor] | None:
+    """Return the features that a graph makes, of each image or row; ``None``: it takes images side by side, as they are.
+
+    Which features belong together decides where they go when a text is gone on with in several ways. A graph gives
+    them all one after another; how many each has is told by the class itself where sizes say so, on shapes alone.
+
+    Args:
+        original: The class's method, of a model on the meta device.
+        graph: What makes features.
+        feed: What it is given.
+        given: What the method was called with.
+
+    Raises:
+        InputError: If there are not as many features as the images should have.
+    """
+    image = feed.get(_IMAGE)
+    if image is None:
+        return None
+    if _is_alone(graph):
+        return _one_by_one(graph, feed, given)
+    if image.ndim != len(_TILED):
+        return None
+    (output,) = graph.output_names
+    made = graph.run(feed)[output]
+    sizes = {name: tensor.cpu() for name, tensor in feed.items() if GEOMETRY.search(name)}
+    if sizes:
+        others = {name: tensor.cpu() for name, tensor in feed.items() if name != _IMAGE}
+        told = original(**{_IMAGE: image.to("meta"), **others, "return_dict": True})
+        counts = [len(part) for part in features_in(told)]
+    else:
+        filled = (image != 0).flatten(2).any(dim=-1).sum(dim=1)
+        each, left = divmod(len(made), max(1, int(filled.sum())))
+        counts = [] if left else [each * int(count) for count in filled]
+    if sum(counts) != len(made):
+        raise InputError(
+            f"The graph gives {len(made)} features of images that have {' + '.join(map(str, counts)) or 'other ones'}."
+        )
+    return list(made.split(counts))
+
+
+def _one_by_one(graph: GraphSession, feed: Mapping[str, torch.Tensor], given: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the features of each image at its own size."""
     images = feed[_IMAGE]
     sizes = next((value for name, value in given.items() if value is not None and GEOMETRY.search(name)), None)
+    (output,) = graph.output_names
     found = []
     for number, image in enumerate(images):
         height, width = image.shape[-2:] if sizes is None else map(int, sizes[number])
@@ -68,21 +108,8 @@ def run_images(
                 f"Image {number + 1} is said to be {height} by {width} pixels, and there are {image.shape[-2]} by "
                 f"{image.shape[-1]}."
             )
-        found.append(graph.run({**feed, _IMAGE: image[None, :, :height, :width]}))
-    return {name: torch.cat([answer[name] for answer in found]) for name in graph.output_names}
-
-
-def as_list(original: Any, shapes: Mapping[str, torch.Tensor]) -> bool:
-    """Return whether a class's method hands features on as a list, as it tells itself on shapes alone.
-
-    One that asks for values, which shapes do not have, has as many features of each image as these say: a list.
-    """
-    try:
-        told = original(**{**shapes, "return_dict": True})
-    # The class's own code decides what it raises without values.
-    except Exception:  # noqa: BLE001
-        return True
-    return isinstance(getattr(told, "pooler_output", told), (list, tuple))
+        found.append(graph.run({**feed, _IMAGE: image[None, :, :height, :width]})[output])
+    return found
 
 
 def _is_alone(graph: GraphSession) -> bool:
