@@ -56,7 +56,7 @@ def images_for(graph: GraphSession, given: Mapping[str, Any]) -> dict[str, torch
 def run_images(
     original: Callable[..., Any], graph: GraphSession, feed: Mapping[str, torch.Tensor], given: Mapping[str, Any]
 ) -> list[torch.Tensor] | None:
-    """Return the features that a graph makes, of each image or row; ``None``: it takes images side by side, as they are.
+    """Return the features that a graph makes, of each image or row; ``None``: it takes images side by side.
 
     Which features belong together decides where they go when a text is gone on with in several ways. A graph gives
     them all one after another; how many each has is told by the class itself where sizes say so, on shapes alone.
