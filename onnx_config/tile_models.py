@@ -120,8 +120,8 @@ class TileModel(torch.nn.Module):
         """Return the features; ``use_cache`` is for the decoder and ignored."""
         method = getattr(self.model, METHOD)
         traced = torch.compiler.is_exporting()
-        if self._arrangement is Arrangement.ALONE:
-            inputs |= {takes_sizes(self.model): _sizes_of(inputs[IMAGE], traced=traced)}
+        if self._arrangement is Arrangement.ALONE and (name := takes_sizes(self.model)) is not None:
+            inputs[name] = _sizes_of(inputs[IMAGE], traced=traced)
         if not traced:
             return {self._output: torch.cat(features_in(method(**inputs, return_dict=True)))}
         conditions: dict[str, torch.Tensor] = {}

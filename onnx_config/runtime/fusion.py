@@ -178,9 +178,10 @@ def _features_of(original: Any, graph: GraphSession, output: str) -> Any:
         feed = images_for(graph, given)
         if missing := [name for name in graph.inputs if feed.get(name) is None]:
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
-        if (parts := run_images(original, graph, feed, given)) is not None:
-            return BaseModelOutputWithPooling(pooler_output=parts)
-        made: Any = graph.run(feed)[output]
+        made: Any = run_images(original, graph, feed, given)
+        if made is not None:
+            return BaseModelOutputWithPooling(pooler_output=made)
+        made = graph.run(feed)[output]
         shapes = {name: tensor.to("meta") for name, tensor in feed.items()}
         # As a list or as one tensor: the class itself tells, on shapes alone.
         told = original(**{**shapes, "return_dict": True})
