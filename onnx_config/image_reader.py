@@ -22,7 +22,7 @@ from onnx_config.illustrated import illustrated_texts
 from onnx_config.input_generator import Array, generate_inputs
 from onnx_config.lessons import TEXT_ONLY, placeholder_ids
 from onnx_config.spec import ImageReader, ModelSpec, PictureRule, TensorSpec, ValueRule
-from onnx_config.tile_models import IMAGE, METHOD, Arrangement, packing_of, takes_sizes
+from onnx_config.tile_models import IMAGE, Arrangement, features_method, packing_of, takes_sizes
 
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
@@ -71,13 +71,14 @@ def find_images(
     """
     trial, twin = settled.trial, settled.twin
     names = {tensor.name for tensor in settled.inference.inputs}
-    if trial is None or twin is None or names != {"input_ids", "attention_mask"}:
+    # Images as they are, side by side, are better read one at a time where that can be at their own size.
+    if trial is None or twin is None or names - {IMAGE} != {"input_ids", "attention_mask"}:
         return None
-    if any(modality_of(name) != "text" for name in names) or not hasattr(trial.model, METHOD):
-        return None
-    if not getattr(trial.model, "can_generate", lambda: False)():
+    if features_method(trial.model) is None or not getattr(trial.model, "can_generate", lambda: False)():
         return None
     for arrangement, sides in _proposals(declaration, trial.model):
+        if IMAGE in names and arrangement is not Arrangement.ALONE:
+            continue
         small = _inputs(arrangement, sides, declaration, twin.config, packing_of(trial.model))
         if small is None:
             continue
@@ -113,19 +114,20 @@ def with_images(spec: ModelSpec, found: FoundImages | None) -> ModelSpec:
         step_axis=None,
         images=None,
     )
-    left_out = [note for note in spec.assumed if note.startswith(TEXT_ONLY)]
     names = ", ".join(tensor.name for tensor in found.inputs)
     told = f"{names} make features of images, which take the places of token {found.token} in a text"
-    return replace(
-        spec,
-        images=ImageReader(encoder=encoder, token=found.token, left_out="; ".join(left_out) or TEXT_ONLY),
-        assumed=tuple(note for note in spec.assumed if note not in left_out),
-        proven=(*spec.proven, told),
-    )
+    if any(tensor.name == IMAGE for tensor in spec.inputs):
+        # What was shown is of images of one size, side by side.
+        shown, assumed, left_out = (told,), spec.assumed, spec.proven
+    else:
+        left_out = tuple(note for note in spec.assumed if note.startswith(TEXT_ONLY))
+        shown, assumed = (*spec.proven, told), tuple(note for note in spec.assumed if note not in left_out)
+    reader = ImageReader(encoder=encoder, token=found.token, left_out="; ".join(left_out) or TEXT_ONLY)
+    return replace(spec, images=reader, assumed=assumed, proven=shown)
 
 
 def without_images(spec: ModelSpec) -> ModelSpec:
-    """Return the spec of the text alone, which says so."""
+    """Return the spec of what is converted without them, the text alone or images of one size, which says so."""
     if spec.images is None:
         return spec
     return replace(spec, images=None, assumed=(*spec.assumed, spec.images.left_out))
@@ -136,7 +138,7 @@ def _proposals(declaration: Declaration, model: Any) -> Iterator[tuple[Arrangeme
     import inspect
 
     data = {a.name for a in declaration.arguments if a.role is ArgumentRole.DATA}
-    taken = [name for name in inspect.signature(getattr(model, METHOD)).parameters if name in data]
+    taken = [name for name in inspect.signature(features_method(model)).parameters if name in data]
     if IMAGE not in taken and not (declaration.argument(IMAGE) and IMAGE in data):
         return
     sizes = takes_sizes(model)
@@ -299,7 +301,7 @@ class _Subject:
         if self.arrangement is Arrangement.ALONE and (name := takes_sizes(self.trial.model)) not in given:
             assert name is not None
             given[name] = np.array([arrays[IMAGE].shape[-2:]], np.int64)
-        features = self.trial.features(METHOD, given)
+        features = self.trial.features(given)
         width = embedding_size(self.config)
         if not features or any(part.ndim != 2 or part.shape[-1] != width for part in features):
             return None

@@ -158,7 +158,7 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     role = _READ.get(next(iter(kinds))) if len(kinds) == 1 else None
     placeholders = spec.values.get("input_ids", ValueRule()).tokens
     # Images that the text's own graph does without are read by one that is described apart.
-    images = spec.images if not others else None
+    images = spec.images
     if images is not None:
         role, placeholders = Role.VISION_ENCODER, ((images.token, 1, None),)
     if (

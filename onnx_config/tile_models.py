@@ -24,19 +24,19 @@ from onnx_config.spec import ModelSpec
 
 __all__ = [
     "IMAGE",
-    "METHOD",
     "Arrangement",
     "TileModel",
     "arrangement_of",
     "feature_counts",
     "features_in",
+    "features_method",
     "packing_of",
     "takes_sizes",
     "with_sizes",
 ]
 
 IMAGE = "pixel_values"
-METHOD = "get_image_features"
+_METHOD = "get_image_features"
 
 _TILES = 5
 _COUNTER = "image_size_to_num_patches"
@@ -71,9 +71,18 @@ def arrangement_of(spec: ModelSpec) -> Arrangement | None:
     return Arrangement.ALONE if image.shape[0] == 1 and len(image.axis_names) > 1 else None
 
 
+def features_method(model: Any) -> Any:
+    """Return what a model makes features of images with: its inner one's method, which those around hand on to.
+
+    ``None``: there is none.
+    """
+    inner = getattr(model, "base_model", model)
+    return getattr(inner, _METHOD, None) or getattr(model, _METHOD, None)
+
+
 def takes_sizes(model: Any) -> str | None:
     """Return the argument of ``get_image_features`` that says how large each image is; ``None``: there is none."""
-    names = inspect.signature(getattr(model, METHOD)).parameters
+    names = inspect.signature(features_method(model)).parameters
     return next((name for name in names if GEOMETRY.search(name)), None)
 
 
@@ -97,7 +106,7 @@ def feature_counts(model: Any, feed: Mapping[str, Any]) -> list[int]:
     """Return how many features each image, or each row of images, has."""
     with torch.no_grad():
         given = {name: torch.from_numpy(value.copy()) for name, value in with_sizes(model, feed).items()}
-        return [len(part) for part in features_in(getattr(model, METHOD)(**given, return_dict=True))]
+        return [len(part) for part in features_in(features_method(model)(**given, return_dict=True))]
 
 
 class TileModel(torch.nn.Module):
@@ -118,7 +127,7 @@ class TileModel(torch.nn.Module):
 
     def forward(self, use_cache: bool | None = None, **inputs: Any) -> dict[str, torch.Tensor]:
         """Return the features; ``use_cache`` is for the decoder and ignored."""
-        method = getattr(self.model, METHOD)
+        method = features_method(self.model)
         traced = torch.compiler.is_exporting()
         if self._arrangement is Arrangement.ALONE and (name := takes_sizes(self.model)) is not None:
             inputs[name] = _sizes_of(inputs[IMAGE], traced=traced)

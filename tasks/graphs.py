@@ -86,7 +86,7 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
     asked = job.request.options.task
     wanted = _wanted_specs(spec, asked)
     if Role.VISION_ENCODER.value not in {part.part for part in wanted}:
-        spec = _text_alone(progress, spec)
+        spec = _without_reader(progress, spec)
         wanted = tuple(replace(part, images=None) for part in wanted)
     insists = asked is not None and normalize_task(asked)[1]
     if not wanted:
@@ -102,13 +102,17 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
             return found
         failure = found.parity.detail or found.parity.verdict.value
     what = "without its cache, since with it the graph" if len(wanted) == 1 else "as one graph, since its parts"
+    if spec.images is not None:
+        what = "without a graph of its images, since its parts"
     progress.notes.append(f"{what} {'does' if len(wanted) == 1 else 'do'} not hold: {failure}")
     clear_artifact(job)
-    return _whole(progress, job, _text_alone(progress, spec), steps)
+    if spec.images is not None:
+        return best_graphs(progress, job, _without_reader(progress, spec), steps)
+    return _whole(progress, job, spec, steps)
 
 
-def _text_alone(progress: Progress, spec: ModelSpec) -> ModelSpec:
-    """Return the spec of a model's text where a graph of its own would have made features of its images."""
+def _without_reader(progress: Progress, spec: ModelSpec) -> ModelSpec:
+    """Return the spec of what a model is without the graph that would have made features of its images apart."""
     if spec.images is None:
         return spec
     alone = without_images(spec)

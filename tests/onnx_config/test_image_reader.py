@@ -64,11 +64,16 @@ def spec_of(name: str) -> ModelSpec:
             {"pixel_values": (1, 3, "height", "width")},
             id="one-image-at-its-own-size",
         ),
+        pytest.param(
+            "PixtralForConditionalGeneration",
+            Arrangement.ALONE,
+            {"pixel_values": (1, 3, "height", "width")},
+            id="rather-than-many-of-one-size",
+        ),
     ],
 )
 def test_what_features_are_made_of(name: str, arrangement: Arrangement, shapes: dict[str, Any]) -> None:
     spec = spec_of(name)
-    assert [tensor.name for tensor in spec.inputs] == ["input_ids", "attention_mask"]
     assert spec.images is not None
     encoder = spec.images.encoder
     assert {tensor.name: tensor.shape for tensor in encoder.inputs} == shapes
@@ -77,7 +82,7 @@ def test_what_features_are_made_of(name: str, arrangement: Arrangement, shapes: 
     assert [part.part for part in fusion_parts(spec)] == [
         Role.VISION_ENCODER, Role.EMBED_TOKENS, Role.DECODER_MERGED,
     ]  # fmt: skip
-    assert not any(note.startswith(TEXT_ONLY) for note in spec.notes)
+    assert not any(note.startswith(TEXT_ONLY) or "is fixed" in note for note in spec.notes)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +103,13 @@ def test_the_text_alone_says_what_it_does_without() -> None:
     assert alone.assumed[-1].startswith(TEXT_ONLY)
     assert not fusion_parts(alone)
     assert without_images(alone) == alone
+
+
+def test_images_of_one_size_are_what_is_left_of_images_of_any() -> None:
+    spec = spec_of("PixtralForConditionalGeneration")
+    alone = without_images(spec)
+    assert [tensor.shape[-2:] for tensor in alone.inputs if tensor.name == "pixel_values"] == [(32, 32)]
+    assert "height is fixed at 32" in alone.assumed[-1]
 
 
 def test_a_text_without_a_cache_is_no_such_model() -> None:

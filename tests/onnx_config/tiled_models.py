@@ -56,6 +56,11 @@ TILED: dict[str, tuple[str, dict[str, Any]]] = {
          "text_config": {**_TEXT, "model_type": "mistral"}, "image_token_index": IMAGE_TOKEN, "spatial_merge_size": 2,
          "vision_feature_layer": -1},
     ),
+    "PixtralForConditionalGeneration": (
+        "LlavaConfig",
+        {"vision_config": {**_VISION, "model_type": "pixtral", "image_size": 32, "head_dim": 8}, "text_config": _LLAMA,
+         "image_token_index": IMAGE_TOKEN, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+    ),
     # Images as they are, which the graph of the whole takes.
     "LlavaForConditionalGeneration": (
         "LlavaConfig",
@@ -74,10 +79,11 @@ TILED: dict[str, tuple[str, dict[str, Any]]] = {
                             "cross_attention_frequency": 1}},
     ),
 }  # fmt: skip
-"""Class -> its config class and what that is given."""
+"""Class, or what is called one of, -> its config class and what that is given."""
 
 
 def tiled_config(name: str) -> Any:
     """Return the config of a class by its name."""
     made, values = TILED[name]
-    return getattr(transformers, made)(**values, architectures=[name])
+    architecture = f"{made.removesuffix('Config')}ForConditionalGeneration"
+    return getattr(transformers, made)(**values, architectures=[architecture])
