@@ -133,8 +133,10 @@ class TileModel(torch.nn.Module):
             inputs[name] = _sizes_of(inputs[IMAGE], traced=traced)
         if not traced:
             return {self._output: torch.cat(features_in(method(**inputs, return_dict=True)))}
+        from onnx_config.export.shape_products import products_of_shapes
+
         conditions: dict[str, torch.Tensor] = {}
-        with _one_part():
+        with _one_part(), products_of_shapes(method):
             if self._arrangement is Arrangement.SIZED_TILES:
                 with _packed_at_once(self.model, inputs, conditions) as once:
                     returned = method(**once, return_dict=True)
