@@ -86,13 +86,15 @@ def find_images(
         proven = subject.proven(small)
         if proven is None:
             continue
-        dynamic, place = proven
+        step, place = proven
         packing = packing_of(settled.shallow().model) if settled.shallow is not None else packing_of(trial.model)
         full = _inputs(arrangement, sides, declaration, config, packing)
         tokens = placeholder_ids(config, "image")
         if full is None or place >= len(tokens):
             return None
-        return replace(_with_sides(full, dynamic), token=tokens[place])
+        # Steps of whole blocks are those of the full model's blocks.
+        step = step if step in (None, 1) else _block(config)
+        return replace(_with_sides(full, step, config), token=tokens[place])
     return None
 
 
@@ -177,10 +179,7 @@ def _inputs(
         return FoundImages(
             inputs=_specs({IMAGE: (1, channels, *_SIDES)}, dtypes, declaration),
             token=-1,
-            axis_ranges=dict.fromkeys(_SIDES, (step * _LEAST_BLOCKS, None)),
-            # Neither as high as wide, nor a multiple of the other.
-            sizes=dict(zip(_SIDES, (_BLOCKS * step, (_BLOCKS + 1) * step), strict=True)),
-            axis_steps=dict.fromkeys(_SIDES, step),
+            **_sides(step, step),
         )
     if packing is None:
         return None
@@ -244,22 +243,35 @@ def _pictures(packing: Any) -> tuple[tuple[int, int, int], ...]:
     return tuple(found)
 
 
-def _with_sides(found: FoundImages, dynamic: int | None) -> FoundImages:
+def _with_sides(found: FoundImages, step: int | None, config: Any) -> FoundImages:
     """Return the inputs with the sides of images free, in steps of so many; ``None``: they stay."""
-    if dynamic is None:
+    edge = _block(config)
+    if step is None or edge is None:
         return found
-    sizes = dict(found.sizes)
-    inputs = []
-    for tensor in found.inputs:
-        sides = tensor.shape[-2:]
-        if len(tensor.shape) >= len(("rows", "images", *_SIDES)) and all(isinstance(side, int) for side in sides):
-            sizes |= {axis: int(side) for axis, side in zip(_SIDES, sides, strict=True)}
-            inputs.append(replace(tensor, shape=(*tensor.shape[:-2], *_SIDES)))
-        else:
-            inputs.append(tensor)
-    ranges = {**found.axis_ranges, **{axis: (max(1, sizes[axis] // 2), None) for axis in _SIDES}}
-    steps = dict.fromkeys(_SIDES, dynamic) if dynamic > 1 else {}
-    return replace(found, inputs=tuple(inputs), sizes=sizes, axis_ranges=ranges, axis_steps=steps)
+    inputs = tuple(
+        replace(tensor, shape=(*tensor.shape[:-2], *_SIDES))
+        if len(tensor.shape) >= len(("rows", "images", *_SIDES))
+        else tensor
+        for tensor in found.inputs
+    )
+    sides = _sides(edge, step)
+    return replace(
+        found,
+        inputs=inputs,
+        sizes={**found.sizes, **sides["sizes"]},
+        axis_ranges={**found.axis_ranges, **sides["axis_ranges"]},
+        axis_steps=sides["axis_steps"],
+    )
+
+
+def _sides(edge: int, step: int) -> dict[str, Any]:
+    """Return sizes, ranges and steps of the sides of images, which are cut into blocks of so many pixels."""
+    return {
+        # Neither as high as wide, nor a multiple of the other.
+        "sizes": dict(zip(_SIDES, (_BLOCKS * edge, (_BLOCKS + 1) * edge), strict=True)),
+        "axis_ranges": dict.fromkeys(_SIDES, (edge * _LEAST_BLOCKS, None)),
+        "axis_steps": dict.fromkeys(_SIDES, step) if step > 1 else {},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +290,10 @@ class _Subject:
 
         ``None`` where the model does not take these inputs, or not in a text.
         """
-        arrays = self._arrays(inputs, inputs.sizes)
+        sides = self._free_sides(inputs) if self.arrangement is Arrangement.TILES else None
+        inputs = _with_sides(inputs, sides, self.config)
+        # As few tiles as a picture can have tell as much as many.
+        arrays = self._arrays(inputs, {**inputs.sizes, _TILES: inputs.axis_ranges.get(_TILES, (1, None))[0]})
         counts = self._counts(arrays)
         if not counts or (self.arrangement is Arrangement.TILES and not _drops_blanks(counts)):
             return None
@@ -288,9 +303,7 @@ class _Subject:
         elif not self._ones_are_none(inputs, arrays):
             return None
         place = self._place(arrays, counts)
-        if place is None:
-            return None
-        return self._free_sides(inputs) if self.arrangement is Arrangement.TILES else None, place
+        return None if place is None else (sides, place)
 
     def _arrays(self, inputs: FoundImages, sizes: Mapping[str, int]) -> dict[str, Array]:
         return generate_inputs(inputs.inputs, self.config, self.declaration, sizes, rules=inputs.values, seed=_SEED)
@@ -339,14 +352,15 @@ class _Subject:
 
     def _free_sides(self, inputs: FoundImages) -> int | None:
         """Return in which steps either side of images is free; ``None``: they are fixed."""
-        edge = config_size(self.config, "patch_size", "image") or 1
-        free = _with_sides(inputs, 1)
+        edge = _block(self.config)
+        if edge is None:
+            return None
+        free = _with_sides(inputs, edge, self.config)
 
         def accepted(by: int) -> bool:
-            other = [{**free.sizes, axis: free.sizes[axis] + by} for axis in _SIDES]
-            return all(self._counts(self._arrays(free, sizes)) for sizes in other)
+            return bool(self._counts(self._arrays(free, {**free.sizes, "height": free.sizes["height"] + by})))
 
-        if not accepted(edge):
+        if not accepted(0):
             return None
         return 1 if accepted(1) else edge
 
