@@ -7,6 +7,7 @@ inputs, it is called for all of them as for one while it is traced, and what dep
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,7 @@ __all__ = [
 IMAGE = "pixel_values"
 _METHOD = "get_image_features"
 
+_IN_PIXELS = re.compile(r"(^|_)sizes$")
 _TILES = 5
 _COUNTER = "image_size_to_num_patches"
 _COUNTER_TAKES = ("image_size", "grid_pinpoints", "patch_size")
@@ -83,7 +85,7 @@ def features_method(model: Any) -> Any:
 def takes_sizes(model: Any) -> str | None:
     """Return the argument of ``get_image_features`` that says how large each image is; ``None``: there is none."""
     names = inspect.signature(features_method(model)).parameters
-    return next((name for name in names if GEOMETRY.search(name)), None)
+    return next((name for name in names if _IN_PIXELS.search(name)), None)
 
 
 def features_in(returned: Any) -> list[torch.Tensor]:

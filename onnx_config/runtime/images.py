@@ -27,6 +27,8 @@ def images_for(graph: GraphSession, given: Mapping[str, Any]) -> dict[str, torch
     Raises:
         InputError: If a tensor is given that the graph does not know.
     """
+    if _IMAGE not in graph.inputs:
+        return {name: given[name] for name in graph.inputs if given.get(name) is not None}
     unknown = [
         name
         for name, value in given.items()
