@@ -16,6 +16,7 @@ import numpy.typing as npt
 from onnx_config.config_sizes import config_for, modality_of
 from onnx_config.grid_values import grid_rows, room_for_grids, shown_patches
 from onnx_config.image_places import mark_places, places_needed, put_places
+from onnx_config.picture_values import blanked, picture_sizes, shares
 from onnx_config.spec import TensorSpec, ValueRule, is_past, size_of
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def generate_inputs(
         rule = rules.get(spec.name)
         if rule is None and _chooses(spec, inputs):
             values = generator.integers(0, 2 if chosen else 1, values.shape).astype(values.dtype)
-        arrays[spec.name] = values if rule is None else _obey(rule, values, sizes)
+        arrays[spec.name] = values if rule is None else _obey(rule, values, sizes, generator)
     put_places(rules, arrays)
     if padding:
         placeholders = sum(count for rule in rules.values() for _, count in rule.placeholders(sizes))
@@ -136,7 +137,7 @@ def with_room(inputs: Sequence[TensorSpec], rules: Mapping[str, ValueRule], size
     return room
 
 
-def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int]) -> Array:
+def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int], generator: np.random.Generator) -> Array:
     """Change ``values`` as ``rule`` says."""
     if rule.below is not None:
         # The remainder of a small negative fraction is next to the bound.
@@ -151,6 +152,13 @@ def _obey(rule: ValueRule, values: Array, sizes: Mapping[str, int]) -> Array:
         values = grid_rows(rule.grid, values.shape[0], values.shape[1], sizes).astype(values.dtype)
     if rule.choices:
         values = np.resize(np.array(rule.choices, values.dtype), values.shape[:1]).reshape(-1, *[1] * (values.ndim - 1))
+    if rule.pictures is not None:
+        first = int(generator.integers(len(rule.pictures.sizes)))
+        values = picture_sizes(rule.pictures, values.shape[0], sizes, first=first)
+    if rule.shares is not None:
+        values = shares(size_of(rule.shares, sizes), values.shape[0]).astype(values.dtype)
+    if rule.blanks:
+        values = blanked(values)
     position = 1
     for token, count in rule.placeholders(sizes):
         values[..., position : position + count] = token

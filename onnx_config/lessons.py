@@ -32,7 +32,10 @@ from onnx_config.refusals import (
 )
 from onnx_config.spec import ValueRule
 
-__all__ = ["Ask", "Candidate", "candidates", "text_only"]
+__all__ = ["TEXT_ONLY", "Ask", "Candidate", "candidates", "placeholder_ids", "text_only"]
+
+TEXT_ONLY = "the graph takes text only"
+"""What the note of a draft without images and sounds begins with."""
 
 Ask = Callable[[Draft], ProbeResult]
 
@@ -198,7 +201,7 @@ def _placeholders(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
     if counts is None or ids is None:
         return
     modality, tokens, features = counts
-    for other, why in placed_drafts(draft, _placeholder_ids(draft.config, modality)):
+    for other, why in placed_drafts(draft, placeholder_ids(draft.config, modality)):
         yield Candidate(draft=other, why=why, sure=True)
     rows = ids.resolve(draft.sizes)[0]
     present = draft.rules.get("input_ids", _NO_RULE)
@@ -206,7 +209,7 @@ def _placeholders(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
         return
     text = config_for(draft.config, "text")
     width = next((w for n in ("hidden_size", "d_model", "n_embd") if isinstance(w := getattr(text, n, None), int)), 0)
-    for token in _placeholder_ids(draft.config, modality):
+    for token in placeholder_ids(draft.config, modality):
         already = next((n for t, n in present.placeholders(draft.sizes) if t == token), 0)
         if tokens and already:
             # Rows that have some already may each stand for several features.
@@ -243,7 +246,7 @@ def _with_tokens(draft: Draft, token: int, wanted: int, modality: str, *, sure: 
     yield Candidate(draft=other, why=why, sure=sure)
 
 
-def _placeholder_ids(config: Any, modality: str) -> list[int]:
+def placeholder_ids(config: Any, modality: str) -> list[int]:
     """Return the ids that may stand for an image, a video or a sound, the likeliest first."""
     found: dict[int, int] = {}
     for part in sub_configs(config):
@@ -533,7 +536,7 @@ def text_only(draft: Draft, why: str) -> Iterator[Candidate]:
         for name in others:
             other.remove(name)
         other.rules.clear()
-        why = f"the graph takes text only; {', '.join(others)} was left out: {why}"[:400]
+        why = f"{TEXT_ONLY}; {', '.join(others)} was left out: {why}"[:400]
         yield Candidate(draft=other, why=why, sure=False, leaves_out=True)
 
 

@@ -15,6 +15,7 @@ from onnx_config.cached_model import CachedModel, cache_of, flattened
 from onnx_config.image_embeddings import EMBEDDINGS_OF_IMAGE
 from onnx_config.parts import EMBEDDINGS, ENCODER_MASK, ENCODER_STATES, FEATURES, Role, role_of
 from onnx_config.spec import LayeredFeatures, ModelSpec
+from onnx_config.tile_models import TileModel, arrangement_of
 
 __all__ = [
     "DecoderModel",
@@ -54,6 +55,8 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
             return ImageEmbeddingModel(model)
         case Role.PROMPT_DECODER:
             return PromptModel(model)
+        case Role.VISION_ENCODER as role if (arrangement := arrangement_of(spec)) is not None:
+            return TileModel(model, arrangement=arrangement, output=FEATURES[role])
         case Role.VISION_ENCODER | Role.AUDIO_ENCODER | Role.TEXT_MODEL | Role.VISION_MODEL as role:
             joins = any(rule.grid is not None and rule.grid.packed for rule in spec.values.values())
             field = None if spec.layered is None else spec.layered.field

@@ -163,6 +163,10 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     kinds = {modality_of(tensor.name) for tensor in others}
     role = _READ.get(next(iter(kinds))) if len(kinds) == 1 else None
     placeholders = spec.values.get("input_ids", ValueRule()).stand_ins
+    # Images that the text's own graph does without are read by one that is described apart.
+    images = spec.images
+    if images is not None:
+        role, placeholders = Role.VISION_ENCODER, (images.token,)
     if (
         ids is None
         or mask is None
@@ -192,7 +196,7 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
         axis_ranges={**decoder.axis_ranges, **layout.axis_ranges},
         sizes={**decoder.sizes, **layout.sizes},
     )
-    return _part(spec, role, others, given), embed, decoder
+    return _part(spec, role, others, given) if images is None else images.encoder, embed, decoder
 
 
 def text_alone(spec: ModelSpec) -> ModelSpec:
@@ -319,4 +323,5 @@ def _part(spec: ModelSpec, role: Role, inputs: tuple[TensorSpec, ...], outputs: 
         values={name: rule for name, rule in spec.values.items() if name in names},
         cache=(),
         step_axis=None,
+        images=None,
     )

@@ -11,8 +11,10 @@ from onnx_config.errors import ModelError
 
 __all__ = [
     "GridRule",
+    "ImageReader",
     "LayeredFeatures",
     "ModelSpec",
+    "PictureRule",
     "PlacesRule",
     "TensorSpec",
     "ValueRule",
@@ -158,6 +160,17 @@ class PlacesRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PictureRule:
+    """Of an input that says how high and wide pictures were before they were cut into tiles: which sizes these are."""
+
+    sizes: tuple[tuple[int, int, int], ...]
+    """(height, width, number of tiles that such a picture becomes)."""
+
+    tiles: int | str
+    """Axis of the tiles of one picture, or their fixed number; there may be more than a picture has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueRule:
     """What the values of an input must be, beyond what its name and the config say."""
 
@@ -179,6 +192,16 @@ class ValueRule:
 
     choices: tuple[int, ...] = ()
     """Values of which each row has another one; empty: as ever."""
+
+    pictures: PictureRule | None = None
+    """Which sizes its rows tell of pictures; ``None``: it tells nothing of the kind."""
+
+    shares: int | str | None = None
+    """Axis, or number, whose size all values together are: how many of its members belong to each row; ``None``: as
+    ever."""
+
+    blanks: bool = False
+    """Whether the last member along the second axis is all zeros in every other row: a place that nothing fills."""
 
     places: PlacesRule | None = None
     """Which of its tokens stand for images whose grids are told; ``None``: none do."""
@@ -202,6 +225,10 @@ class ValueRule:
         more |= {"choices": list(self.choices)} if self.choices else {}
         more |= {} if self.places is None else {"places": asdict(self.places)}
         more |= {"marks": True} if self.marks else {}
+        if self.pictures is not None:
+            more["pictures"] = {"sizes": [list(s) for s in self.pictures.sizes], "tiles": self.pictures.tiles}
+        more |= {} if self.shares is None else {"shares": self.shares}
+        more |= {"blanks": True} if self.blanks else {}
         return {"below": self.below, "ones": self.ones, "sizes": list(self.sizes), "tokens": tokens, **more}
 
     @classmethod
@@ -209,6 +236,7 @@ class ValueRule:
         """Read what `to_json` wrote."""
         tokens = tuple((int(token), int(count), axis) for token, count, axis in value["tokens"])
         grid = GridRule(**value["grid"]) if "grid" in value else None
+        told = value.get("pictures")
         return cls(
             below=value["below"],
             ones=value["ones"],
@@ -218,6 +246,11 @@ class ValueRule:
             choices=tuple(value.get("choices", ())),
             places=PlacesRule(**value["places"]) if "places" in value else None,
             marks=bool(value.get("marks", False)),
+            pictures=None
+            if told is None
+            else PictureRule(sizes=tuple((h, w, n) for h, w, n in told["sizes"]), tiles=told["tiles"]),
+            shares=value.get("shares"),
+            blanks=bool(value.get("blanks")),
         )
 
 
@@ -246,6 +279,20 @@ class LayeredFeatures:
     def taken(self) -> tuple[str, ...]:
         """The names of the decoder's inputs, which hold some for each token, zeros where none stands for an image."""
         return tuple(f"{self.argument}.{number}" for number in range(self.count))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageReader:
+    """What makes features of images for a text, where the graph of the text alone does without images."""
+
+    encoder: ModelSpec
+    """What it takes, and the features that it gives, one after another."""
+
+    token: int
+    """Id of the token whose places in a text the features take."""
+
+    left_out: str
+    """What is to be said of the text alone, where the graphs are not converted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +348,10 @@ class ModelSpec:
     embeddings: tuple[TensorSpec, ...] = ()
     """What the model makes of an image before it is asked about it, in the place of which it can be given; empty where
     it makes nothing of the kind."""
+
+    images: ImageReader | None = None
+    """What makes features of images for a text whose own inputs are text only; ``None``: nothing that is known, or the
+    inputs hold images."""
 
     takes_positions: bool = False
     """Whether ``forward`` takes ``position_ids``."""
@@ -369,10 +420,14 @@ class ModelSpec:
         phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed", "handed")}
         ranges = {k: list(v) for k, v in self.axis_ranges.items()}
         values = {name: rule.to_json() for name, rule in self.values.items()}
+        images = None
+        if self.images is not None:
+            images = {**asdict(self.images), "encoder": self.images.encoder.to_json()}
         return {
             **asdict(self),
             **tensors,
             **phrases,
+            "images": images,
             "axis_ranges": ranges,
             "sizes": dict(self.sizes),
             "axis_steps": dict(self.axis_steps),
@@ -393,4 +448,6 @@ class ModelSpec:
         fields["layered"] = None if layered is None else LayeredFeatures(**layered)
         for name in ("declared", "proven", "assumed", "handed"):
             fields[name] = tuple(fields.get(name, ()))
+        if (images := fields.get("images")) is not None:
+            fields["images"] = ImageReader(**{**images, "encoder": cls.from_json(images["encoder"])})
         return cls(**fields)

@@ -115,6 +115,26 @@ class Trial:
             drew = not torch.equal(chance, torch.get_rng_state())
         return ProbeResult(outputs=outputs, refusal=None, progress=counter[0], drew=drew)
 
+    def features(self, arrays: Mapping[str, Array]) -> list[Array]:
+        """Return the features (count, width) that it makes of images, for each image or row; none where it refuses."""
+        from onnx_config.tile_models import features_in, features_method
+
+        inputs = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            preserved_state(self.model),
+            forgotten_caches(self.model),
+            _one_thread(),
+        ):
+            warnings.simplefilter("ignore")
+            try:
+                parts = features_in(features_method(self.model)(**inputs, return_dict=True))
+                return [part.float().numpy() for part in parts]
+            # The model's own code decides what it raises; whatever it is, it is an answer.
+            except Exception:  # noqa: BLE001
+                return []
+
 
 @contextmanager
 def _counted_modules() -> Iterator[list[int]]:

@@ -14,6 +14,7 @@ from onnx_config.declarations import Declaration, declare
 from onnx_config.decoder_call import DecoderCall, decoder_call
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.image_embeddings import image_embeddings
+from onnx_config.image_reader import FoundImages, find_images, with_images
 from onnx_config.input_generator import generate_inputs, with_room
 from onnx_config.patterns import ALWAYS_GIVEN
 from onnx_config.preprocessors import (
@@ -370,6 +371,7 @@ class UniversalOnnxConfig:
             return CacheLayout()
         layout = read_cache_layout(self.declaration, self.probe, self._settled)
         _ = self._decoder_call
+        _ = self._images
         # The small models were kept for this.
         self._settled = replace(self._settled, twin=None, trial=None, shallow=None)
         return layout
@@ -384,6 +386,13 @@ class UniversalOnnxConfig:
             return DecoderCall()
         arrays = generate_inputs(found.inputs, twin.config, self.declaration, found.sizes, rules=found.values)
         return decoder_call(trial, arrays, self._flags(use_cache=False), stand_ins=text.stand_ins)
+
+    @cached_property
+    def _images(self) -> FoundImages | None:
+        """What features of images are made of, where the inputs are text only; to be asked while the twin is there."""
+        if self.source is not None:
+            return None
+        return find_images(self.declaration, self.config, self._settled, self._flags(use_cache=False))
 
     @property
     def _kept(self) -> CacheLayout:
@@ -563,7 +572,8 @@ class UniversalOnnxConfig:
     @cached_property
     def spec(self) -> ModelSpec:
         """All that was found, as one value."""
-        return ModelSpec(
+        layout = self.cache_layout
+        spec = ModelSpec(
             model_type=self.model_type,
             task=self.task,
             task_family=self.task_family,
@@ -572,8 +582,8 @@ class UniversalOnnxConfig:
             outputs=self._output_specs,
             axis_ranges=self._axis_ranges,
             sizes=self.sizes,
-            cache=self.cache_layout.past,
-            step_axis=self.cache_layout.step_axis,
+            cache=layout.past,
+            step_axis=layout.step_axis,
             takes_positions=self._takes_positions,
             position_rows=self._decoder_call.position_rows,
             handed=self._decoder_call.handed,
@@ -591,10 +601,11 @@ class UniversalOnnxConfig:
             proven=self.inference.learned,
             assumed=(
                 *self.inference.assumed,
-                *self.cache_layout.notes,
+                *layout.notes,
                 *(self.source.notes if self.source is not None else ()),
             ),
         )
+        return with_images(spec, self._images)
 
     def __repr__(self) -> str:
         return f"UniversalOnnxConfig({self.model_type!r}, task={self.task!r}, architecture={self.architecture!r})"

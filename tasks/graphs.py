@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx_config import hub
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
+from onnx_config.image_reader import without_images
 from onnx_config.parts import (
     GRAPH_ENTRY,
+    Role,
     dual_encoder_parts,
     encoder_decoder_parts,
     fusion_parts,
@@ -91,6 +93,9 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
     """
     asked = job.request.options.task
     wanted = _wanted_specs(spec, asked)
+    if Role.VISION_ENCODER.value not in {part.part for part in wanted}:
+        spec = _without_reader(progress, spec)
+        wanted = tuple(replace(part, images=None) for part in wanted)
     insists = asked is not None and normalize_task(asked)[1]
     if not wanted:
         return _whole(progress, job, spec, steps)
@@ -105,9 +110,22 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
             return found
         failure = found.parity.detail or found.parity.verdict.value
     what = "without its cache, since with it the graph" if len(wanted) == 1 else "as one graph, since its parts"
+    if spec.images is not None:
+        what = "without a graph of its images, since its parts"
     progress.notes.append(f"{what} {'does' if len(wanted) == 1 else 'do'} not hold: {failure}")
     clear_artifact(job)
+    if spec.images is not None:
+        return best_graphs(progress, job, _without_reader(progress, spec), steps)
     return _whole(progress, job, spec, steps)
+
+
+def _without_reader(progress: Progress, spec: ModelSpec) -> ModelSpec:
+    """Return the spec of what a model is without the graph that would have made features of its images apart."""
+    if spec.images is None:
+        return spec
+    alone = without_images(spec)
+    progress.notes.append(alone.assumed[-1])
+    return alone
 
 
 def _wanted_specs(spec: ModelSpec, asked: str | None) -> tuple[ModelSpec, ...]:

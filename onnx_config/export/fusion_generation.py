@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from onnx_config.export.generation import (
     run_named,
     token_difference,
 )
+from onnx_config.illustrated import illustrated_texts
 from onnx_config.input_generator import Array, generate_inputs, positions_of, with_room
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
-from onnx_config.spec import ModelSpec, is_past
+from onnx_config.spec import LayeredFeatures, ModelSpec, is_past
+from onnx_config.tile_models import feature_counts, with_sizes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -53,6 +56,9 @@ def compare_fusion_generation(
     if not getattr(model, "can_generate", lambda: False)():
         refusal = "transformers does not generate with this class"
         return Generated(tokens=0, rows=0, difference=None, refusal=refusal)
+    if spec.images is not None:
+        made = _illustrated(model, spec, universal)
+        return made if isinstance(made, Generated) else _compared(sessions, model, decoder, made)
     sizes = {axis: PROMPTS if axis.endswith("batch_size") else size for axis, size in spec.sizes.items()}
     sizes = with_room(spec.inputs, spec.values, sizes)
     text = next(tensor for tensor in spec.inputs if tensor.name == "input_ids").shape[-1]
@@ -73,6 +79,56 @@ def compare_fusion_generation(
         padding=True,
         padding_side="left",
     )
+    placeholders = list(spec.values["input_ids"].stand_ins)
+    return _compared(sessions, model, decoder, _Task(prompt, placeholders, steps, spec.layered))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is gone on with."""
+
+    prompt: dict[str, Array]
+    placeholders: list[int]
+    """Ids of the tokens whose places features take."""
+    steps: int
+    """How many tokens are generated."""
+    layered: LayeredFeatures | None = None
+    """Features for the layers of the decoder."""
+
+
+def _illustrated(model: Any, spec: ModelSpec, universal: Any) -> _Task | Generated:
+    """Return texts with images of which the model itself tells how many features they have; or why there are none."""
+    images = spec.images
+    assert images is not None
+    encoder = images.encoder
+    sizes = {axis: PROMPTS if axis.endswith("batch_size") else size for axis, size in encoder.sizes.items()}
+    feed = generate_inputs(
+        encoder.inputs, universal.config, universal.declaration, sizes, rules=encoder.values, seed=_SEED
+    )
+    counts = feature_counts(model, feed)
+    mask = next(tensor.dtype for tensor in spec.inputs if tensor.name == "attention_mask")
+    text = illustrated_texts(
+        counts,
+        images.token,
+        config=universal.config,
+        declaration=universal.declaration,
+        words=_ROOM,
+        seed=_SEED,
+        mask=mask,
+    )
+    text_axis = next(tensor for tensor in spec.inputs if tensor.name == "input_ids").shape[-1]
+    most = spec.axis_ranges.get(str(text_axis), (1, None))[1]
+    length = text["input_ids"].shape[-1]
+    steps = NEW_TOKENS if most is None else min(NEW_TOKENS, most - length)
+    if steps < 1:
+        refusal = f"the model has no room for a text of {length} tokens with an image and an answer"
+        return Generated(tokens=0, rows=0, difference=None, refusal=refusal)
+    return _Task({**text, **with_sizes(model, feed)}, [images.token], steps)
+
+
+def _compared(sessions: Mapping[Role, Any], model: Any, decoder: ModelSpec, task: _Task) -> Generated:
+    """Generate so many tokens after each text with the model, and compare the graphs' logits and choices."""
+    prompt, steps = task.prompt, task.steps
     rows = _position_rows(decoder)
     with ExitStack() as stack:
         calls = [] if rows is None else stack.enter_context(decoder_calls(model))
@@ -83,27 +139,28 @@ def compare_fusion_generation(
     positions = None if rows is None else _positions(calls, rows, len(tokens), steps)
     if isinstance(positions, str):
         return Generated(tokens=0, rows=0, difference=None, refusal=positions)
-    embedded = _embedded(sessions, spec, prompt)
+    embedded = _embedded(sessions, task)
     if isinstance(embedded, str):
-        return Generated(tokens=steps, rows=PROMPTS, difference=embedded)
+        return Generated(tokens=steps, rows=len(tokens), difference=embedded)
     replayed = _replay(sessions, decoder, embedded, prompt["attention_mask"], tokens, several=positions)
     for step, (want, got) in enumerate(zip(logits, replayed, strict=True)):
         if (why := token_difference(want, got, tokens[:, step])) is not None:
             text = f"greedy generation differs at token {step + 1} of {steps}: {why}"
-            return Generated(tokens=steps, rows=PROMPTS, difference=text)
-    return Generated(tokens=steps, rows=PROMPTS, difference=None)
+            return Generated(tokens=steps, rows=len(tokens), difference=text)
+    return Generated(tokens=steps, rows=len(tokens), difference=None)
 
 
-def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str, Array]) -> dict[str, Array] | str:
+def _embedded(sessions: Mapping[Role, Any], task: _Task) -> dict[str, Array] | str:
     """Return the text's embeddings with the features in the places of its placeholders, or why they do not fit.
 
     Features for the layers of a decoder stand alone in theirs.
     """
     role = next(role for role in FEATURES if role in sessions)
+    prompt = task.prompt
     made = run_named(sessions[role], prompt)
     embeddings = run_named(sessions[Role.EMBED_TOKENS], prompt)[EMBEDDINGS]
-    places = np.isin(prompt["input_ids"], spec.values["input_ids"].stand_ins)
-    layers = () if spec.layered is None else zip(spec.layered.taken, spec.layered.made, strict=True)
+    places = np.isin(prompt["input_ids"], task.placeholders)
+    layers = () if task.layered is None else zip(task.layered.taken, task.layered.made, strict=True)
     wanted = [(EMBEDDINGS, FEATURES[role], embeddings), *((to, of, np.zeros_like(embeddings)) for to, of in layers)]
     embedded = {}
     for name, output, around in wanted:

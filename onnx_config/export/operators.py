@@ -3,7 +3,8 @@
 ``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not.
 ``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made; ``linspace`` makes as
 many numbers as for the sample, and a list of sizes becomes a tensor of the sample's. Pooling to a number of cells reads
-which cells lie at which sizes of the sample. What is counted from the end by a size is counted from the start.
+which cells lie at which sizes of the sample. What is counted from the end by a size is counted from the start. An axis
+that is squeezed where it has one step, and has more, stays.
 """
 
 from __future__ import annotations
@@ -221,6 +222,17 @@ def _reversed_floor_division(original: Any) -> Any:
     return reversed_floor_division
 
 
+def _squeezed(original: Any) -> Any:
+    def squeeze(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        axis = arguments[0] if arguments else options.get("dim")
+        # A symbol stands for no size of one; the operator of the graph takes no other.
+        if isinstance(axis, int) and tensor.dim() and isinstance(tensor.shape[axis], torch.SymInt):
+            return tensor.view_as(tensor)
+        return original(tensor, *arguments, **options)
+
+    return squeeze
+
+
 class _Context:
     """What a function with a derivative of its own keeps for it: nothing is derived in a graph."""
 
@@ -275,6 +287,8 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         (torch, "from_numpy", _from_numpy),
         (torch.Tensor, "__getitem__", _taken),
         (torch.Tensor, "__mod__", _remainder),
+        (torch.Tensor, "squeeze", _squeezed),
+        (torch, "squeeze", _squeezed),
         (torch.Tensor, "__rfloordiv__", _reversed_floor_division),
         (torch.autograd.Function, "apply", _apply),
     )

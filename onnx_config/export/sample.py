@@ -312,7 +312,11 @@ def image_size_of(spec: ModelSpec, universal: Any, folder: Path) -> tuple[int, i
     """Return the size that images are brought to, where a file of the model says so."""
     from onnx_config.config_sizes import image_size
     from onnx_config.preprocessors import image_size_in
+    from onnx_config.tile_models import arrangement_of
 
+    if arrangement_of(spec) is not None and any(set(SIDES) <= set(tensor.shape) for tensor in spec.inputs):
+        # Each at its own size: one size is of no use, and the largest takes gigabytes to trace.
+        return None
     if universal.source is not None:
         # Another library's: its sizes are those of the spec.
         return spec.sizes.get("height", 0), spec.sizes.get("width", 0)

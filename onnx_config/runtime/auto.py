@@ -39,7 +39,9 @@ class AutoModelForONNX:
         outputs = model(**tokenizer("A sentence.", return_tensors="pt"))
         outputs.last_hidden_state
 
-    One of several graphs, and one that carries its cache, generates. Load it with `from_pretrained`.
+    One of several graphs, and one that carries its cache, generates. One that reads images in a text is given what its
+    processor makes: images as they are, tiles with a mask of what is shown, tiles with the sizes that pictures had, or
+    images of several sizes in the corner of the largest. Load it with `from_pretrained`.
     """
 
     def __init__(self, located: Located, graphs: Mapping[Role, GraphSession], class_name: str | None) -> None:

@@ -23,13 +23,15 @@ from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.runtime.asked import refuse_outputs
 from onnx_config.runtime.cache_layers import empty_past, held, refill
 from onnx_config.runtime.graph_session import GraphSession
-from onnx_config.runtime.served import generating_class, named_arguments, served_model
+from onnx_config.runtime.images import images_for, run_images
+from onnx_config.runtime.served import generating_class, named_arguments, serve, served_model
 from onnx_config.runtime.told_features import handed_on, told_features
 from onnx_config.spec import is_past
 
 __all__ = ["fusion_model"]
 
 _METHODS = {Role.VISION_ENCODER: "get_image_features", Role.AUDIO_ENCODER: "get_audio_features"}
+_OTHERS = (*_METHODS.values(), "get_video_features")
 
 
 def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: Mapping[Role, GraphSession]) -> Any:
@@ -65,9 +67,22 @@ def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: M
     model.get_input_embeddings().forward = lambda ids: embed.run({"input_ids": ids})[EMBEDDINGS]
     model.get_decoder().forward = decoder.forward
     base = model.base_model
+    if base is not model:
+        serve(base, device=decoder.graph.device, dtype=decoder.graph.output_types["logits"])
+    for name in set(_OTHERS) - {_METHODS[role]}:
+        if hasattr(base, name):
+            base.__dict__[name] = partial(_refuse, name)
     base.__dict__[_METHODS[role]] = _features_of(base, getattr(base, _METHODS[role]), encode, FEATURES[role])
     model.generation_config = generation_config
     return model
+
+
+def _refuse(name: str, *_: Any, **__: Any) -> Any:
+    kind = name.removeprefix("get_").removesuffix("_features")
+    raise InputError(
+        f"The text came with {kind}s, and there is no graph that makes features of {kind}s. Leave them out, or use the "
+        "model in PyTorch."
+    )
 
 
 class _Decoder:
@@ -233,9 +248,12 @@ def _features_of(base: Any, original: Any, graph: GraphSession, output: str) -> 
 
     def made_features(*args: Any, **kwargs: Any) -> Any:
         given = named_arguments(signature, *args, **kwargs)
-        if missing := [name for name in graph.inputs if given.get(name) is None]:
+        feed = images_for(graph, given)
+        if missing := [name for name in graph.inputs if feed.get(name) is None]:
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
-        feed = {name: given[name] for name in graph.inputs}
+        parts: Any = run_images(original, graph, feed, given)
+        if parts is not None:
+            return BaseModelOutputWithPooling(pooler_output=parts)
         answer = graph.run(feed)
         told = told_features(base, original, feed, count=answer[output].shape[0])
         made = handed_on(answer[output], getattr(told, "pooler_output", told))

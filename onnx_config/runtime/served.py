@@ -12,7 +12,7 @@ import torch
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.runtime.cache_layers import PlainCache
 
-__all__ = ["generating_class", "named_arguments", "served_model"]
+__all__ = ["generating_class", "named_arguments", "serve", "served_model"]
 
 
 def generating_class(name: str) -> Any:
@@ -73,6 +73,12 @@ def served_model(
     # Not through the module's own way to set attributes, which looks for modules in them.
     model.__dict__["serves"] = (device, dtype)
     return model.eval()
+
+
+def serve(model: Any, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Have a model within a served one say of itself where and in what it hands tensors over, in place."""
+    model.__class__ = type(type(model).__name__, (_Served, type(model)), {"__doc__": type(model).__doc__})
+    model.__dict__["serves"] = (device, dtype)
 
 
 def named_arguments(signature: inspect.Signature, *args: Any, **kwargs: Any) -> dict[str, Any]:

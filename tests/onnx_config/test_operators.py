@@ -119,3 +119,18 @@ def test_what_is_cut_off_may_be_nothing(tmp_path: Path) -> None:
         x = torch.rand(3, length, 3)
         for name, value in run(result, tmp_path / "model.onnx", x=x).items():
             torch.testing.assert_close(torch.from_numpy(value), model(x)[name].detach())
+
+
+class Squeezed(Small):
+    """Takes an axis away that is of size one for one row only, as code does that was written for one row."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": x.squeeze(0) * self.scale, "z": torch.squeeze(x, dim=1).sum(-1)}
+
+
+def test_an_axis_of_more_than_one_step_stays(tmp_path: Path) -> None:
+    model = Squeezed()
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 9), ("", 3))}, ["y", "z"])
+    x = torch.rand(3, 5, 3)
+    for name, value in run(result, tmp_path / "model.onnx", x=x).items():
+        torch.testing.assert_close(torch.from_numpy(value), model(x)[name].detach())

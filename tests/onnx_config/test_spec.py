@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_config.errors import ModelError
-from onnx_config.spec import ModelSpec, TensorSpec, ValueRule, base_axis, size_of
+from onnx_config.spec import ImageReader, ModelSpec, PictureRule, TensorSpec, ValueRule, base_axis, size_of
 
 names = st.text("abcdefgh_", min_size=1, max_size=8)
 tensors = st.builds(
@@ -24,6 +25,9 @@ rules = st.builds(
     ones=st.none() | st.integers(1, 9),
     sizes=st.lists(st.integers(0, 9) | names, max_size=3).map(tuple),
     tokens=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.none() | names), max_size=2).map(tuple),
+    pictures=st.none() | st.builds(PictureRule, sizes=st.just(((8, 16, 3),)), tiles=st.integers(2, 9) | names),
+    shares=st.none() | names,
+    blanks=st.booleans(),
 )
 ranges = st.tuples(st.integers(1, 9), st.none() | st.integers(10, 99))
 specs = st.builds(
@@ -49,6 +53,27 @@ specs = st.builds(
 
 @given(specs)
 def test_a_spec_comes_back_from_json_as_it_was(spec):
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_what_reads_images_comes_back_from_json_too():
+    text, encoder = (
+        ModelSpec(
+            model_type="m",
+            task="t",
+            task_family="t",
+            architecture="M",
+            inputs=(),
+            outputs=(),
+            axis_ranges={},
+            sizes={"rows": 2},
+            preprocessor=None,
+            parameters=None,
+            part=part,
+        )
+        for part in ("model", "vision_encoder")
+    )
+    spec = replace(text, images=ImageReader(encoder=encoder, token=7, left_out="text only"))
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
