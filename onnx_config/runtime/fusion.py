@@ -29,6 +29,7 @@ from onnx_config.spec import is_past
 
 __all__ = ["fusion_model"]
 
+_COUNTS_POSITIONS = "get_rope_index"
 _METHODS = {Role.VISION_ENCODER: "get_image_features", Role.AUDIO_ENCODER: "get_audio_features"}
 
 
@@ -66,6 +67,8 @@ def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: M
     model.get_decoder().forward = decoder.forward
     base = model.base_model
     base.__dict__[_METHODS[role]] = _features_of(base, getattr(base, _METHODS[role]), encode, FEATURES[role])
+    if (counting := getattr(base, _COUNTS_POSITIONS, None)) is not None:
+        base.__dict__[_COUNTS_POSITIONS] = partial(_counted, counting)
     model.generation_config = generation_config
     return model
 
@@ -197,6 +200,23 @@ class _Decoder:
         for name, (number, is_key) in self._past.items():
             layers.setdefault(number, {})[is_key] = past[name]
         return refill(cache, {number: (both[True], both[False]) for number, both in layers.items()})
+
+
+def _counted(counting: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return the positions of tokens that a class counts by the grids of its images.
+
+    Raises:
+        InputError: If the text and the grids do not go together.
+    """
+    try:
+        return counting(*args, **kwargs)
+    # What the class runs into first depends on what is wrong.
+    except (RuntimeError, ValueError, StopIteration, IndexError, TypeError) as error:
+        raise InputError(
+            "The class cannot count the positions of the tokens: the text has other places for images than the grids "
+            f"of the images tell, or mm_token_type_ids marks others ({type(error).__name__}: {error}). Give all that "
+            "the processor returned."
+        ) from error
 
 
 def _sees_ahead(masks: Any, before: int) -> bool:
