@@ -23,6 +23,7 @@ from onnx_config.export.generation import (
     token_difference,
 )
 from onnx_config.input_generator import Array, generate_inputs, positions_of, with_room
+from onnx_config.one_image import image_by_image, takes_one_image
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.spec import ModelSpec, is_past
 
@@ -100,7 +101,7 @@ def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str
     Features for the layers of a decoder stand alone in theirs.
     """
     role = next(role for role in FEATURES if role in sessions)
-    made = run_named(sessions[role], prompt)
+    made = _made(sessions[role], prompt)
     embeddings = run_named(sessions[Role.EMBED_TOKENS], prompt)[EMBEDDINGS]
     places = np.isin(prompt["input_ids"], spec.values["input_ids"].stand_ins)
     layers = () if spec.layered is None else zip(spec.layered.taken, spec.layered.made, strict=True)
@@ -113,6 +114,15 @@ def _embedded(sessions: Mapping[Role, Any], spec: ModelSpec, prompt: Mapping[str
         embedded[name] = around.copy()
         embedded[name][places] = flat
     return embedded
+
+
+def _made(session: Any, prompt: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the features of all images, also where the encoder takes them one at a time."""
+    taken = {value.name: value.shape for value in session.get_inputs()}
+    if not takes_one_image(taken):
+        return run_named(session, prompt)
+    answers = [run_named(session, one) for one in image_by_image({name: prompt[name] for name in taken})]
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
 def _position_rows(decoder: ModelSpec) -> int | None:
