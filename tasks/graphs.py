@@ -10,6 +10,7 @@ from onnx_config import hub
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
 from onnx_config.image_reader import without_images
+from onnx_config.one_image import of_one_image
 from onnx_config.parts import (
     GRAPH_ENTRY,
     Role,
@@ -170,11 +171,11 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
     progress.spec = spec
     parts: list[Part] = []
     for part_spec in wanted:
-        part = Part(spec=part_spec, **_named(_verified_graph(progress, job, part_spec, steps)))
+        part = _part(progress, job, part_spec, steps)
         parts.append(part)
         if part.checked.entry.verdict is not Verdict.VERIFIED:
             break
-        if not alone and (narrow := narrow_axes(part_spec, part.stored)):
+        if not alone and (narrow := narrow_axes(part.spec, part.stored)):
             raise ModelError(
                 f"The graph of the {part_spec.part} takes the traced size of {', '.join(narrow)} only.",
                 kind=ErrorKind.EXPORT_FAILED,
@@ -183,7 +184,8 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
     merged = None
     if not alone and parity.verdict is Verdict.VERIFIED:
         with progress.during(Step.PARITY):
-            joined = steps.join(job, spec, wanted, {part.spec.part: part.stored for part in parts})
+            specs = tuple(part.spec for part in parts)
+            joined = steps.join(job, spec, specs, {part.spec.part: part.stored for part in parts})
         progress.saw(joined.cost)
         progress.notes += joined.notes
         merged = joined.merged
@@ -193,6 +195,29 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
         progress.notes += part.exported.notes
         progress.notes += part.checked.notes
     return Graphs(spec=spec, parts=tuple(parts), parity=parity, merged=merged)
+
+
+def _part(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> Part:
+    """Return a graph of several; an encoder that holds for no other number of images gives way to one of one image.
+
+    Raises:
+        ModelError: If there is no graph that could be compared.
+    """
+    single = of_one_image(spec)
+    try:
+        part = Part(spec=spec, **_named(_verified_graph(progress, job, spec, steps)))
+    except ModelError as error:
+        if single is None:
+            raise
+        why = error.message
+    else:
+        narrow = narrow_axes(spec, part.stored)
+        if single is None or (part.checked.entry.verdict is Verdict.VERIFIED and not narrow):
+            return part
+        why = part.checked.entry.detail or f"with more it takes the traced size of {', '.join(narrow)} only"
+    part = Part(spec=single, **_named(_verified_graph(progress, job, single, steps)))
+    progress.notes.append(f"the graph of the {spec.part} takes one image at a time: {why}"[:300])
+    return part
 
 
 def verdict_on_all(verdicts: Sequence[tuple[str, ParityEntry]]) -> ParityEntry:

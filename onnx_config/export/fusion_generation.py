@@ -25,6 +25,7 @@ from onnx_config.export.generation import (
 )
 from onnx_config.illustrated import illustrated_texts
 from onnx_config.input_generator import Array, generate_inputs, positions_of, with_room
+from onnx_config.one_image import image_by_image, takes_one_image
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.spec import LayeredFeatures, ModelSpec, is_past
 from onnx_config.tile_models import feature_counts, with_sizes
@@ -157,7 +158,7 @@ def _embedded(sessions: Mapping[Role, Any], task: _Task) -> dict[str, Array] | s
     """
     role = next(role for role in FEATURES if role in sessions)
     prompt = task.prompt
-    made = run_named(sessions[role], prompt)
+    made = _made(sessions[role], prompt)
     embeddings = run_named(sessions[Role.EMBED_TOKENS], prompt)[EMBEDDINGS]
     places = np.isin(prompt["input_ids"], task.placeholders)
     layers = () if task.layered is None else zip(task.layered.taken, task.layered.made, strict=True)
@@ -170,6 +171,15 @@ def _embedded(sessions: Mapping[Role, Any], task: _Task) -> dict[str, Array] | s
         embedded[name] = around.copy()
         embedded[name][places] = flat
     return embedded
+
+
+def _made(session: Any, prompt: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the features of all images, also where the encoder takes them one at a time."""
+    taken = {value.name: value.shape for value in session.get_inputs()}
+    if not takes_one_image(taken):
+        return run_named(session, prompt)
+    answers = [run_named(session, one) for one in image_by_image({name: prompt[name] for name in taken})]
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
 def _position_rows(decoder: ModelSpec) -> int | None:

@@ -8,7 +8,7 @@ positions tokens have, how inputs are prepared from step to step.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnx_config.cache_layout import KEY_OR_VALUE
 from onnx_config.cached_model import cache_of, held_in
 from onnx_config.decoder_call import POSITIONS, in_rows, made_of_images
 from onnx_config.errors import ErrorKind, InputError, ModelError
+from onnx_config.one_image import image_by_image, takes_one_image
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.runtime.asked import refuse_outputs
 from onnx_config.runtime.cache_layers import empty_past, held, refill
@@ -30,6 +31,7 @@ from onnx_config.spec import is_past
 
 __all__ = ["fusion_model"]
 
+_COUNTS_POSITIONS = "get_rope_index"
 _METHODS = {Role.VISION_ENCODER: "get_image_features", Role.AUDIO_ENCODER: "get_audio_features"}
 _OTHERS = (*_METHODS.values(), "get_video_features")
 
@@ -73,6 +75,8 @@ def fusion_model(class_name: str, config: Any, generation_config: Any, graphs: M
         if hasattr(base, name):
             base.__dict__[name] = partial(_refuse, name)
     base.__dict__[_METHODS[role]] = _features_of(base, getattr(base, _METHODS[role]), encode, FEATURES[role])
+    if (counting := getattr(base, _COUNTS_POSITIONS, None)) is not None:
+        base.__dict__[_COUNTS_POSITIONS] = partial(_counted, counting)
     model.generation_config = generation_config
     return model
 
@@ -214,6 +218,51 @@ class _Decoder:
         return refill(cache, {number: (both[True], both[False]) for number, both in layers.items()})
 
 
+def _one_by_one(graph: GraphSession, feed: Mapping[str, torch.Tensor], output: str) -> BaseModelOutputWithPooling:
+    """Return the features of images of which a graph takes one at a time, as a list: so do classes that work so.
+
+    Raises:
+        InputError: If the grids tell of other patches than there are.
+    """
+    images = list(image_by_image(feed))
+    given, told = (sum(_patches(one) for one in many) for many in ([feed], images))
+    if given != told or not images:
+        raise InputError(f"The grids of the images tell of other patches than the {given} that there are.")
+    answers = [graph.run(one) for one in images]
+    made: Any = [answer[output] for answer in answers]
+    features = BaseModelOutputWithPooling(pooler_output=made)
+    for name in _layers(answers[0], output):
+        count = sum(made.startswith(f"{name}.") for made in answers[0])
+        features[name] = [[answer[f"{name}.{number}"] for answer in answers] for number in range(count)]
+    return features
+
+
+def _patches(feed: Mapping[str, torch.Tensor]) -> int:
+    return next(tensor for tensor in feed.values() if tensor.is_floating_point()).shape[0]
+
+
+def _layers(made: Iterable[str], output: str) -> list[str]:
+    """Return what features for layers of a decoder are called, of all that a graph gives."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in made if name != output))
+
+
+def _counted(counting: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return the positions of tokens that a class counts by the grids of its images.
+
+    Raises:
+        InputError: If the text and the grids do not go together.
+    """
+    try:
+        return counting(*args, **kwargs)
+    # What the class runs into first depends on what is wrong.
+    except (RuntimeError, ValueError, StopIteration, IndexError, TypeError) as error:
+        raise InputError(
+            "The class cannot count the positions of the tokens: the text has other places for images than the grids "
+            f"of the images tell, or mm_token_type_ids marks others ({type(error).__name__}: {error}). Give all that "
+            "the processor returned."
+        ) from error
+
+
 def _sees_ahead(masks: Any, before: int) -> bool:
     """Return whether one of a class's masks (batch_size, heads, new, all steps) shows a step to an earlier one."""
     for mask in masks.values() if isinstance(masks, Mapping) else (masks,):
@@ -254,11 +303,14 @@ def _features_of(base: Any, original: Any, graph: GraphSession, output: str) -> 
         parts: Any = run_images(original, graph, feed, given)
         if parts is not None:
             return BaseModelOutputWithPooling(pooler_output=parts)
+        if takes_one_image({name: value.shape for name, value in graph.inputs.items()}):
+            return _one_by_one(graph, feed, output)
         answer = graph.run(feed)
         told = told_features(base, original, feed, count=answer[output].shape[0])
-        made = handed_on(answer[output], getattr(told, "pooler_output", told))
-        features = BaseModelOutputWithPooling(pooler_output=made)
-        for name in dict.fromkeys(name.partition(".")[0] for name in answer if name != output):
+        features = BaseModelOutputWithPooling(
+            pooler_output=handed_on(answer[output], getattr(told, "pooler_output", told))
+        )
+        for name in _layers(answer, output):
             features[name] = [handed_on(answer[f"{name}.{number}"], like) for number, like in enumerate(told[name])]
         return features
 

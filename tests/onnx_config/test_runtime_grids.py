@@ -131,6 +131,9 @@ def test_a_grid_of_other_blocks_than_a_text_has_room_for_is_refused(reader: Part
     inputs["input_ids"][0, -1] = IMAGE_TOKEN
     with pytest.raises(ValueError, match="do not match"):
         model(**inputs)
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_TOKEN).int()
+    with pytest.raises(InputError, match="other places for images than the grids of the images tell"):
+        model.generate(**inputs, max_new_tokens=2)
 
 
 @pytest.fixture(scope="module")

@@ -59,12 +59,13 @@ class _Progress:
     def saw(self, cost: Any) -> None: ...
 
 
-def _steps(failing: Role | None) -> Any:
+def _steps(failing: Role | None, *, one_image: bool = False) -> Any:
     entry = SimpleNamespace(verdict=Verdict.VERIFIED, shapes=5, outputs=(), axes_proven=(), detail=None, device="cpu",
                             provider="CPU", cells=(), session=None, device_memory_bytes=None)  # fmt: skip
 
     def export(job: Any, spec: ModelSpec, **_: Any) -> Any:
-        if spec.part == failing:
+        loops = one_image and any(axis == "num_images" for tensor in spec.inputs for axis in tensor.shape)
+        if spec.part == failing and (loops or not one_image):
             raise ModelError("It could not be traced.", kind=ErrorKind.EXPORT_FAILED)
         return SimpleNamespace(cost=None, notes=(), template=None, use="direct")
 
@@ -78,12 +79,14 @@ def _steps(failing: Role | None) -> Any:
     )
 
 
-def _graphs_of(spec: ModelSpec, folder: Path, failing: Role | None = None) -> tuple[Any, list[str]]:
+def _graphs_of(
+    spec: ModelSpec, folder: Path, failing: Role | None = None, *, one_image: bool = False
+) -> tuple[Any, list[str]]:
     options = SimpleNamespace(task=None, simplify=True)
     request = SimpleNamespace(options=options, model_id=str(folder))
     job: Any = SimpleNamespace(request=request, scratch=folder, revision="r", key="k")
     progress: Any = _Progress()
-    return best_graphs(progress, job, spec, _steps(failing)), progress.notes
+    return best_graphs(progress, job, spec, _steps(failing, one_image=one_image)), progress.notes
 
 
 @pytest.mark.parametrize("failing", [Role.VISION_ENCODER, Role.DECODER_MERGED])
@@ -101,3 +104,10 @@ def test_more_of_an_image_than_embeddings_leaves_the_text_alone(tmp_path: Path) 
     found, notes = _graphs_of(reader(handed=("routes",)), tmp_path)
     assert [part.spec.part for part in found.parts] == ["model"]
     assert notes[-1].endswith("was left out: its decoder is handed routes of the images beside embeddings")
+
+
+def test_an_encoder_that_goes_from_image_to_image_is_one_of_one_image(tmp_path: Path) -> None:
+    found, notes = _graphs_of(reader(), tmp_path, Role.VISION_ENCODER, one_image=True)
+    assert [part.spec.part for part in found.parts] == ["vision_encoder", "embed_tokens", "decoder_merged"]
+    assert [tensor.shape for tensor in found.parts[0].spec.inputs] == [("total_patches", 12), (1, 3)]
+    assert notes == ["the graph of the vision_encoder takes one image at a time: It could not be traced."]
