@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "alembic_config", "is_current", "schema_version", "upgrade"]
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest revision in ``migrations/versions``; named here so that looking it up needs no Alembic."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"

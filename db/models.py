@@ -265,6 +265,8 @@ class Conversion(Base):
         Index(None, "subject", "latest"),
         # Also the totals of a batch that runs, without reading the rows.
         Index(None, "batch_id", "status"),
+        # Pages of one batch, however old.
+        Index(None, "batch_id", "finished_at", "id"),
         Index(None, "artifact_id"),
     )
 

@@ -138,7 +138,7 @@ class TextSearch:
         parts = [
             select(_last(columns.where(Conversion.latest.is_(latest), one == word, *self.where), most).subquery())
             for one in _WORD_COLUMNS
-            for word in known_values(session, one)
+            for word in known_values(session, one, latest_only=self.latest_only)
             if text in _folded(word)
             for latest in ((True,) if self.latest_only else (True, False))
         ]
@@ -160,10 +160,10 @@ def contains(
     return place.like(f"%{escaped}%", escape="\\")
 
 
-def known_values(session: Session, place: InstrumentedAttribute[str | None]) -> list[str]:
+def known_values(session: Session, place: InstrumentedAttribute[str | None], *, latest_only: bool = False) -> list[str]:
     """Return every task, model type or class that there is, by name; from one to the next within an index."""
     found: set[str] = set()
-    for latest in (True, False):
+    for latest in (True,) if latest_only else (True, False):
         first = select(func.min(place).label("word")).where(Conversion.latest.is_(latest), place > "")
         known = first.cte("known", recursive=True)
         after = select(func.min(place)).where(Conversion.latest.is_(latest), place > known.c.word).scalar_subquery()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tasks.parity import Effort
     from tasks.request import Workspace
     from tasks.verify import Target
-    from tasks.verify_report import VerifyEntry, VerifyReport
+    from tasks.verify_report import VariantVerifyEntry, VerifyEntry, VerifyReport
 
 __all__ = ["verify"]
 
@@ -183,9 +183,11 @@ def _print(console: Console, found: VerifyReport) -> None:
     for column in ("model", "verdict", "since", "on", "shapes", "largest difference", "time"):
         table.add_column(column, overflow="fold")
     # What needs a look comes first.
-    ordered = sorted(found.models, key=lambda entry: (entry.verdict == "verified", entry.change == "same"))
+    ordered = sorted(found.models, key=lambda entry: (entry.error is None, entry.change == "same"))
     for entry in ordered[:_ROWS]:
         table.add_row(*_cells(entry))
+        for variant in entry.variants:
+            table.add_row(*_cells_of_variant(variant))
     console.print(table)
     if len(ordered) > _ROWS:
         console.print(f"and {len(ordered) - _ROWS} more; --json or --report tell of all")
@@ -198,6 +200,21 @@ def _print(console: Console, found: VerifyReport) -> None:
     changes = [f"{count} {change.value.replace('_', ' ')}" for change, count in found.changes.items() if count]
     shown = [text for text in changes if not text.endswith((" same", " first", " none"))]
     console.print(f"{verdicts}{'; ' + ', '.join(shown) if shown else ''}; {duration(found.seconds)}")
+
+
+def _cells_of_variant(found: VariantVerifyEntry) -> list[Text]:
+    parity = found.parity
+    off = "-" if parity.relative_error is None else f"{parity.relative_error:.1%}"
+    off += "" if parity.tolerance is None else f" of {parity.tolerance:.1%}"
+    return [
+        Text(f"  {clean(found.variant)}"),
+        Text(found.verdict.value.replace("_", " "), _STYLES[found.verdict.value]),
+        Text(found.change.value.replace("_", " ")),
+        Text(parity.device),
+        Text(str(parity.shapes)),
+        Text(off),
+        Text(""),
+    ]
 
 
 def _cells(entry: VerifyEntry) -> list[Text]:

@@ -86,6 +86,16 @@ class LocalStore:
                 flush_folder(target.parent)
         return str(target)
 
+    def amend(self, place: str, record: dict[str, Any]) -> None:
+        """Replace the ``ferry.json`` of an artifact, which stays where it is.
+
+        Raises:
+            InputError: If the store cannot be written (``bad_input``).
+            TransientError: If the disk is full (``store``).
+        """
+        with disk_errors(f"the artifact store {str(self.root)!r}"):
+            write_ferry_value(Path(place), record)
+
     def check(self) -> None:
         """Do nothing: whether the folder can be written shows when it is made."""
 

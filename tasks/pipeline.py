@@ -16,7 +16,6 @@ from onnx_config.errors import ErrorKind, FerryError, ModelError, TransientError
 from onnx_config.export import isolate
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.scratch import scratch_folder
-from onnx_config.variants import Variant
 from tasks.basis import basis_of
 from tasks.disk import disk_errors
 from tasks.failures import FailureFolders
@@ -36,7 +35,7 @@ from tasks.retry import RETRIES, with_retries
 from tasks.simplify import clear_artifact
 from tasks.steps import PLAIN_STEPS, Steps
 from tasks.store import file_in, store_of
-from tasks.variants import moved, parity_of
+from tasks.variants import DTYPES, moved, parity_of
 
 __all__ = [
     "convert_model",
@@ -44,9 +43,6 @@ __all__ = [
     "refused",
     "rehearse_model",
 ]
-
-
-_DTYPES = {"float32": None, "float16": Variant.FP16, "bfloat16": Variant.BF16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -422,7 +418,7 @@ def _in_dtype(progress: Progress, job: Job, graphs: Graphs, steps: Steps) -> tup
     Raises:
         ModelError: If they cannot be had in it (``unsupported``).
     """
-    variant = _DTYPES[job.request.options.dtype]
+    variant = DTYPES.get(job.request.options.dtype)
     if variant is None:
         return graphs.entries, graphs.parity
     with progress.during(Step.PARITY):

@@ -141,6 +141,20 @@ class RemoteStore:
             self.remove(place)
         return target
 
+    def amend(self, place: str, record: dict[str, Any]) -> None:
+        """Replace the ``ferry.json`` of an artifact, whose files stay as they are.
+
+        Raises:
+            InputError: If the store may not be written (``bad_input``).
+            TransientError: If it does not answer (``store``).
+        """
+        with tempfile.TemporaryDirectory(prefix="ferry-amend-") as name:
+            write_ferry_value(Path(name), record)
+            path = Path(name) / FERRY_FILE
+            self._upload(path, f"{place}/{FERRY_FILE}", sha256_of(path))
+        # The copy here says otherwise.
+        self.cache.remove(self.cache.root / _address(place))
+
     def check(self) -> None:
         """Look whether the store is there and may be read.
 

@@ -51,6 +51,14 @@ class ArtifactStore(Protocol):
             TransientError: If the artifact is not there, or the store does not answer (``store``).
         """
 
+    def amend(self, place: str, record: dict[str, Any]) -> None:
+        """Replace the ``ferry.json`` of an artifact, whose files and place stay as they are.
+
+        Raises:
+            InputError: If the store may not be written (``bad_input``).
+            TransientError: If it has no room, or does not answer (``store``).
+        """
+
     def check(self) -> None:
         """Raise what `publish` would of a store that is not there or does not answer, as far as a look can tell."""
 

@@ -7,10 +7,10 @@ ecosystem's loaders look. Its verdict is its own too: the float32 graphs stay co
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,24 +20,21 @@ from onnx_config.parts import GRAPH_FILES, Role
 from onnx_config.variants import Variant, variant_file
 from tasks.job import Job, StepCost, run_child
 from tasks.report import (
-    AgreementEntry,
     GraphEntry,
     OutputDifference,
     ParityEntry,
     Step,
     VariantEntry,
-    VariantOutputEntry,
-    VariantParityEntry,
     Verdict,
 )
 from tasks.simplify import graph_entry
+from tasks.variant_verdicts import VARIANT_STEPS, VerifiedGraph, asked_of, both_decoders, judged
 
-if TYPE_CHECKING:
-    from tasks.graphs import Part
+__all__ = ["DTYPES", "Varied", "known_variants", "moved", "parity_of", "vary"]
 
-__all__ = ["Varied", "known_variants", "moved", "parity_of", "vary"]
 
-_STEPS = "onnx_config.export.variant_steps"
+DTYPES: Mapping[str, Variant] = {"float16": Variant.FP16, "bfloat16": Variant.BF16}
+"""Element type that the graphs themselves may be asked for in -> the variant that they then are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +52,12 @@ class Varied:
 
 
 def vary(
-    job: Job, parts: Sequence[Part], merged: GraphEntry | None, variants: Sequence[Variant], *, suffixed: bool = True
+    job: Job,
+    parts: Sequence[VerifiedGraph],
+    merged: GraphEntry | None,
+    variants: Sequence[Variant],
+    *,
+    suffixed: bool = True,
 ) -> Varied:
     """Write the variants of verified graphs, and judge each; nothing in the job's ``artifact`` folder changes.
 
@@ -83,7 +85,7 @@ def vary(
         for variant, folder in folders.items()
     }
     cost = StepCost(seconds=0.0, peak_rss_bytes=0)
-    found: dict[Variant, list[tuple[Part, dict[str, Any]]]] = {variant: [] for variant in variants}
+    found: dict[Variant, list[tuple[VerifiedGraph, dict[str, Any]]]] = {variant: [] for variant in variants}
     for part in parts:
         wanted = [v for v in variants if all(answer["refusal"] is None for _, answer in found[v])]
         if not wanted:
@@ -95,7 +97,7 @@ def vary(
             found[variant].append((part, answers[variant.value]))
     entries = []
     for variant in variants:
-        entry = _judged(variant, found[variant], parts, suffixed=suffixed)
+        entry = judged(variant, found[variant], parts, suffixed=suffixed)
         if merged is not None and _holds(entry):
             entry, more = _with_merged(job, entry, files[variant], parts)
             cost = _sum(cost, more)
@@ -111,22 +113,13 @@ def vary(
 
 
 def _of_part(
-    job: Job, part: Part, outputs: dict[str, str], *, optional: bool
+    job: Job, part: VerifiedGraph, outputs: dict[str, str], *, optional: bool
 ) -> tuple[dict[str, dict[str, Any]], StepCost]:
-    request = {
-        "folder": str(job.source),
-        "spec": part.spec.to_json(),
-        "graph": str(part.stored.path),
-        "inputs": [tensor.model_dump() for tensor in part.stored.graph.inputs],
-        "limits": list(part.stored.limits),
-        "device": job.request.options.device.value,
-        "threads": job.workspace.threads,
-        "outputs": outputs,
-        "metadata": {},
-        "optional": optional,
-    }
+    request = {**asked_of(job, part), "outputs": outputs, "metadata": {}, "optional": optional}
     try:
-        answer, cost = run_child(job, Step.PARITY, f"{_STEPS}:variants", request, architecture=part.spec.architecture)
+        answer, cost = run_child(
+            job, Step.PARITY, f"{VARIANT_STEPS}:variants", request, architecture=part.spec.architecture
+        )
     # The graphs hold without their variants, whatever these need too much of.
     except (ModelError, ResourceError, InputError) as error:
         refused: dict[str, Any] = {"refusal": _short(error), "notes": [], "graph": None, "result": None, "seconds": 0.0}
@@ -134,84 +127,18 @@ def _of_part(
     return answer["variants"], cost
 
 
-def _judged(
-    variant: Variant, found: Sequence[tuple[Part, dict[str, Any]]], parts: Sequence[Part], *, suffixed: bool
-) -> VariantEntry:
-    """Return what the answers for all parts say of a variant."""
-    alone = len(parts) == 1
-    seconds = round(sum(answer["seconds"] for _, answer in found), 3)
-    refused = next((answer["refusal"] for _, answer in found if answer["refusal"] is not None), None)
-    if refused is not None:
-        return VariantEntry(variant=variant.value, seconds=seconds, notes=(refused,))
-    notes = [f"{part.spec.part}: {n}" if not alone else n for part, answer in found for n in answer["notes"]]
-    results = [(part, answer["result"]) for part, answer in found]
-    outputs = tuple(
-        VariantOutputEntry(**{**output, "name": output["name"] if alone else f"{part.spec.part}.{output['name']}"})
-        for part, result in results
-        for output in result["outputs"]
-    )
-    worst = next(((p, r) for p, r in results if r["outcome"] != Verdict.VERIFIED.value), results[0])
-    detail = worst[1]["detail"]
-    closest = max(
-        outputs, key=lambda o: o.relative_error / o.tolerance if o.tolerance else o.relative_error, default=None
-    )
-    return VariantEntry(
-        variant=variant.value,
-        graphs=tuple(
-            graph_entry(
-                Path(variant_file(part.stored.graph.path, variant if suffixed else None)),
-                answer["graph"],
-                part.stored.graph.nodes,
-                role=part.spec.part,
-            )
-            for part, answer in found
-        ),
-        parity=VariantParityEntry(
-            verdict=Verdict(worst[1]["outcome"]),
-            device=worst[1]["device"],
-            provider=worst[1]["provider"],
-            shapes=min(result["shapes"] for _, result in results),
-            max_abs_diff=max((output.max_abs_diff for output in outputs), default=None),
-            relative_error=None if closest is None else closest.relative_error,
-            tolerance=None if closest is None else closest.tolerance,
-            cosine=min((output.cosine for output in outputs), default=None),
-            agreement=_agreement([result["agreement"] for _, result in results if result["agreement"] is not None]),
-            outputs=outputs,
-            detail=detail if alone or detail is None else f"{worst[0].spec.part}: {detail}",
-        ),
-        seconds=seconds,
-        notes=tuple(notes),
-    )
-
-
-def _agreement(found: Sequence[dict[str, Any]]) -> AgreementEntry | None:
-    if not found:
-        return None
-    choices = sum(one["choices"] for one in found)
-    rate = sum(one["rate"] * one["choices"] for one in found) / choices
-    return AgreementEntry(rate=rate, choices=choices, over=found[0]["over"])
-
-
 def _holds(entry: VariantEntry) -> bool:
     return entry.parity is not None and entry.parity.verdict is Verdict.VERIFIED
 
 
 def _with_merged(
-    job: Job, entry: VariantEntry, files: dict[Role, Path], parts: Sequence[Part]
+    job: Job, entry: VariantEntry, files: dict[Role, Path], parts: Sequence[VerifiedGraph]
 ) -> tuple[VariantEntry, StepCost]:
     """Return a variant with the decoder merged of its two; without it where that cannot be had."""
-    two = {part.spec.part: part for part in parts if part.spec.part in (Role.DECODER, Role.DECODER_WITH_PAST)}
     output = files[Role.DECODER_MERGED]
-    request = {
-        **{role: str(files[Role(role)]) for role in two},
-        "output": str(output),
-        "inputs": {role: [t.model_dump() for t in part.stored.graph.inputs] for role, part in two.items()},
-        "sizes": {axis: size for part in two.values() for axis, size in part.spec.sizes.items()},
-        "device": job.request.options.device.value,
-        "threads": job.workspace.threads,
-    }
+    request = both_decoders(job, files, output, parts)
     try:
-        answer, cost = run_child(job, Step.PARITY, f"{_STEPS}:merge", request)
+        answer, cost = run_child(job, Step.PARITY, f"{VARIANT_STEPS}:merge", request)
         difference = answer["difference"]
     except (ModelError, ResourceError, InputError) as error:
         difference, cost = _short(error), StepCost(seconds=0.0, peak_rss_bytes=0)

@@ -20,7 +20,7 @@ from typing import Any
 
 import db
 from onnx_config import hub
-from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
+from onnx_config.errors import ErrorKind, FerryError, InputError
 from onnx_config.export.artifact import (
     FERRY_FILE,
     ArtifactFile,
@@ -31,6 +31,7 @@ from onnx_config.export.artifact import (
 )
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.runtime.integrity import check_files
+from onnx_config.spec import ModelSpec
 from tasks.basis import Basis, read_basis
 from tasks.disk import disk_errors
 from tasks.failures import FailureFolders
@@ -41,12 +42,14 @@ from tasks.lookup import unforeseen
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import Effort, case_folder, check
 from tasks.register import catalog, catalog_errors, environment_now, parity_entry, parity_record
-from tasks.report import ErrorEntry, GraphEntry, ParityEntry, Step, Verdict
+from tasks.report import ErrorEntry, GraphEntry, ParityEntry, Step, VariantEntry, VariantParityEntry, Verdict
 from tasks.request import Device, Workspace
 from tasks.retry import with_retries
 from tasks.simplify import Simplified
 from tasks.store import file_in, store_of
-from tasks.verify_report import Change, VerifyEntry
+from tasks.variant_verdicts import judge_again
+from tasks.variants import DTYPES, parity_of
+from tasks.verify_report import Change, VariantVerifyEntry, VerifyEntry
 
 __all__ = ["Target", "find_targets", "sample_of", "verify_target"]
 
@@ -211,13 +214,9 @@ class _Means:
 
 def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> VerifyEntry:
     value = read_ferry_file(folder) or {}
-    if (dtype := basis.request.options.dtype) != "float32":
-        raise ModelError(
-            f"The artifact of {basis.entry.id} is in {dtype}; only float32 graphs are compared once more. Convert the "
-            "model again to have it judged.",
-            kind=ErrorKind.UNSUPPORTED,
-        )
-    check_files(folder, value, [graph.path for graph in basis.entry.graphs])
+    there = [entry for entry in basis.entry.variants if entry.graphs]
+    files = [*basis.entry.graphs, *(graph for entry in there for graph in entry.graphs)]
+    check_files(folder, value, [graph.path for graph in files])
     source = _source(basis)
     workspace = means.workspace
     with (
@@ -251,7 +250,11 @@ def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> Verify
             if kept is not None:
                 notes += (f"{kept / 'reproduce.sh'} shows the difference again",)
                 failures.point_to(kept, [(graph.role, file_in(place, graph.path)) for graph in basis.entry.graphs])
-    _record(target, parity, workspace)
+        _record(target, parity, workspace)
+        variants = _variants(job, folder, basis, there) if error is None else ()
+        if fallen := [found for found in variants if found.verdict is not Verdict.VERIFIED]:
+            error = _error_of_variants(target, basis, fallen, device=parity.device)
+            _withhold(target, folder, value, fallen, workspace=workspace)
     return VerifyEntry(
         id=basis.entry.id,
         revision=basis.entry.revision,
@@ -263,9 +266,67 @@ def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> Verify
         change=_change(first, parity),
         parity=parity,
         before=first,
+        variants=variants,
         notes=notes,
         error=error,
     )
+
+
+def _variants(job: Job, folder: Path, basis: Basis, there: Sequence[VariantEntry]) -> tuple[VariantVerifyEntry, ...]:
+    """Return what is to be said of the variants beside the float32 graphs."""
+    if not there:
+        return ()
+    found = judge_again(job, _at_hand(folder, basis), there, folder)
+    return tuple(
+        VariantVerifyEntry(
+            variant=now.variant,
+            verdict=now.parity.verdict,
+            change=_change_of_variant(was.parity, now.parity),
+            parity=now.parity,
+            before=was.parity,
+        )
+        for was, now in zip(there, found, strict=True)
+        if now.parity is not None
+    )
+
+
+def _change_of_variant(was: VariantParityEntry | None, now: VariantParityEntry) -> Change:
+    if was is None or was.device != now.device:
+        return Change.FIRST
+    held, holds = (entry.verdict is Verdict.VERIFIED for entry in (was, now))
+    if held != holds:
+        return Change.NEWLY_PASSING if holds else Change.NEWLY_FAILING
+    grown = (now.relative_error or 0.0) - (was.relative_error or 0.0)
+    return Change.DRIFTED if holds and grown > _DRIFT * (now.tolerance or 0.0) else Change.SAME
+
+
+def _error_of_variants(
+    target: Target, basis: Basis, fallen: Sequence[VariantVerifyEntry], *, device: str
+) -> ErrorEntry:
+    said = "; ".join(f"{found.variant}: {found.parity.detail}" for found in fallen)
+    return ErrorEntry(
+        kind=ErrorKind.MISMATCH,
+        message=f"The float32 graphs of {basis.entry.id} hold; of their variants these do not, on {device}: {said}. "
+        "The loader refuses them from now on.",
+        step=Step.PARITY,
+        reproduce=f"ferry verify {quote(target.place)} --device {device}",
+    )
+
+
+def _withhold(
+    target: Target, folder: Path, value: dict[str, Any], fallen: Sequence[VariantVerifyEntry], *, workspace: Workspace
+) -> None:
+    """Write down of variants that they do not hold, which is why the loader refuses them; their files stay."""
+    verdicts = {found.variant: found.parity.model_dump(mode="json") for found in fallen}
+    variants = [
+        {**entry, "parity": verdicts.get(entry["variant"], entry["parity"])} for entry in value["model"]["variants"]
+    ]
+    changed = finite({**value, "model": {**value["model"], "variants": variants}})
+    if target.sha256 is None:
+        with disk_errors(f"the folder {str(folder)!r}"):
+            write_ferry_value(folder, changed)
+    else:
+        store_of(workspace, target.place).amend(target.place, changed)
 
 
 def _parity_at_conversion(basis: Basis, device: str) -> ParityEntry | None:
@@ -290,9 +351,50 @@ def _source(basis: Basis) -> Path:
 
 def _compare(job: Job, folder: Path, basis: Basis, effort: Effort) -> tuple[ParityEntry, tuple[str, ...]]:
     """Return the verdict on all graphs, one by one and together, and what was noted."""
-    stored: dict[str, GraphEntry] = {graph.role: graph for graph in basis.entry.graphs}
+    if basis.request.options.dtype != "float32":
+        return _compare_halves(job, folder, basis), ()
     verdicts: list[tuple[str, ParityEntry]] = []
     notes: list[str] = []
+    for graph in _at_hand(folder, basis):
+        checked = check(job, graph.spec, graph.stored, effort=effort)
+        verdicts.append((graph.spec.part, checked.entry))
+        notes += checked.notes
+    parity = verdict_on_all(verdicts)
+    if len(basis.graphs) > 1 and parity.verdict is Verdict.VERIFIED:
+        paths = {graph.role: str(folder / graph.path) for graph in basis.entry.graphs}
+        together = compare_together(job, basis.spec, [graph.spec for graph in basis.graphs], paths)
+        notes += together.notes
+        if together.difference is not None:
+            parity = parity.model_copy(update={"verdict": Verdict.MISMATCH, "detail": together.difference})
+    return parity, tuple(dict.fromkeys(notes))
+
+
+def _compare_halves(job: Job, folder: Path, basis: Basis) -> ParityEntry:
+    """Return the verdict on graphs in half precision, as they were judged when they took the float32 ones' place."""
+    variant = VariantEntry(variant=DTYPES[basis.request.options.dtype], graphs=basis.entry.graphs)
+    (found,) = judge_again(job, _at_hand(folder, basis), [variant], folder, suffixed=False)
+    before = basis.entry.parity
+    if before is None:
+        raise InputError(f"The {FERRY_FILE} in {str(folder)!r} has no verdict. Convert the model again.")
+    return parity_of(found, before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AtHand:
+    """A graph of an artifact."""
+
+    spec: ModelSpec
+    stored: Simplified
+
+
+def _at_hand(folder: Path, basis: Basis) -> list[_AtHand]:
+    """Return the graphs that are compared one by one.
+
+    Raises:
+        InputError: If the artifact does not list one of them.
+    """
+    stored: dict[str, GraphEntry] = {graph.role: graph for graph in basis.entry.graphs}
+    found = []
     for graph in basis.graphs:
         entry = stored.get(graph.role)
         if entry is None:
@@ -300,17 +402,8 @@ def _compare(job: Job, folder: Path, basis: Basis, effort: Effort) -> tuple[Pari
         at_hand = Simplified(
             path=folder / entry.path, graph=entry, simplified=True, reason=None, cost=_NOTHING, limits=graph.limits
         )
-        checked = check(job, graph.spec, at_hand, effort=effort)
-        verdicts.append((graph.role, checked.entry))
-        notes += checked.notes
-    parity = verdict_on_all(verdicts)
-    if len(basis.graphs) > 1 and parity.verdict is Verdict.VERIFIED:
-        paths = {role: str(folder / graph.path) for role, graph in stored.items()}
-        together = compare_together(job, basis.spec, [graph.spec for graph in basis.graphs], paths)
-        notes += together.notes
-        if together.difference is not None:
-            parity = parity.model_copy(update={"verdict": Verdict.MISMATCH, "detail": together.difference})
-    return parity, tuple(dict.fromkeys(notes))
+        found.append(_AtHand(spec=graph.spec, stored=at_hand))
+    return found
 
 
 def _error(target: Target, basis: Basis, parity: ParityEntry) -> ErrorEntry:

@@ -9,9 +9,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.report import ErrorEntry, ParityEntry, Verdict
+from tasks.report import ErrorEntry, ParityEntry, VariantParityEntry, Verdict
 
-__all__ = ["Change", "VerifyEntry", "VerifyReport"]
+__all__ = ["Change", "VariantVerifyEntry", "VerifyEntry", "VerifyReport"]
 
 
 class Change(StrEnum):
@@ -26,6 +26,19 @@ class Change(StrEnum):
     """There was none before on this device."""
     NONE = "none"
     """There is no verdict this time."""
+
+
+class VariantVerifyEntry(BaseModel):
+    """One variant of an artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str
+    verdict: Verdict
+    change: Change
+    parity: VariantParityEntry
+    before: VariantParityEntry | None
+    """The verdict that ``ferry.json`` told."""
 
 
 class VerifyEntry(BaseModel):
@@ -48,6 +61,8 @@ class VerifyEntry(BaseModel):
     parity: ParityEntry | None
     before: ParityEntry | None
     """The verdict before, on the same device."""
+    variants: tuple[VariantVerifyEntry, ...] = ()
+    """Those in the artifact; none were compared where the float32 graphs do not hold."""
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     error: ErrorEntry | None
@@ -80,8 +95,9 @@ class VerifyReport(BaseModel):
 
     @property
     def all_verified(self) -> bool:
-        """Whether every artifact was compared and holds."""
-        return all(entry.verdict is Verdict.VERIFIED for entry in self.models)
+        """Whether every artifact was compared and holds, with all its variants."""
+        found = (verdict for entry in self.models for verdict in (entry.verdict, *(v.verdict for v in entry.variants)))
+        return all(verdict is Verdict.VERIFIED for verdict in found)
 
     def to_json(self) -> str:
         """Return the report as one JSON document."""

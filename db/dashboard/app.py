@@ -7,6 +7,7 @@ pointing its own name here.
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -104,6 +105,9 @@ def create_app(engine: Engine, *, only_loopback: bool = True) -> FastAPI:
 def serve(engine: Engine, listener: socket.socket, *, host: str) -> None:
     """Answer requests on a bound socket until interrupted; ``host`` is the address that it was bound by."""
     app = create_app(engine, only_loopback=is_loopback(host))
+    # To look for garbage among all that was imported stops every page for some 50 ms, again and again.
+    gc.collect()
+    gc.freeze()
     # A page that follows a batch would hold the end up, hence the second.
     config = uvicorn.Config(app, log_level="warning", server_header=False, ws="none", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listener])

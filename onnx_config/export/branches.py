@@ -17,7 +17,7 @@ from onnx_config.cache_layout import PAST_AXIS
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.limits import AxisLimit, is_worth_having, limit_axis
 from onnx_config.export.sample import SIDES, Sample
-from onnx_config.spec import ModelSpec
+from onnx_config.spec import ModelSpec, base_axis, size_of
 
 if TYPE_CHECKING:
     from onnx_config.export.trace import Trace
@@ -180,6 +180,7 @@ def branches_of(
     from onnx_config.input_generator import generate_inputs
 
     session = None
+    untried = tuple(one for one in dict.fromkeys(_of_plain_axes(untried)) if one[0] in spec.sizes)
 
     def apart(axis: str, sizes: Iterable[int]) -> Iterator[Branch]:
         """Yield those of the sizes of an axis at which the two differ."""
@@ -225,3 +226,18 @@ def branches_of(
             # Two ways of attending may be nearly the same where the one begins, and not in a long text.
             found += [replace(branch, size=min(beyond)) for branch in apart(axis, [long]) if not branch.stops]
     return tuple(found)
+
+
+def _of_plain_axes(untried: Iterable[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """Yield the sizes with those of a multiple of an axis as the sizes of that axis on either side.
+
+    >>> list(_of_plain_axes([("8*sequence_length", 17), ("height", 4)]))
+    [('sequence_length', 2), ('sequence_length', 3), ('height', 4)]
+    """
+    for axis, size in untried:
+        base = base_axis(axis)
+        if base == axis:
+            yield axis, size
+        else:
+            step = size_of(axis, {base: 1})
+            yield from ((base, number) for number in sorted({size // step, -(-size // step)}) if number)

@@ -16,6 +16,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = ["symbolic_operators"]
@@ -285,7 +287,9 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         (torch, "as_tensor", _tensor_of),
         (torch, "tensor", _tensor_of),
         (torch, "from_numpy", _from_numpy),
-        (torch.Tensor, "__getitem__", _taken),
+        # Not of all tensors: each would be a sequence to Python ever after, and a number a list to torch.tensor.
+        (FakeTensor, "__getitem__", _taken),
+        (FunctionalTensor, "__getitem__", _taken),
         (torch.Tensor, "__mod__", _remainder),
         (torch.Tensor, "squeeze", _squeezed),
         (torch, "squeeze", _squeezed),

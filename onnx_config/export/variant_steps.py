@@ -6,8 +6,8 @@ One dict of JSON values in, one out, as in `onnx_config.export.steps`. The model
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from onnx_config.input_generator import Array, generate_inputs, with_room
 from onnx_config.spec import ModelSpec, TensorSpec, is_past
 from onnx_config.variants import Variant
 
-__all__ = ["merge", "variants"]
+__all__ = ["compare_merged", "judge", "merge", "variants"]
 
 _MERGED_SHARE = 0.02
 _MEASURED = 4
@@ -45,37 +45,82 @@ def variants(request: Json) -> Json:
     Returns per variant its ``graph`` (the summary), ``notes``, ``seconds`` and ``result``; or why there is none
     (``refusal``).
     """
-    spec = ModelSpec.from_json(request["spec"])
-    universal, model = loaded_model(request, spec)
-    device = choose_device(request["device"])
-    shapes, feeds = _feeds(request, spec, universal)
-    references, _ = compute_references(
-        model, list(zip(shapes, feeds, strict=True)), flags=universal.forward_flags, device=device,
-        float64=Float64.NEVER,
-    )  # fmt: skip
     wanted = {Variant(name): Path(path) for name, path in request["outputs"].items()}
-    halves = _halves(request, universal, model, references, wanted)
-    # ONNX Runtime needs the memory that the model holds.
-    del model
-    made = _Maker(request, references, halves.get(Variant.FP16, ()))
-    answers: Json = {}
-    for variant, output in wanted.items():
-        start = time.monotonic()
-        try:
-            notes = made.make(variant, output)
-            summary = _finish(output, variant, request["metadata"])
-            session = open_session(output, device=device, threads=request["threads"])
-            result = made.judged(
-                variant, output, compare_variant(session, references, variant=variant, own=halves.get(variant, ()))
-            )
-            found = {**asdict(result), "outcome": result.outcome.value, "device": device}
-            answers[variant.value] = {"refusal": None, "graph": summary, "notes": notes, "result": found}
-        except FerryError as error:
-            if error.kind not in (ErrorKind.UNSUPPORTED, ErrorKind.RUNTIME_FAILED):
-                raise
-            answers[variant.value] = {"refusal": error.message, "notes": [], "graph": None, "result": None}
-        answers[variant.value]["seconds"] = round(time.monotonic() - start, 3)
-    return {"variants": answers}
+    said = _Said.of(request, wanted)
+    made = _Maker(request, said.references, said.halves.get(Variant.FP16, ()))
+
+    def make(variant: Variant, output: Path) -> tuple[list[str], Json]:
+        notes = made.make(variant, output)
+        return notes, _finish(output, variant, request["metadata"])
+
+    return {"variants": {v.value: _answer(said, made, v, output, make) for v, output in wanted.items()}}
+
+
+def judge(request: Json) -> Json:
+    """Compare each of ``files`` (variant -> graph), variants of ``graph``, with PyTorch once more; nothing is written.
+
+    Where a variant stands in for the float32 graph, ``graph`` is that one itself.
+
+    Returns per variant its ``result``, or why ONNX Runtime refuses it (``refusal``); ``notes``, ``graph`` and
+    ``seconds`` as `variants` does.
+    """
+    wanted = {Variant(name): Path(path) for name, path in request["files"].items()}
+    said = _Said.of(request, wanted)
+    made = _Maker(request, said.references, said.halves.get(Variant.FP16, ()))
+
+    def look(variant: Variant, path: Path) -> tuple[list[str], Json]:
+        made.round(variant, path)
+        return [], _summary_of(path)
+
+    return {"variants": {v.value: _answer(said, made, v, path, look) for v, path in wanted.items()}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Said:
+    """What PyTorch says, which all variants are compared with."""
+
+    device: str
+    threads: int
+    references: list[Reference]
+    halves: Mapping[Variant, Sequence[Mapping[str, Array] | None]]
+    """What it says in the types of those variants that are halves, at the smaller shapes."""
+
+    @classmethod
+    def of(cls, request: Json, wanted: Iterable[Variant]) -> _Said:
+        spec = ModelSpec.from_json(request["spec"])
+        universal, model = loaded_model(request, spec)
+        device = choose_device(request["device"])
+        shapes, feeds = _feeds(request, spec, universal)
+        references, _ = compute_references(
+            model, list(zip(shapes, feeds, strict=True)), flags=universal.forward_flags, device=device,
+            float64=Float64.NEVER,
+        )  # fmt: skip
+        # ONNX Runtime needs the memory that the model holds, which ends with this call.
+        halves = _halves(request, universal, model, references, wanted)
+        return cls(device=device, threads=request["threads"], references=references, halves=halves)
+
+
+def _answer(
+    said: _Said,
+    made: _Maker,
+    variant: Variant,
+    path: Path,
+    had: Callable[[Variant, Path], tuple[list[str], Json]],
+) -> Json:
+    """Return what is to be said of one variant, which ``had`` makes or finds."""
+    start = time.monotonic()
+    try:
+        notes, summary = had(variant, path)
+        session = open_session(path, device=said.device, threads=said.threads)
+        result = compare_variant(session, said.references, variant=variant, own=said.halves.get(variant, ()))
+        result = made.judged(variant, path, result)
+        found = {**asdict(result), "outcome": result.outcome.value, "device": said.device}
+        answer: Json = {"refusal": None, "graph": summary, "notes": notes, "result": found}
+    except FerryError as error:
+        if error.kind not in (ErrorKind.UNSUPPORTED, ErrorKind.RUNTIME_FAILED):
+            raise
+        answer = {"refusal": error.message, "notes": [], "graph": None, "result": None}
+    return {**answer, "seconds": round(time.monotonic() - start, 3)}
 
 
 class _Maker:
@@ -84,7 +129,7 @@ class _Maker:
     def __init__(
         self, request: Json, references: Sequence[Reference], own: Sequence[Mapping[str, Array] | None]
     ) -> None:
-        self._graph, self._optional = Path(request["graph"]), request["optional"]
+        self._graph, self._optional = Path(request["graph"]), request.get("optional", True)
         self._threads = request["threads"]
         self._references, self._own = references, own
         self._largest: dict[str, float] | None = None
@@ -144,9 +189,19 @@ class _Maker:
             measured = [r.inputs for r in self._references[:_MEASURED]] + _texts_of(self._references)
             self._largest = half.magnitudes(self._graph, measured)
         made = half.write_float16(self._graph, output, largest=self._largest)
-        session = open_session(output, device="cpu", threads=self._threads, graph=half.rounded(output))
-        self._rounded[variant] = compare_variant(session, self._references, variant=Variant.FP16, own=self._own)
+        self._round(variant, output)
         return made.note()
+
+    def round(self, variant: Variant, path: Path) -> None:
+        """See what a graph in float16 computes with every number rounded to that; of other variants, nothing."""
+        if variant is Variant.FP16:
+            self._round(variant, path)
+
+    def _round(self, variant: Variant, path: Path) -> None:
+        from onnx_config.export import half
+
+        session = open_session(path, device="cpu", threads=self._threads, graph=half.rounded(path))
+        self._rounded[variant] = compare_variant(session, self._references, variant=Variant.FP16, own=self._own)
 
 
 def _texts_of(references: Iterable[Reference]) -> list[Mapping[str, Array]]:
@@ -237,11 +292,16 @@ def _halves(
 
 def _finish(output: Path, variant: Variant, metadata: Mapping[str, str]) -> Json:
     """Write the birth certificate into a graph; return its summary."""
-    from onnx_config.export.graph_file import read_graph, summarize
     from onnx_config.export.streamed import stamp
 
     stamp(output, {**metadata, "onnx_ferry.variant": variant.value})
-    return asdict(summarize(read_graph(output)))
+    return _summary_of(output)
+
+
+def _summary_of(path: Path) -> Json:
+    from onnx_config.export.graph_file import read_graph, summarize
+
+    return asdict(summarize(read_graph(path)))
 
 
 def merge(request: Json) -> Json:
@@ -253,9 +313,19 @@ def merge(request: Json) -> Json:
         ModelError: If ONNX Runtime refuses it.
     """
     from onnx_config.export import part_steps
-    from onnx_config.export.merge import SWITCH
 
     summary = part_steps.merge(request)
+    return {**summary, **compare_merged(request)}
+
+
+def compare_merged(request: Json) -> Json:
+    """Compare the decoder in ``output`` with the two of a variant that it is of; returns the ``difference``.
+
+    Raises:
+        ModelError: If ONNX Runtime refuses one of them.
+    """
+    from onnx_config.export.merge import SWITCH
+
     device = choose_device(request["device"])
     merged = open_session(Path(request["output"]), device=device, threads=request["threads"])
     feeds = {
@@ -273,8 +343,8 @@ def merge(request: Json) -> Json:
         got = dict(zip(names, merged.run(names, {name: other[name] for name in takes}), strict=True))
         for name, want in wanted.items():
             if got[name].shape != want.shape or not _is_close(got[name], want):
-                return {**summary, "difference": f"{name} of the merged decoder is another than that of the {role}"}
-    return {**summary, "difference": None}
+                return {"difference": f"{name} of the merged decoder is another than that of the {role}"}
+    return {"difference": None}
 
 
 def _is_close(got: Array, want: Array) -> bool:

@@ -105,7 +105,7 @@ class AutoModelForONNX:
         """
         choice = Choice(file_name=file_name, subfolder=subfolder, variant=variant, merged=merged)
         located = locate(model, revision=revision, choice=choice)
-        _refuse_quarantined(located, allowed=allow_quarantined)
+        _refuse_quarantined(located, variant, allowed=allow_quarantined)
         if located.known is not None:
             from onnx_config.runtime.integrity import check_files
 
@@ -326,12 +326,21 @@ class AutoModelForONNX:
         return _as_numpy(found) if from_numpy else found
 
 
-def _refuse_quarantined(located: Located, *, allowed: bool) -> None:
-    verdict = ((located.known or {}).get("model", {}).get("parity") or {}).get("verdict")
+def _refuse_quarantined(located: Located, variant: str | None, *, allowed: bool) -> None:
+    model = (located.known or {}).get("model", {})
+    verdict = (model.get("parity") or {}).get("verdict")
     if verdict not in (None, "verified") and not allowed:
         raise ModelError(
             f"{str(located.folder)!r} is in quarantine: its graph was compared with PyTorch and the verdict is "
             f"{verdict}. Pass allow_quarantined=True to load it all the same.",
+            kind=ErrorKind.MISMATCH,
+        )
+    entries = [entry for entry in model.get("variants") or () if variant is not None and entry["variant"] == variant]
+    verdict = ((entries[0].get("parity") or {}) if entries else {}).get("verdict")
+    if verdict not in (None, "verified") and not allowed:
+        raise ModelError(
+            f"The variant {variant!r} in {str(located.folder)!r} was compared with PyTorch once more and the verdict "
+            f"is {verdict}. Load another variant, or pass allow_quarantined=True to load it all the same.",
             kind=ErrorKind.MISMATCH,
         )
 

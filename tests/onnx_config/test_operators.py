@@ -97,6 +97,8 @@ def test_torch_is_left_as_it_was() -> None:
         assert vars(model)["function"] is not kept
     after = (torch.nn.functional.max_pool1d, torch.div, torch.linspace, vars(torch.autograd.Function)["apply"])
     assert after == before
+    # A tensor whose members were asked for is no sequence of them to Python afterwards.
+    assert torch.tensor([torch.tensor(7)]).tolist() == [7]
     assert vars(model)["function"] is kept
 
 

@@ -108,6 +108,14 @@ def test_an_artifact_lies_under_its_content_with_ferry_json_last(store, server, 
     assert store.path_of(address, quarantined=True) == f"{store.url}/quarantine/{address}"
 
 
+def test_what_is_said_of_an_artifact_can_be_amended_where_it_lies(store, tmp_path):
+    place = published(store, tmp_path / "new")
+    record = json.loads((store.folder(place) / FERRY_FILE).read_text())
+    store.amend(place, {**record, "note": "another"})
+    assert json.loads((store.folder(place) / FERRY_FILE).read_text())["note"] == "another"
+    assert_whole(store.folder(place))
+
+
 def test_what_was_just_written_is_not_fetched(store, server, tmp_path):
     place = published(store, tmp_path / "new")
     server.asked.clear()

@@ -56,6 +56,15 @@ def test_a_mismatch_lies_in_quarantine(store, tmp_path):
     assert not store.has(store.path_of(address))
 
 
+def test_what_is_said_of_an_artifact_can_be_amended_where_it_lies(store, tmp_path):
+    place_ = str(published(store, tmp_path / "new"))
+    record = json.loads((Path(place_) / FERRY_FILE).read_text())
+    store.amend(place_, {**record, "note": "another"})
+    assert json.loads((store.folder(place_) / FERRY_FILE).read_text())["note"] == "another"
+    assert_whole(store.folder(place_))
+    assert_clean(tmp_path)
+
+
 def test_the_same_content_again_leaves_a_whole_artifact_in_its_place(store, tmp_path):
     there = published(store, tmp_path / "new")
     before = (there / "model.onnx").stat().st_ino

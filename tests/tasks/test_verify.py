@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,23 @@ from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.export.artifact import FERRY_FILE
 from onnx_config.export.session import LEVELS
 from onnx_config.file_hash import sha256_of
+from onnx_config.variants import Variant
 from tasks.lookup import Lookup, look_up
 from tasks.parity import Effort
 from tasks.pipeline import convert_model
 from tasks.report import ModelEntry, Status, Verdict
 from tasks.request import ConversionRequest, Device, Workspace
 from tasks.verify import Target, find_targets, sample_of, verify_target
-from tasks.verify_report import Change, VerifyEntry
+from tasks.verify_report import Change, VerifyEntry, VerifyReport
 from tests.faults.harness import assert_nothing_half_done, catalog_rows, request, tiny, workspace
 
 
 class Converted:
     """A tiny model, its artifact, and where both are."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, **options: Any) -> None:
         self.places: Workspace = workspace(root / "home")
-        self.request: ConversionRequest = request(tiny(root / "model", name))
+        self.request: ConversionRequest = request(tiny(root / "model", name), **options)
         self.entry: ModelEntry = convert_model(self.request, self.places)
         assert self.entry.status is Status.CONVERTED, self.entry.error
         self.folder = Path(self.entry.artifact or "")
@@ -47,15 +49,15 @@ class Converted:
         (target,) = find_targets([name], self.places)
         return verify_target(target, self.places, device=Device.CPU, effort=Effort(**effort))
 
-    def plant(self, change: Callable[[onnx.ModelProto], object]) -> None:
+    def plant(self, change: Callable[[onnx.ModelProto], object], name: str = "model.onnx") -> None:
         """Change the graph, and what is written down of it, as if it had been stored so."""
-        path = self.folder / "model.onnx"
+        path = self.folder / name
         model = onnx.load(str(path))
         change(model)
         path.unlink()  # Another link to it may be somebody else's.
         onnx.save(model, str(path))
         listed = json.loads((self.folder / FERRY_FILE).read_text())
-        listed["files"]["model.onnx"] = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+        listed["files"][name] = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
         (self.folder / FERRY_FILE).write_text(json.dumps(listed))
 
 
@@ -171,6 +173,73 @@ def test_an_artifact_mended_is_newly_passing_and_stays_in_quarantine(tmp_path: P
     entry = made.verify()
     assert (entry.verdict, entry.change) == (Verdict.VERIFIED, Change.NEWLY_PASSING)
     assert entry.artifact == str(made.folder)
+
+
+def zero_channel(model: onnx.ModelProto) -> None:
+    """Make one output of the first int8 weight zeros."""
+    weight = next(t for t in model.graph.initializer if t.name.endswith("_quantized"))
+    array = numpy_helper.to_array(weight).copy()
+    array[:, 0] = 0
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+
+
+def test_a_variant_that_no_longer_holds_is_not_loaded_and_the_others_are(tmp_path: Path) -> None:
+    made = Converted(tmp_path, "gpt2-causal-lm", variants=(Variant.FP16, Variant.INT8))
+    healthy = made.verify()
+    assert [(v.variant, v.verdict, v.change) for v in healthy.variants] == [
+        ("fp16", Verdict.VERIFIED, Change.SAME),
+        ("int8", Verdict.VERIFIED, Change.SAME),
+    ]
+    assert healthy.error is None
+    made.plant(zero_channel, "model_int8.onnx")
+    entry = made.verify()
+    assert (entry.verdict, entry.change, entry.artifact) == (Verdict.VERIFIED, Change.SAME, str(made.folder))
+    assert [(v.variant, v.verdict, v.change) for v in entry.variants] == [
+        ("fp16", Verdict.VERIFIED, Change.SAME),
+        ("int8", Verdict.MISMATCH, Change.NEWLY_FAILING),
+    ]
+    assert entry.error is not None
+    assert "int8: " in entry.error.message
+    assert not VerifyReport.of([entry], started_at=datetime.now(UTC), seconds=1.0).all_verified
+    for good in (None, "fp16"):
+        AutoModelForONNX.from_pretrained(made.folder, variant=good)
+    with pytest.raises(ModelError, match=r"variant 'int8'.*mismatch"):
+        AutoModelForONNX.from_pretrained(made.folder, variant="int8")
+    AutoModelForONNX.from_pretrained(made.folder, variant="int8", allow_quarantined=True)
+    # Whoever asks for the model again hears of it too.
+    again = convert_model(made.request, made.places)
+    assert [None if v.parity is None else v.parity.verdict for v in again.variants] == ["verified", "mismatch"]
+    again_verified = made.verify()
+    assert [v.change for v in again_verified.variants] == [Change.SAME, Change.SAME]
+
+
+def test_a_variant_that_cannot_be_run_does_not_hold(tmp_path: Path) -> None:
+    made = Converted(tmp_path, "bert-model", variants=(Variant.Q4,))
+
+    def other_operator(model: onnx.ModelProto) -> None:
+        next(node for node in model.graph.node if node.op_type == "MatMulNBits").op_type = "NobodyKnows"
+
+    made.plant(other_operator, "model_q4.onnx")
+    (variant,) = made.verify().variants
+    assert (variant.verdict, variant.change) == (Verdict.MISMATCH, Change.NEWLY_FAILING)
+    assert "refuses the graph model_q4.onnx" in (variant.parity.detail or "")
+
+
+def test_graphs_in_half_precision_are_compared_again(tmp_path: Path) -> None:
+    made = Converted(tmp_path, "bert-sequence-classification", dtype="float16")
+    entry = made.verify()
+    assert (entry.verdict, entry.change, entry.error) == (Verdict.VERIFIED, Change.SAME, None)
+    made.plant(weight_off)
+    entry = made.verify()
+    assert (entry.verdict, entry.change) == (Verdict.MISMATCH, Change.NEWLY_FAILING)
+    assert Path(entry.artifact).parent.name == "quarantine"
+
+
+@pytest.mark.slow
+def test_variants_of_several_graphs_are_compared_again(tmp_path: Path) -> None:
+    made = Converted(tmp_path, "t5-conditional-generation", variants=(Variant.INT8,))
+    (variant,) = made.verify().variants
+    assert (variant.verdict, variant.change) == (Verdict.VERIFIED, Change.SAME)
 
 
 def test_a_sample_takes_every_class_before_it_takes_one_twice() -> None:
