@@ -118,14 +118,13 @@ def with_images(spec: ModelSpec, found: FoundImages | None) -> ModelSpec:
     )
     names = ", ".join(tensor.name for tensor in found.inputs)
     told = f"{names} make features of images, which take the places of token {found.token} in a text"
-    if any(tensor.name == IMAGE for tensor in spec.inputs):
-        # What was shown is of images of one size, side by side.
-        shown, assumed, left_out = (told,), spec.assumed, spec.proven
-    else:
-        left_out = tuple(note for note in spec.assumed if note.startswith(TEXT_ONLY))
-        shown, assumed = (*spec.proven, told), tuple(note for note in spec.assumed if note not in left_out)
+    # What was shown of images is of those of one size, side by side.
+    takes_images = any(tensor.name == IMAGE for tensor in spec.inputs)
+    left_out = spec.proven if takes_images else tuple(n for n in spec.assumed if n.startswith(TEXT_ONLY))
+    shown = tuple(note for note in spec.proven if note not in left_out)
+    assumed = tuple(note for note in spec.assumed if note not in left_out)
     reader = ImageReader(encoder=encoder, token=found.token, left_out="; ".join(left_out) or TEXT_ONLY)
-    return replace(spec, images=reader, assumed=assumed, proven=shown)
+    return replace(spec, images=reader, assumed=assumed, proven=(*shown, told))
 
 
 def without_images(spec: ModelSpec) -> ModelSpec:
