@@ -8,6 +8,7 @@ positions tokens have, how inputs are prepared from step to step.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ from onnx_config.spec import is_past
 __all__ = ["fusion_model"]
 
 _COUNTS_POSITIONS = "get_rope_index"
+_NUMBERED = re.compile(r"\w+\.\d+")
 _METHODS = {Role.VISION_ENCODER: "get_image_features", Role.AUDIO_ENCODER: "get_audio_features"}
 _OTHERS = (*_METHODS.values(), "get_video_features")
 
@@ -173,7 +175,7 @@ class _Decoder:
             ModelError: If the class hands over what the graph does not take (``unsupported``).
         """
         known = {"attention_mask", EMBEDDINGS, POSITIONS, *self._past, *self._states}
-        names = [name for name in self.graph.inputs if name not in known]
+        names = [name for name in self.graph.inputs if name not in known and _NUMBERED.fullmatch(name)]
         given = {name: others[name] for name in made_of_images(others)}
         lists = {name: value for name, value in given.items() if any(n.startswith(f"{name}.") for n in names)}
         masks = [value for value in given.values() if isinstance(value, torch.Tensor)]
