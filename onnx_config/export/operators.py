@@ -3,7 +3,8 @@
 ``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not.
 ``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made; ``linspace`` makes as
 many numbers as for the sample, and a list of sizes becomes a tensor of the sample's. Pooling to a number of cells reads
-which cells lie at which sizes of the sample. What is counted from the end by a size is counted from the start.
+which cells lie at which sizes of the sample. What is counted from the end by a size is counted from the start, and a
+range that is as long as an axis picks what a tensor of its numbers does.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from unittest.mock import patch
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from onnx_config.export.symbolic import Positions
 
 __all__ = ["symbolic_operators"]
 
@@ -164,6 +167,7 @@ def _from_numpy(original: Any) -> Any:
 
 def _taken(original: Any) -> Any:
     def taken(tensor: torch.Tensor, key: Any) -> Any:
+        key = _with_tensors(tensor, key)
         keys = key if isinstance(key, tuple) else (key,)
         if not any(isinstance(k, slice) and _is_from_end(k) for k in keys):
             return original(tensor, key)
@@ -172,6 +176,22 @@ def _taken(original: Any) -> Any:
         return original(tensor, tuple(_from_start(tensor, keys)))
 
     return taken
+
+
+def _written(original: Any) -> Any:
+    def written(tensor: torch.Tensor, key: Any, value: Any) -> None:
+        original(tensor, _with_tensors(tensor, key), value)
+
+    return written
+
+
+def _with_tensors(tensor: torch.Tensor, key: Any) -> Any:
+    """Return a key with tensors in the place of ranges as long as an axis (``x[range(batch), ends]``)."""
+    if isinstance(key, Positions):
+        return key.tensor(device=tensor.device)
+    if isinstance(key, tuple) and any(isinstance(k, Positions) for k in key):
+        return tuple(k.tensor(device=tensor.device) if isinstance(k, Positions) else k for k in key)
+    return key
 
 
 def _is_from_end(key: slice) -> bool:
@@ -274,6 +294,7 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         (torch, "tensor", _tensor_of),
         (torch, "from_numpy", _from_numpy),
         (torch.Tensor, "__getitem__", _taken),
+        (torch.Tensor, "__setitem__", _written),
         (torch.Tensor, "__mod__", _remainder),
         (torch.Tensor, "__rfloordiv__", _reversed_floor_division),
         (torch.autograd.Function, "apply", _apply),

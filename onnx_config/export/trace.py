@@ -119,6 +119,7 @@ def trace_model(
     sides: bool = True,
     before_optimizing: Callable[[onnx_ir.Model], None] | None = None,
     lengths: Collection[int] = (),
+    joined: Collection[str] = (),
 ) -> Trace:
     """Return the graph of ``model`` with named axes and only the outputs asked for.
 
@@ -140,6 +141,7 @@ def trace_model(
         sides: Whether the size of images may be fixed at the sample's, since that is the one that they are brought to.
         before_optimizing: Is given the graph as translated, of which constants are then folded; changes it in place.
         lengths: The sizes in ``inputs`` that are the length of a text and may be another one.
+        joined: Outputs in which all rows lie one after another.
 
     Raises:
         OneChunkError: If the model works through its text by chunks, and one of ``lengths`` is within the first.
@@ -199,7 +201,8 @@ def trace_model(
         _keep_outputs(program, kept)
         if attempt.rows is not None:
             try:
-                scan_rows(program, attempt.rows, [t.name for t in tensors if t.shape and t.shape[0] == attempt.rows])
+                over = [t.name for t in tensors if t.shape and t.shape[0] == attempt.rows]
+                scan_rows(program, attempt.rows, over, joined=joined)
             except ValueError as error:
                 failures.append((attempt, error))
                 continue
