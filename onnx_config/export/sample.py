@@ -37,7 +37,7 @@ EscapesAt = Callable[[ModelSpec, Mapping[str, int]], "tuple[Mapping[str, torch.T
 
 _UNEVEN_LENGTH = 19
 _SHORTER = 3
-_MOST_CHUNK_LENGTHS = 3
+_MOST_CHUNK_LENGTHS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
