@@ -33,6 +33,7 @@ from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
 from onnx_config.export.operators import symbolic_operators
 from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
+from onnx_config.export.scattered import scattered_if_any
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.export.vacuous import no_vacuous_equations
@@ -349,6 +350,7 @@ def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
         symbolic_operators(model),
         _nothing_prepared(),
         written_parts_kept(),
+        scattered_if_any(),
         decomposed_where_needed(),
         exact_patterns(),
         no_idle_work(),
