@@ -43,8 +43,11 @@ def refused_one_chunk(sizes: Collection[int]) -> Iterator[None]:
     original = ShapeEnv._maybe_guard_rel
 
     def guard(environment: ShapeEnv, expression: Any) -> None:
-        if isinstance(expression, sympy.Eq) and sympy.S.One in expression.args:
-            counted = expression.lhs if expression.rhs == 1 else expression.rhs
+        if isinstance(expression, sympy.Eq) and expression.rhs != 0:
+            # That there are as many rows of chunks as rows says that there is one chunk of each, too.
+            counted = expression.lhs / expression.rhs
+            if expression.lhs == 1:
+                counted = expression.rhs
             for symbol in counted.free_symbols if len(counted.free_symbols) == 1 else ():
                 size = int(environment.backed_var_to_val.get(symbol, 0))
                 if size in sizes and (most := _longest(counted, symbol, size)) is not None:
@@ -67,8 +70,17 @@ def one_chunk_behind(error: BaseException | None) -> OneChunkError | None:
 
 
 def _longest(counted: sympy.Expr, symbol: sympy.Symbol, size: int) -> int | None:
-    """Return the largest value of a symbol up to which what is counted is one; ``None``: it is the symbol itself."""
-    if counted == symbol:
+    """Return the largest value of a symbol up to which what is counted is one; ``None``: it counts no chunks.
+
+    Chunks are one for several sizes, and two or more beyond; lengths that are equal at some sizes only are none.
+    """
+
+    def number(value: int) -> sympy.Expr:
+        return counted.xreplace({symbol: sympy.Integer(value)})
+
+    if number(size) != 1 or 1 not in (number(size - 1), number(size + 1)):
         return None
-    longer = range(size + 1, _LONGEST_CHUNK + 2)
-    return next((more - 1 for more in longer if counted.xreplace({symbol: sympy.Integer(more)}) != 1), None)
+    for more in range(size + 1, _LONGEST_CHUNK + 2):
+        if (found := number(more)) != 1:
+            return more - 1 if found.is_Integer and found > 1 else None
+    return None

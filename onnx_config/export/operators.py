@@ -3,8 +3,9 @@
 ``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not.
 ``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made; ``linspace`` makes as
 many numbers as for the sample, and a list of sizes becomes a tensor of the sample's. Pooling to a number of cells reads
-which cells lie at which sizes of the sample. What is counted from the end by a size is counted from the start. An axis
-that is squeezed where it has one step, and has more, stays.
+which cells lie at which sizes of the sample. What is counted from the end by a size is counted from the start, and a
+range that is as long as an axis picks what a tensor of its numbers does. An axis that is squeezed where it has one
+step, and has more, stays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from onnx_config.export.symbolic import Positions
 
 __all__ = ["symbolic_operators"]
 
@@ -167,6 +170,7 @@ def _from_numpy(original: Any) -> Any:
 
 def _taken(original: Any) -> Any:
     def taken(tensor: torch.Tensor, key: Any) -> Any:
+        key = _with_tensors(tensor, key)
         keys = key if isinstance(key, tuple) else (key,)
         if not any(isinstance(k, slice) and _is_from_end(k) for k in keys):
             return original(tensor, key)
@@ -175,6 +179,22 @@ def _taken(original: Any) -> Any:
         return original(tensor, tuple(_from_start(tensor, keys)))
 
     return taken
+
+
+def _written(original: Any) -> Any:
+    def written(tensor: torch.Tensor, key: Any, value: Any) -> None:
+        original(tensor, _with_tensors(tensor, key), value)
+
+    return written
+
+
+def _with_tensors(tensor: torch.Tensor, key: Any) -> Any:
+    """Return a key with tensors in the place of ranges as long as an axis (``x[range(batch), ends]``)."""
+    if isinstance(key, Positions):
+        return key.tensor(device=tensor.device)
+    if isinstance(key, tuple) and any(isinstance(k, Positions) for k in key):
+        return tuple(k.tensor(device=tensor.device) if isinstance(k, Positions) else k for k in key)
+    return key
 
 
 def _is_from_end(key: slice) -> bool:
@@ -290,6 +310,8 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         # Not of all tensors: each would be a sequence to Python ever after, and a number a list to torch.tensor.
         (FakeTensor, "__getitem__", _taken),
         (FunctionalTensor, "__getitem__", _taken),
+        (FakeTensor, "__setitem__", _written),
+        (FunctionalTensor, "__setitem__", _written),
         (torch.Tensor, "__mod__", _remainder),
         (torch.Tensor, "squeeze", _squeezed),
         (torch, "squeeze", _squeezed),

@@ -2,8 +2,9 @@
 
 Some models take the rows of a batch apart in Python (``for image in images``, ``zip(rows, sizes)``), so that every
 trace holds for the number of rows that it was made with. Their graph of one row becomes the body of an ONNX ``Scan``,
-which goes over the first axis of the inputs and stacks the outputs. Rows that do not depend on one another are what
-the parity of every graph is checked on.
+which goes over the first axis of the inputs and stacks the outputs, or lays them one after another where the model puts
+what it makes of all rows into one. Rows that do not depend on one another are what the parity of every graph is checked
+on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_ir
 
 from onnx_config.spec import TensorSpec
 
-__all__ = ["row_axis", "scan_rows"]
+__all__ = ["joined_outputs", "row_axis", "scan_rows"]
 
 
 def row_axis(specs: Iterable[TensorSpec], axes: Iterable[str]) -> str | None:
@@ -36,13 +37,30 @@ def row_axis(specs: Iterable[TensorSpec], axes: Iterable[str]) -> str | None:
     return None if formulas or any(rows[0] in axis for axis in deeper) else rows[0]
 
 
-def scan_rows(program: onnx_ir.Model, axis: str, inputs: Iterable[str]) -> None:
+def joined_outputs(outputs: Iterable[TensorSpec], axes: Iterable[str]) -> list[str]:
+    """Return the outputs that look like all rows one after another: one row, as long as no input is.
+
+    >>> shape = (1, "last_hidden_state_dim_1", 32)
+    >>> joined_outputs([TensorSpec(name="last_hidden_state", dtype="float32", shape=shape)], ["batch_size", "height"])
+    ['last_hidden_state']
+    """
+    known = set(axes)
+    return [
+        tensor.name
+        for tensor in outputs
+        if len(tensor.shape) > 1 and tensor.shape[0] == 1 and isinstance(tensor.shape[1], str)
+        and tensor.shape[1] not in known
+    ]  # fmt: skip
+
+
+def scan_rows(program: onnx_ir.Model, axis: str, inputs: Iterable[str], *, joined: Iterable[str] = ()) -> None:
     """Make the graph of one row one of any number, in place.
 
     Args:
         program: The graph; its outputs and the named inputs have a first axis of size 1.
         axis: The name of that axis from now on.
         inputs: The inputs to go over; the others are the same for every row.
+        joined: Outputs that hold what comes of all rows one after another along their second axis; their first stays 1.
 
     Raises:
         ValueError: If an output's first axis is not one row.
@@ -73,7 +91,8 @@ def scan_rows(program: onnx_ir.Model, axis: str, inputs: Iterable[str]) -> None:
         outer.append(value)
 
     nodes = list(graph)
-    body_outputs, closers, results = [], [], []
+    one_after_another = set(joined)
+    body_outputs, closers, results, ends, joiners = [], [], [], [], []
     for value in graph.outputs:
         assert value.shape is not None
         rest = list(value.shape)[1:]
@@ -84,6 +103,11 @@ def scan_rows(program: onnx_ir.Model, axis: str, inputs: Iterable[str]) -> None:
         body_outputs.append(closed.outputs[0])
         closers.append(closed)
         results.append(onnx_ir.Value(name=value.name, type=value.type, shape=onnx_ir.Shape([axis, *rest])))
+        ends.append(results[-1])
+        if value.name in one_after_another and rest:
+            results[-1].name = f"{value.name}_by_row"
+            joiners += _joiners(graph, results[-1], value.name)
+            ends[-1] = joiners[-1].outputs[0]
         value.name = f"{value.name}_of_one"
     graph.outputs.clear()
     graph.remove(nodes)
@@ -96,5 +120,22 @@ def scan_rows(program: onnx_ir.Model, axis: str, inputs: Iterable[str]) -> None:
         outputs=results,
         name="scan_rows",
     )
-    graph.append(scan)
-    graph.outputs.extend(results)
+    graph.extend([scan, *joiners])
+    graph.outputs.extend(ends)
+
+
+def _joiners(graph: onnx_ir.Graph, rows: onnx_ir.Value, name: str) -> list[onnx_ir.Node]:
+    """Return the nodes that lay the rows of ``rows`` one after another in one row, called ``name``."""
+    assert rows.shape is not None
+    both = onnx_ir.tensor(np.array([1, -1], dtype=np.int64), name=f"{name}_in_one_row")
+    start = onnx_ir.Value(name=both.name, const_value=both)
+    graph.register_initializer(start)
+    rest = onnx_ir.node("Shape", [rows], attributes={"start": 2}, name=f"rest_of_{name}")
+    whole = onnx_ir.node("Concat", [start, rest.outputs[0]], attributes={"axis": 0}, name=f"shape_of_{name}")
+    for node in (rest, whole):
+        node.outputs[0].name = f"{node.name}_out"
+        node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64)
+    end = onnx_ir.node("Reshape", [rows, whole.outputs[0]], name=f"join_{name}")
+    end.outputs[0].name, end.outputs[0].type = name, rows.type
+    end.outputs[0].shape = onnx_ir.Shape([1, f"{name}_dim_1", *list(rows.shape)[2:]])
+    return [rest, whole, end]

@@ -37,7 +37,7 @@ EscapesAt = Callable[[ModelSpec, Mapping[str, int]], "tuple[Mapping[str, torch.T
 
 _UNEVEN_LENGTH = 19
 _SHORTER = 3
-_MOST_CHUNK_LENGTHS = 3
+_MOST_CHUNK_LENGTHS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +149,7 @@ def trace_sample(
     from onnx_config.export.escapes import DecisionError
     from onnx_config.export.granted import condition_name
     from onnx_config.export.one_token import ONE_TOKEN, one_token_spec
+    from onnx_config.export.rows import joined_outputs
     from onnx_config.export.trace import trace_model
     from onnx_config.export.turns import in_two_ways, size_beyond
 
@@ -165,6 +166,7 @@ def trace_sample(
                 flags=universal.forward_flags,
                 sides=sample.image_size is not None,
                 lengths=lengths,
+                joined=joined_outputs(spec.outputs, spec.axis_ranges),
                 **known,
                 **options,
             )

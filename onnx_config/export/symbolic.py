@@ -2,7 +2,8 @@
 
 Python insists that ``len`` of a tensor and the members of a ``range`` are numbers, and NumPy that an array's sizes are,
 so that tracing fixes the axis at the size of the sample. While a model is traced, its modules see these names bound to
-ones that do the same with a size that is still a symbol.
+ones that do the same with a size that is still a symbol. What functions of its package remember by their arguments is
+worked out anew: a symbol cannot be looked up, and what is made while tracing is of no use to anybody later.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import builtins
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import _lru_cache_wrapper
 from typing import Any
 from unittest.mock import patch
 
@@ -215,6 +217,16 @@ def _tensor(original: Any) -> Any:
     return tensor
 
 
+def _remembering(modules: Iterable[Any]) -> Iterator[tuple[Any, str, Any]]:
+    """Yield module, name and function without its memory, for all functions of the modules' packages that have one."""
+    packages = {module.__name__.rpartition(".")[0] for module in modules}
+    for name, module in builtins.list(sys.modules.items()):
+        if any(name == package or name.startswith(f"{package}.") for package in packages if package):
+            for key, value in builtins.list(vars(module).items()):
+                if isinstance(value, _lru_cache_wrapper):
+                    yield module, key, value.__wrapped__
+
+
 @contextmanager
 def symbolic_builtins(model: torch.nn.Module) -> Iterator[None]:
     """Bind these names, in the modules of transformers that the model's classes come from, until the exit."""
@@ -227,6 +239,8 @@ def symbolic_builtins(model: torch.nn.Module) -> Iterator[None]:
                 stack.enter_context(patch.object(module, name, names[name], create=True))
             for name in [name for name, value in vars(module).items() if value is np]:
                 stack.enter_context(patch.object(module, name, _Numpy()))
+        for module, name, plain in _remembering(modules):
+            stack.enter_context(patch.object(module, name, plain))
         stack.enter_context(patch.object(torch, "tensor", _tensor(torch.tensor)))
         stack.enter_context(patch.object(torch, "cat", _joined(torch.cat, stack=False)))
         stack.enter_context(patch.object(torch, "stack", _joined(torch.stack, stack=True)))

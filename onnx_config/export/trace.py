@@ -33,6 +33,7 @@ from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
 from onnx_config.export.operators import symbolic_operators
 from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
+from onnx_config.export.scattered import scattered_if_any
 from onnx_config.export.symbolic import symbolic_builtins
 from onnx_config.export.ties import ties_as_in_torch
 from onnx_config.export.vacuous import no_vacuous_equations
@@ -119,6 +120,7 @@ def trace_model(
     sides: bool = True,
     before_optimizing: Callable[[onnx_ir.Model], None] | None = None,
     lengths: Collection[int] = (),
+    joined: Collection[str] = (),
 ) -> Trace:
     """Return the graph of ``model`` with named axes and only the outputs asked for.
 
@@ -140,6 +142,7 @@ def trace_model(
         sides: Whether the size of images may be fixed at the sample's, since that is the one that they are brought to.
         before_optimizing: Is given the graph as translated, of which constants are then folded; changes it in place.
         lengths: The sizes in ``inputs`` that are the length of a text and may be another one.
+        joined: Outputs in which all rows lie one after another.
 
     Raises:
         OneChunkError: If the model works through its text by chunks, and one of ``lengths`` is within the first.
@@ -199,7 +202,8 @@ def trace_model(
         _keep_outputs(program, kept)
         if attempt.rows is not None:
             try:
-                scan_rows(program, attempt.rows, [t.name for t in tensors if t.shape and t.shape[0] == attempt.rows])
+                over = [t.name for t in tensors if t.shape and t.shape[0] == attempt.rows]
+                scan_rows(program, attempt.rows, over, joined=joined)
             except ValueError as error:
                 failures.append((attempt, error))
                 continue
@@ -346,6 +350,7 @@ def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
         symbolic_operators(model),
         _nothing_prepared(),
         written_parts_kept(),
+        scattered_if_any(),
         decomposed_where_needed(),
         exact_patterns(),
         no_idle_work(),

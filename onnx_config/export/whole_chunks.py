@@ -1,8 +1,9 @@
 """What fills a length up to whole chunks, said so that torch can reckon with it.
 
-Models write it as the remainder of a remainder, ``(64 - length % 64) % 64``, and to torch's algebra the sum of that and
-the length is then no multiple of 64: a text in chunks gets chunks of a size that is a formula, and each question about
-it takes longer. As what lacks to the next multiple it is the same number, and the sum is a multiple by its looks.
+Models write it as the remainder of a remainder, ``(64 - length % 64) % 64``, or of a negative length, ``-length % 64``,
+and to torch's algebra the sum of that and the length is then no multiple of 64: a text in chunks gets chunks of a size
+that is a formula, and each question about it takes longer. As what lacks to the next multiple it is the same number,
+and the sum is a multiple by its looks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ def reckoned_by_chunks() -> Iterator[None]:
     divided: dict[tuple[Any, int], torch.SymInt] = {}
 
     def mod(number: torch.SymInt, chunk: Any) -> Any:
+        if type(chunk) is int and chunk > 0 and number.node.expr.as_coeff_Mul()[0] == -1:
+            length = -number
+            return (length + (chunk - 1)) // chunk * chunk - length
         left = original(number, chunk)
         if type(chunk) is not int or chunk < 1 or not isinstance(left, torch.SymInt):
             return left

@@ -4,10 +4,13 @@
         [--sample N] [--seed S] [--convert] [--batch 40] [--workers 1] [--again STEP]
 
 Of each class a tiny model is made: the default config of its model type, shrunk as detection shrinks it, with random
-weights. Classes that cannot be built so are listed. Each is then detected in a process of its own, and what detection
-says is held against what ``forward`` takes. With ``--convert`` they are converted instead, by ``ferry batch``, and
-every converted one is compared with PyTorch once more, from outside and with inputs that conversion does not try: texts
-padded on the left, masks with holes, placeholders of images elsewhere, other sizes (``outside.py``).
+weights. Classes that cannot be built so are listed. So are those whose model does not run once in PyTorch, neither on
+plain texts, images or sounds nor on what detection proposes, with the words of both: no converter is to blame where a
+default config makes no model, yet what detection alone does not find shows there. Each of the others is then detected
+in a process of its own, and what detection says is held against what ``forward`` takes. With ``--convert`` they are
+converted instead, by ``ferry batch``, and every converted one is compared with PyTorch once more, from outside and with
+inputs that conversion does not try: texts padded on the left, masks with holes, placeholders of images elsewhere, other
+sizes (``outside.py``).
 
 ``--sample N`` takes one class of each model type first; ``--without`` leaves out the classes that the lines of a file
 name (``"cls"``). All is kept in ``--workdir``, one line of JSON a class, so that a second call goes on where the first
@@ -18,6 +21,7 @@ core, converting half a minute a class.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import random
@@ -32,6 +36,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +52,8 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 Json = dict[str, Any]
 
 BUDGET = 500_000
-BUILD_SECONDS = 120
+MOST_TWINS = 3
+BUILD_SECONDS = 300
 DETECT_SECONDS = 240
 CHECK_SECONDS = 300
 MEMORY_BYTES = 8 << 30
@@ -80,7 +86,7 @@ def main() -> None:
         part = [case for case in part if not built[case[0]].get("error")]
         for name, answer in built.items():
             if answer.get("error"):
-                print(f"{'not built':10} {name}: {answer['error'][:200]}")
+                print(f"{answer.get('stage', 'not built'):10} {name}: {answer['error'][:300]}")
         found = {}
         if not arguments.convert or "detect" in arguments.again:
             found = step("detected", part, work, detect, DETECT_SECONDS, again="detect" in arguments.again)
@@ -175,36 +181,84 @@ def forked(do: Callable[[], Json], seconds: int) -> Json:
 
 
 def build(cls: str, model_type: str, work: Path) -> Json:
-    """Write the tiny model's folder; refuse one whose weights do not survive that."""
-    from tiny_models import _disturb
-
+    """Write the tiny model's folder; refuse one whose weights do not survive that, or that cannot be run."""
     from onnx_config.twin import default_config, twins
 
     folder = work / "models" / cls
-    shutil.rmtree(folder, ignore_errors=True)
     made = getattr(transformers, cls)
-    twin = next(twins(default_config(model_type), made, budget=BUDGET, asked=False))
+    refusals = []
+    # What was cut so that the class cannot run may be cut otherwise.
+    for twin in islice(twins(default_config(model_type), made, budget=BUDGET, asked=False), MOST_TWINS):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            write_model(made, twin.config, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        refusal = refused(made, folder)
+        if refusal is None:
+            return {"parameters": twin.parameters, "notes": list(twin.notes)}
+        refusals.append(refusal)
+    shutil.rmtree(folder)
+    return {"error": refusals[0], "stage": "not run"}
+
+
+def write_model(made: Any, config: Any, folder: Path) -> None:
+    from tiny_models import _disturb
+
     torch.manual_seed(0)
-    model = made(twin.config).eval()
+    model = made(config).eval()
     _disturb(model)
     model.save_pretrained(folder)
-    try:
-        again = made.from_pretrained(folder).state_dict()
-        lost = [k for k, v in model.state_dict().items() if k in again and not torch.equal(v, again[k])]
-        if lost:
-            raise ValueError(f"weights do not survive saving and loading: {lost[:3]}")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    again = made.from_pretrained(folder).state_dict()
+    lost = [k for k, v in model.state_dict().items() if k in again and not torch.equal(v, again[k])]
+    if lost:
+        raise ValueError(f"weights do not survive saving and loading: {lost[:3]}")
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [cls]}, indent=1))
-    return {"parameters": twin.parameters, "notes": list(twin.notes)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [made.__name__]}, indent=1))
+
+
+def refused(made: Any, folder: Path) -> str | None:
+    """Return what a model says to plain inputs and to those that detection proposes; ``None``: it takes one of them."""
+    from onnx_config import UniversalOnnxConfig
+
+    model = made.from_pretrained(folder).eval()
+    words = []
+
+    def proposed() -> Json:
+        found = UniversalOnnxConfig.from_pretrained(folder)
+        return {**found.generate_dummy_inputs(), **found.forward_flags}
+
+    for inputs in (lambda: plain_inputs(model), proposed):
+        try:
+            with torch.no_grad():
+                model(**inputs())
+            return None
+        except Exception as error:  # noqa: BLE001  # the class's own
+            words.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    return " | ".join(words)
+
+
+def plain_inputs(model: Any) -> Json:
+    """Return a text, an image, a sound: whatever of them a model's main inputs are."""
+    from onnx_config.config_sizes import config_size, image_size
+
+    channels = config_size(model.config, "num_channels", "image") or 3
+    bins = config_size(model.config, "feature_size", "audio") or 80
+    known: dict[str, Callable[[], torch.Tensor]] = {
+        "input_ids": lambda: torch.arange(5, 21).repeat(2, 1),
+        "pixel_values": lambda: torch.rand(2, channels, *(image_size(model.config) or (224, 224))),
+        "input_values": lambda: torch.rand(2, 16000),
+        "input_features": lambda: torch.rand(2, bins, 3000),
+        "decoder_input_ids": lambda: torch.arange(5, 17).repeat(2, 1),
+    }
+    wanted = inspect.signature(model.forward).parameters
+    names = {model.main_input_name, "decoder_input_ids"} & wanted.keys()
+    return {name: known[name]() for name in known if name in names}
 
 
 def detect(cls: str, model_type: str, work: Path) -> Json:
     """Return the inputs, outputs and axes found; an error where they cannot be those of the class."""
-    import inspect
-
     from onnx_config import UniversalOnnxConfig
 
     found = UniversalOnnxConfig.from_pretrained(work / "models" / cls)

@@ -89,6 +89,27 @@ class Windowed(Small):
         }
 
 
+class Blocked(Small):
+    """Lets every other token see those of its block, the last of which is filled up."""
+
+    def build(self) -> None:
+        self.queries = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = x[:, ::2] * self.scale
+        length = x.shape[1]
+        seen = torch.ones(x.shape[:2], dtype=torch.bool)
+        lacking = -length % CHUNK
+        if lacking > 0:
+            x = torch.nn.functional.pad(x, (0, 0, 0, lacking))
+            seen = torch.nn.functional.pad(seen, (0, lacking), value=False)
+        number = x.shape[0] * (x.shape[1] // CHUNK)
+        blocks = self.queries(x).reshape(number, CHUNK, 2, -1).transpose(1, 2)
+        scores = blocks @ blocks.transpose(-1, -2)
+        scores = scores.masked_fill(~seen.reshape(number, CHUNK)[:, None, None], -1e9).softmax(-1)
+        return {"y": (scores @ blocks).transpose(1, 2).reshape(x.shape[0], -1, x.shape[-1])[:, :length]}
+
+
 def of_length(length: int) -> dict[str, tuple[tuple[str, int], ...]]:
     return {"x": (("batch_size", 2), ("sequence_length", length), ("", 4))}
 
@@ -109,6 +130,19 @@ def test_a_graph_holds_for_any_number_of_chunks(tmp_path: Path, monkeypatch: pyt
             wanted = model(x)
             for name, value in run(result, tmp_path / "model.onnx", x=x).items():
                 torch.testing.assert_close(torch.from_numpy(value), wanted[name].detach())
+
+
+def test_a_block_of_each_row_is_one_chunk_of_it(tmp_path: Path) -> None:
+    model = Blocked()
+    with pytest.raises(OneChunkError) as caught:
+        traced(model, of_length(13), ["y"], lengths={13})
+    assert caught.value.most == 2 * CHUNK
+    result = traced(model, of_length(19), ["y"], lengths={19})
+    assert shapes(result)["x"] == ("batch_size", "sequence_length", 4)
+    for batch, length in ((1, 3), (3, 16), (2, 17), (3, 32), (1, 45)):
+        x = torch.rand(batch, length, 4)
+        got = run(result, tmp_path / "model.onnx", x=x)
+        torch.testing.assert_close(torch.from_numpy(got["y"]), model(x)["y"].detach())
 
 
 def test_so_many_tokens_after_the_other_are_as_many_as_there_are(

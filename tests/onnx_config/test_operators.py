@@ -51,6 +51,16 @@ class Cells(Small):
         return {"y": self.cells(x.unsqueeze(1)) * self.scale, "z": self.columns(x), "halves": halves}
 
 
+class Picked(Small):
+    """Reads and writes at one place of each row, which a range over the rows names."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        ends = (x > 0.5).sum((1, 2)) % x.shape[1]
+        marked = x.clone()
+        marked[range(x.shape[0]), ends] = 7.0
+        return {"y": marked * self.scale, "z": x[range(x.shape[0]), ends], "rows": x[list(range(len(x)))[::-1]]}
+
+
 class Doubled(torch.autograd.Function):
     """A function with a derivative of its own."""
 
@@ -75,7 +85,7 @@ class Functional(Small):
         return {"y": self.function(x) * self.scale + Doubled.apply(x)}
 
 
-@pytest.mark.parametrize("cls", [Pooled, Spaced, Cells, Functional])
+@pytest.mark.parametrize("cls", [Pooled, Spaced, Cells, Picked, Functional])
 def test_sizes_stay_symbols(cls: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(symbolic, "_MODELS", __name__)
     model = cls()

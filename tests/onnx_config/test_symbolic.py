@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,29 @@ class Planning(Small):
             "halves": torch.tensor(halves),
             "same": same * self.scale,
         }
+
+
+@cache
+def weights_of(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.arange(shape[0] * shape[1]).reshape(shape)
+
+
+class Remembering(Small):
+    """Makes what depends on its sizes by a function that remembers what it made."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": x * self.scale + weights_of((x.shape[0], x.shape[1]))}
+
+
+def test_what_is_remembered_by_a_size_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "_MODELS", __name__)
+    weights_of.cache_clear()
+    model = Remembering()
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y"])
+    assert shapes(result)["x"] == ("batch_size", "sequence_length")
+    assert weights_of.cache_info().currsize == 0
+    x = torch.rand(5, 9)
+    torch.testing.assert_close(torch.from_numpy(run(result, tmp_path / "model.onnx", x=x)["y"]), model(x)["y"].detach())
 
 
 def test_an_array_of_as_many_rows_stays_dynamic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,14 @@ class RowByRow(Small):
         return {"rows": rows, "first": rows[:, 0], "total": rows.flatten()}
 
 
+class RowsInOne(Small):
+    """Makes one long row of all rows, and shifts nothing from the one to the next."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        rows = [torch.stack([row * self.scale, row.cumsum(0)], dim=-1) for row in x]
+        return {"y": torch.cat(rows, dim=0)[None]}
+
+
 class Tiny(Small):
     """Adds next to nothing, to next to nothing."""
 
@@ -265,6 +273,16 @@ def test_rows_that_a_model_takes_apart_are_computed_one_after_another(tmp_path: 
         assert got.keys() == {"rows", "first"}
         wanted = model(x, y)
         assert all(torch.allclose(torch.from_numpy(value), wanted[name]) for name, value in got.items())
+
+
+def test_rows_that_a_model_lays_one_after_another_stay_so(tmp_path: Path) -> None:
+    model = RowsInOne()
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y"], joined=["y"])
+    assert shapes(result) == {"x": ("batch_size", "sequence_length"), "y": (1, "y_dim_1", 2)}
+    for rows in (1, 2, 5):
+        x = torch.rand(rows, 4)
+        got = run(result, tmp_path / "model.onnx", x=x)
+        torch.testing.assert_close(torch.from_numpy(got["y"]), model(x)["y"].detach())
 
 
 def test_rows_are_not_gone_over_where_an_output_has_none() -> None:
