@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnx_config.settlement import Settled
     from onnx_config.trial import Trial
 
-__all__ = ["FoundImages", "find_images", "with_images", "without_images"]
+__all__ = ["FoundImages", "find_images", "with_images"]
 
 _ROWS, _PICTURES, _TILES, _MEMBERS = "batch_size", "image_batch_size", "num_tiles", "num_images"
 _SAMPLES = "text_batch_size"
@@ -125,13 +125,6 @@ def with_images(spec: ModelSpec, found: FoundImages | None) -> ModelSpec:
     assumed = tuple(note for note in spec.assumed if note not in left_out)
     reader = ImageReader(encoder=encoder, token=found.token, left_out="; ".join(left_out) or TEXT_ONLY)
     return replace(spec, images=reader, assumed=assumed, proven=(*shown, told))
-
-
-def without_images(spec: ModelSpec) -> ModelSpec:
-    """Return the spec of what is converted without them, the text alone or images of one size, which says so."""
-    if spec.images is None:
-        return spec
-    return replace(spec, images=None, assumed=(*spec.assumed, spec.images.left_out))
 
 
 def _proposals(declaration: Declaration, model: Any) -> Iterator[tuple[Arrangement, tuple[str, ...]]]:

@@ -32,6 +32,7 @@ __all__ = [
     "prompt_parts",
     "role_of",
     "text_alone",
+    "without_images",
 ]
 
 ENCODER_STATES = "encoder_hidden_states"
@@ -217,6 +218,13 @@ def text_alone(spec: ModelSpec) -> ModelSpec:
     if spec.handed:
         note += f": its decoder is handed {', '.join(spec.handed)} of the images beside embeddings"
     return replace(text, cache=spec.cache, step_axis=spec.step_axis, position_rows=None, assumed=(*spec.assumed, note))
+
+
+def without_images(spec: ModelSpec) -> ModelSpec:
+    """Return the spec of what is converted without them, the text alone or images of one size, which says so."""
+    if spec.images is None:
+        return spec
+    return replace(spec, images=None, assumed=(*spec.assumed, spec.images.left_out))
 
 
 def dual_encoder_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:

@@ -9,7 +9,6 @@ from typing import Any
 from onnx_config import hub
 from onnx_config.cache_layout import with_past
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
-from onnx_config.image_reader import without_images
 from onnx_config.one_image import of_one_image
 from onnx_config.parts import (
     GRAPH_ENTRY,
@@ -19,6 +18,7 @@ from onnx_config.parts import (
     fusion_parts,
     prompt_parts,
     text_alone,
+    without_images,
 )
 from onnx_config.spec import ModelSpec, base_axis
 from onnx_config.task_detector import normalize_task

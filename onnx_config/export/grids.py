@@ -339,6 +339,7 @@ def grids_in_tensors(model: torch.nn.Module, *, exported: bool = True) -> Iterat
             if function is None:
                 continue
             made = make(grids, function)
+            stack.callback(_undo_in_what_was_imported, name, made, function)
             for place in [p for p in places if vars(p).get(name) is function]:
                 stack.enter_context(patch.object(place, name, made))
         for module in model.modules():
@@ -359,6 +360,13 @@ def grids_in_tensors(model: torch.nn.Module, *, exported: bool = True) -> Iterat
             if exported:
                 stack.enter_context(_attention_as_written(grids))
         yield grids
+
+
+def _undo_in_what_was_imported(name: str, made: Any, function: Any) -> None:
+    """Give those modules their function back that were imported while another stood in its place."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith(_MODELS) and vars(module).get(name) is made:
+            setattr(module, name, function)
 
 
 def _takes_grid(module: torch.nn.Module) -> bool:

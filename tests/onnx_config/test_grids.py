@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
+from transformers import vision_utils
 
 from onnx_config.config_sizes import modality_of
 from onnx_config.export.grids import grids_in_tensors
@@ -203,3 +206,19 @@ def test_a_graph_takes_every_grid_and_refuses_one_that_does_not_fit(tmp_path: Pa
     other = {**inputs([[1, 4, 8]]), "grid_thw": torch.tensor([[1, 4, 6]])}
     with pytest.raises(Exception, match="the_grid_of_the_images_is_taken_to_name_the_patches_that_there_are"):
         session.run(None, {name: tensor.numpy() for name, tensor in other.items()})
+
+
+def test_what_is_imported_meanwhile_keeps_its_own_functions() -> None:
+    name = "transformers.models.qwen2_vl.modeling_qwen2_vl"
+    importlib.import_module("transformers.models.qwen2_vl")
+    there = sys.modules.pop(name, None)
+    try:
+        with grids_in_tensors(torch.nn.Linear(1, 1)):
+            module = importlib.import_module(name)
+            assert module.get_vision_position_ids.__module__ == "onnx_config.export.grids"
+        assert module.get_vision_position_ids is vision_utils.get_vision_position_ids
+        assert module.get_vision_position_ids.__module__ == "transformers.vision_utils"
+    finally:
+        sys.modules.pop(name, None)
+        if there is not None:
+            sys.modules[name] = there

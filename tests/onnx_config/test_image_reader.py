@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from onnx_config.image_reader import without_images
 from onnx_config.lessons import TEXT_ONLY
-from onnx_config.parts import Role, fusion_parts
+from onnx_config.parts import Role, fusion_parts, without_images
 from onnx_config.spec import ModelSpec
 from onnx_config.tile_models import Arrangement, arrangement_of
 from onnx_config.universal_config import UniversalOnnxConfig
