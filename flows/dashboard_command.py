@@ -64,6 +64,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # Whoever calls as soon as the address is told waits a moment instead of being refused.
+        listener.listen()
     except OSError:
         listener.close()
         raise
