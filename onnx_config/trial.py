@@ -91,15 +91,7 @@ class Trial:
     def run(self, arrays: Mapping[str, Array], **flags: Any) -> ProbeResult:
         """Call the model with ``arrays`` and ``flags``."""
         inputs = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
-        with (
-            warnings.catch_warnings(),
-            torch.no_grad(),
-            preserved_state(self.model),
-            forgotten_caches(self.model),
-            _counted_modules() as counter,
-            _one_thread(),
-        ):
-            warnings.simplefilter("ignore")
+        with _left_as_it_was(self.model), _counted_modules() as counter:
             chance = torch.get_rng_state()
             try:
                 returned = self.model(**inputs, **flags)
@@ -120,20 +112,27 @@ class Trial:
         from onnx_config.tile_models import features_in, features_method
 
         inputs = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
-        with (
-            warnings.catch_warnings(),
-            torch.no_grad(),
-            preserved_state(self.model),
-            forgotten_caches(self.model),
-            _one_thread(),
-        ):
-            warnings.simplefilter("ignore")
+        with _left_as_it_was(self.model):
             try:
                 parts = features_in(features_method(self.model)(**inputs, return_dict=True))
                 return [part.float().numpy() for part in parts]
             # The model's own code decides what it raises; whatever it is, it is an answer.
             except Exception:  # noqa: BLE001
                 return []
+
+
+@contextmanager
+def _left_as_it_was(model: Any) -> Iterator[None]:
+    """Call a model without a word, a gradient or further threads, and leave nothing in it."""
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        preserved_state(model),
+        forgotten_caches(model),
+        _one_thread(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

@@ -254,7 +254,9 @@ def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> Verify
         variants = _variants(job, folder, basis, there) if error is None else ()
         if fallen := [found for found in variants if found.verdict is not Verdict.VERIFIED]:
             error = _error_of_variants(target, basis, fallen, device=parity.device)
-            _withhold(target, folder, value, fallen, workspace=workspace)
+            # As of whole artifacts: a device on which one never held says nothing of those on which it does.
+            if binding := [found for found in fallen if found.change is not Change.FIRST or parity.device == "cpu"]:
+                _withhold(target, folder, value, binding, workspace=workspace)
     return VerifyEntry(
         id=basis.entry.id,
         revision=basis.entry.revision,
@@ -307,7 +309,7 @@ def _error_of_variants(
     return ErrorEntry(
         kind=ErrorKind.MISMATCH,
         message=f"The float32 graphs of {basis.entry.id} hold; of their variants these do not, on {device}: {said}. "
-        "The loader refuses them from now on.",
+        "The loader refuses those that held on this device before, or fail on the CPU.",
         step=Step.PARITY,
         reproduce=f"ferry verify {quote(target.place)} --device {device}",
     )
