@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Select, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from db.among import one_of
 from db.models import (
     Artifact,
     ArtifactFile,
@@ -138,7 +139,7 @@ def _in(
     session: Session, query: Select[Any], column: InstrumentedAttribute[int], values: Iterable[int]
 ) -> Iterator[Any]:
     for chunk in chunked(values):
-        yield from session.execute(query.where(column.in_(chunk)))
+        yield from session.execute(query.where(one_of(session, column, chunk)))
 
 
 def _error(row: Conversion) -> ErrorRecord | None:

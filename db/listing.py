@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from db.among import one_of
 from db.models import Artifact, Conversion, ParityCheck, SourceModel, StepDuration
 from db.records import StepTiming
 from db.search import TextSearch
@@ -202,7 +203,7 @@ def list_page(
     newest_first = (Conversion.finished_at.desc(), Conversion.id.desc())
     if wanted.text:
         numbers = _search(wanted, *place).newest(session, most=limit + 1)
-        query = _rows().where(Conversion.id.in_(numbers)).order_by(*newest_first)
+        query = _rows().where(one_of(session, Conversion.id, numbers)).order_by(*newest_first)
     else:
         query = _rows().where(*_conditions(wanted), *place).order_by(*newest_first).limit(limit + 1)
     rows = _listed(session, query)
@@ -232,7 +233,7 @@ def listed_by_number(session: Session, numbers: Sequence[int]) -> list[ListedCon
     """Return the rows of these conversions, in the order given; those that are not there are left out."""
     found: dict[int, ListedConversion] = {}
     for chunk in _chunks(numbers):
-        found |= {row.id: row for row in _listed(session, _rows().where(Conversion.id.in_(chunk)))}
+        found |= {row.id: row for row in _listed(session, _rows().where(one_of(session, Conversion.id, chunk)))}
     return [found[number] for number in numbers if number in found]
 
 
@@ -249,7 +250,7 @@ def timed_conversions(session: Session, batch_id: int, *, limit: int) -> list[Ti
     timings: dict[int, list[StepTiming]] = {row.id: [] for row in rows}
     steps = select(StepDuration.conversion_id, StepDuration.step, StepDuration.seconds)
     for chunk in _chunks(list(timings)):
-        found = steps.where(StepDuration.conversion_id.in_(chunk)).order_by(StepDuration.position)
+        found = steps.where(one_of(session, StepDuration.conversion_id, chunk)).order_by(StepDuration.position)
         for conversion_id, step, seconds in session.execute(found):
             timings[conversion_id].append(StepTiming(step=step, seconds=seconds))
     return [
@@ -293,7 +294,7 @@ def _listed(session: Session, query: Select[Any]) -> list[ListedConversion]:
         ParityCheck.conversion_id, ParityCheck.verdict, ParityCheck.max_abs_diff, ParityCheck.tolerance
     ).order_by(ParityCheck.id)
     for chunk in _chunks([row.id for row in rows]):
-        for row in session.execute(columns.where(ParityCheck.conversion_id.in_(chunk))):
+        for row in session.execute(columns.where(one_of(session, ParityCheck.conversion_id, chunk))):
             checks[row.conversion_id] = row
     return [
         ListedConversion(

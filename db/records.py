@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from db.vocabulary import BatchEngine, ConversionStatus, FailureKind, ParityVerdict, StepName, TemplateUse
@@ -502,8 +503,13 @@ class RunningConversion:
 
 
 def _check_word(name: str, value: str, words: type[StrEnum]) -> None:
-    if value not in {word.value for word in words}:
-        raise ValueError(f"{name} is {value!r}; the catalog knows {sorted(word.value for word in words)}")
+    if value not in _values(words):
+        raise ValueError(f"{name} is {value!r}; the catalog knows {sorted(_values(words))}")
+
+
+@cache
+def _values(words: type[StrEnum]) -> frozenset[str]:
+    return frozenset(word.value for word in words)
 
 
 def _check_digest(name: str, value: str) -> None:

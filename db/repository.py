@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from db.among import one_of
 from db.assemble import batch_record, chunked, conversion_records, conversions
 from db.models import (
     Artifact,
@@ -406,7 +407,7 @@ def list_conversions(
     return [
         record
         for chunk in chunked(numbers)
-        for record in conversion_records(session, query.where(Conversion.id.in_(chunk)))
+        for record in conversion_records(session, query.where(one_of(session, Conversion.id, chunk)))
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     ColumnElement,
     Select,
     Text,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    literal,
     literal_column,
     or_,
     select,
@@ -33,6 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from db.among import one_of
 from db.models import Conversion, SourceModel
 from db.types import storable
 
@@ -93,7 +96,8 @@ class TextSearch:
         """
         models = self._few_models(session)
         if models is not None:
-            inner = select(Conversion.id).where(Conversion.source_model_id.in_(models), *_aside(self._conditions()))
+            theirs = one_of(session, Conversion.source_model_id, models)
+            inner = select(Conversion.id).where(theirs, *_aside(self._conditions()))
             number = session.execute(select(func.count()).select_from(inner.limit(most + 1).subquery())).scalar_one()
             return min(number, most), number <= most
         newest = _newest(self._conditions(), _COUNTED_AMONG).subquery()
@@ -129,24 +133,34 @@ class TextSearch:
         models = self._few_models(session)
         columns = select(Conversion.id, Conversion.finished_at)
         aside = _aside(self._conditions())
-        among = _models_with(session, self.text) if models is None else models
         if models != []:
-            yield _last_of(columns.where(Conversion.source_model_id.in_(among), *aside), most)
+            their = Conversion.source_model_id
+            among = their.in_(_models_with(session, self.text)) if models is None else one_of(session, their, models)
+            yield _last_of(columns.where(among, *aside), most)
         if not self.everywhere:
             return
-        text = _folded(self.text)
         parts = [
             select(_last(columns.where(Conversion.latest.is_(latest), one == word, *self.where), most).subquery())
-            for one in _WORD_COLUMNS
-            for word in known_values(session, one, latest_only=self.latest_only)
-            if text in _folded(word)
-            for latest in ((True,) if self.latest_only else (True, False))
+            for one, latest, word in self._words(session)
         ]
         for first in range(0, len(parts), _PARTS_PER_STATEMENT):
             both = union_all(*parts[first : first + _PARTS_PER_STATEMENT]).subquery()
             yield select(both.c.id, both.c.finished_at)
         if len(self.text) >= _GRAM:
             yield _last_of(_errors_with(session, self.text).where(*aside), most)
+
+    def _words(self, session: Session) -> list[tuple[InstrumentedAttribute[str | None], bool, str]]:
+        """Return every column and word of it that has the text, apart for attempts that hold and that do not."""
+        places = [(one, latest) for one in _WORD_COLUMNS for latest in _ways(latest_only=self.latest_only)]
+        words = [_known(one, latest) for one, latest in places]
+        # In one statement, which passes on no more than is wanted: some hundred words are known.
+        found = union_all(
+            *(
+                select(literal(number).label("place"), word.c.word).where(contains(session, word.c.word, self.text))
+                for number, word in enumerate(words)
+            )
+        )
+        return [(*places[number], word) for number, word in session.execute(found)]
 
 
 def contains(
@@ -163,13 +177,22 @@ def contains(
 def known_values(session: Session, place: InstrumentedAttribute[str | None], *, latest_only: bool = False) -> list[str]:
     """Return every task, model type or class that there is, by name; from one to the next within an index."""
     found: set[str] = set()
-    for latest in (True,) if latest_only else (True, False):
-        first = select(func.min(place).label("word")).where(Conversion.latest.is_(latest), place > "")
-        known = first.cte("known", recursive=True)
-        after = select(func.min(place)).where(Conversion.latest.is_(latest), place > known.c.word).scalar_subquery()
-        known = known.union_all(select(after).where(known.c.word.is_not(None)))
+    for latest in _ways(latest_only=latest_only):
+        known = _known(place, latest)
         found |= set(session.scalars(select(known.c.word).where(known.c.word.is_not(None))))
     return sorted(found)
+
+
+def _ways(*, latest_only: bool) -> tuple[bool, ...]:
+    return (True,) if latest_only else (True, False)
+
+
+def _known(place: InstrumentedAttribute[str | None], latest: bool) -> CTE:
+    """Return the words of a column one after another, and a NULL at the end; from one to the next within an index."""
+    first = select(func.min(place).label("word")).where(Conversion.latest.is_(latest), place > "")
+    known = first.cte(f"known_{place.key}_{'latest' if latest else 'replaced'}", recursive=True)
+    after = select(func.min(place)).where(Conversion.latest.is_(latest), place > known.c.word).scalar_subquery()
+    return known.union_all(select(after).where(known.c.word.is_not(None)))
 
 
 def _models_with(session: Session, text: str) -> Select[Any]:
