@@ -216,8 +216,8 @@ class Cutter:
         for key, value in list(values.items()):
             if is_indexes(value, key) and value and max(value) <= layers and value != list(range(len(kept))):
                 values[key] = _moved(key, value, layers, kept)
-            elif is_int(value) and LAYER_INDEX.search(key):
-                values[key] = _moved_one(value, layers, kept)
+            elif LAYER_INDEX.search(key) and (is_int(value) or is_ints(value)):
+                values[key] = mapped(value, partial(_moved_one, layers=layers, kept=kept))
             elif key not in scope.cut and is_count(value) and LAYER_COUNT.search(key) and value <= layers:
                 first = layers - value if LAST_LAYERS.search(key) else 0
                 values[key] = max(1, sum(first <= number < first + value for number in kept))

@@ -113,6 +113,12 @@ def complete(config: Any) -> None:
     for name in ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index"):
         if getattr(config, name, 0) is None:
             setattr(config, name, config.get_text_config().vocab_size - 1)
+    if getattr(config, "vision_config", None) is not None and config.model_type == "qwen2_vl":
+        config.vision_config.hidden_size = config.get_text_config().hidden_size
+    if config.model_type in ("t5", "mt5"):
+        config.decoder_start_token_id = config.pad_token_id
+    if config.model_type == "bamba":
+        config.attn_layer_indices = [1]
     if config.model_type == "gemma3":
         config.vision_config.image_size, config.vision_config.patch_size, config.mm_tokens_per_image = 56, 14, 4
 

@@ -193,6 +193,16 @@ def test_modules_of_every_kind_are_built(name: str, module: str, kinds: set[str]
     assert kinds <= {type(part).__name__ for part in built(name).get_submodule(module).modules()}
 
 
+def test_layers_counted_from_the_end_in_no_order_are_moved_to_layers_that_remain() -> None:
+    config = transformers.VipLlavaConfig(vision_feature_layers=[-2, -5, -8, -11, 6])
+    small = shrink(config, transformers.VipLlavaForConditionalGeneration).config
+    left = small.vision_config.num_hidden_layers
+    assert left < 11
+    assert len(small.vision_feature_layers) == 5
+    # The states of a tower are one more than its layers.
+    assert all(-left - 1 <= number <= left for number in small.vision_feature_layers)
+
+
 def test_a_mixture_still_chooses() -> None:
     config = twin("mixtral").config
     assert config.num_experts_per_tok < config.num_local_experts < 8
