@@ -23,7 +23,7 @@ _MODELS = "transformers.models."
 def no_idle_work() -> Iterator[None]:
     """Trace and translate without it, until the exit."""
     with ExitStack() as stack:
-        for spare in (_no_strangers, _no_origins, _no_parsing, _no_second_run, _no_moves):
+        for spare in (_no_strangers, _no_origins, _no_parsing, _no_second_run, _no_moves, _no_modes):
             with suppress(ImportError, AttributeError):
                 stack.enter_context(spare())
         yield
@@ -94,3 +94,15 @@ def _no_moves() -> Any:
         return module if there else original(module, *arguments, **options)
 
     return patch.object(torch.nn.Module, "to", to)
+
+
+def _no_modes() -> Any:
+    """Do not note where a model's code turns gradients off: a program that computes none is the same without.
+
+    torch cuts the program apart at each such place and puts it together again, writing all of its code anew each time.
+    """
+    from torch.fx.experimental import proxy_tensor
+
+    name = "_side_effectful_need_to_be_preserved_pre_dispatch"
+    noted = [function for function in getattr(proxy_tensor, name) if function is not torch._C._set_grad_enabled]
+    return patch.object(proxy_tensor, name, noted)

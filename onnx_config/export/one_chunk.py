@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
@@ -69,11 +70,16 @@ def one_chunk_behind(error: BaseException | None) -> OneChunkError | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def _longest(counted: sympy.Expr, symbol: sympy.Symbol, size: int) -> int | None:
     """Return the largest value of a symbol up to which what is counted is one; ``None``: it counts no chunks.
 
     Chunks are one for several sizes, and two or more beyond; lengths that are equal at some sizes only are none.
     """
+
+    # What is counted in chunks is divided and cut off somewhere; everything else is as large as it says.
+    if not counted.has(sympy.Function):
+        return None
 
     def number(value: int) -> sympy.Expr:
         return counted.xreplace({symbol: sympy.Integer(value)})

@@ -107,3 +107,33 @@ def test_functions_name_their_domain_as_they_would_after_parsing() -> None:
     parsed = [(f.qualified_name, f.domain, f.name, f.is_complex) for f in get_torchlib_ops()]
     with no_idle_work():
         assert [(f.qualified_name, f.domain, f.name, f.is_complex) for f in get_torchlib_ops()] == parsed
+
+
+class WithoutGradients(torch.nn.Module):
+    """Turns gradients off in every step, as rotary embeddings and quantized layers do."""
+
+    def forward(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        for _ in range(3):
+            with torch.no_grad():
+                values = values * 2
+            values = values + 1
+        return {"y": values}
+
+
+def test_a_program_is_not_cut_apart_where_gradients_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._export.passes import replace_set_grad_with_hop_pass as cuts
+
+    def cut(*arguments: Any) -> Any:
+        raise AssertionError("cut apart")
+
+    monkeypatch.setattr(cuts, "sequential_split", cut)
+    inputs = {"values": torch.ones(2, 8)}
+    with no_idle_work(), torch.no_grad():
+        program = torch.export.export(WithoutGradients(), (), inputs)
+    assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == [
+        "aten.mul.Tensor",
+        "aten.add.Tensor",
+    ] * 3
+    assert torch.equal(program.module()(**inputs)["y"], torch.full((2, 8), 15.0))
+    with torch.no_grad(), pytest.raises(AssertionError, match="cut apart"):
+        torch.export.export(WithoutGradients(), (), inputs)
