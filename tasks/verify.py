@@ -67,6 +67,9 @@ class Target:
     name: str
     """How messages call it."""
 
+    model: tuple[str, str] | None = None
+    """What the catalog knows of the model that it was made of: a Hub id or an absolute folder, and the revision."""
+
     sha256: str | None = None
     """Its content address, where the catalog knows it to be in ``place``; ``None``: it is a copy, or unknown."""
 
@@ -127,6 +130,7 @@ def _of_record(record: db.ConversionRecord) -> Target | None:
         place=record.artifact.path,
         sha256=record.artifact.sha256,
         name=record.model_id,
+        model=None if record.revision is None else (record.model_id, record.revision),
         architecture=record.architecture,
         conversion_id=record.id,
         checks=tuple(parity_entry(check) for check in record.parity),
@@ -217,7 +221,7 @@ def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> Verify
     there = [entry for entry in basis.entry.variants if entry.graphs]
     files = [*basis.entry.graphs, *(graph for entry in there for graph in entry.graphs)]
     check_files(folder, value, [graph.path for graph in files])
-    source = _source(basis)
+    source = _source(target, basis)
     workspace = means.workspace
     with (
         means.gate.admit(estimate_bytes(weight_bytes_in(source)), stopping=means.stopping) as share,
@@ -336,19 +340,32 @@ def _parity_at_conversion(basis: Basis, device: str) -> ParityEntry | None:
     return parity if parity is not None and parity.device == device else None
 
 
-def _source(basis: Basis) -> Path:
-    """Return the folder of the model that an artifact was made of, at the same content."""
+def _source(target: Target, basis: Basis) -> Path:
+    """Return the folder of the model that an artifact was made of, at the same content.
+
+    A folder is looked for where the catalog says that it is: the artifact has it as it was written, which may mean
+    another one, or none, where this is called from.
+    """
     entry = basis.entry
-    is_folder = hub.is_folder(entry.id)
-    found = with_retries(hub.resolve)(entry.id, revision=None if is_folder else entry.revision)
+    model = entry.id
+    if target.model is not None and target.model[1] == entry.revision:
+        model = target.model[0]
+    is_folder = hub.is_folder(model)
+    if is_folder and not (folder := Path(model).expanduser()).is_dir() and not folder.is_absolute():
+        raise InputError(
+            f"The artifact was made of the folder {model!r}, which is not there as seen from {str(Path.cwd())!r}. Call "
+            "`ferry verify` where the model was converted, or with the FERRY_HOME whose catalog knows it.",
+            kind=ErrorKind.NOT_FOUND,
+        )
+    found = with_retries(hub.resolve)(model, revision=None if is_folder else entry.revision)
     if found.revision != entry.revision:
         raise InputError(
-            f"The model {entry.id!r} has another content now ({found.revision:.12}) than when it was converted "
+            f"The model {model!r} has another content now ({found.revision:.12}) than when it was converted "
             f"({entry.revision!s:.12}), so that there is nothing to compare with. Convert it again.",
             kind=ErrorKind.NOT_FOUND,
         )
-    folder: Path = with_retries(hub.download)(found, code=basis.request.options.trust_remote_code)
-    return folder
+    source: Path = with_retries(hub.download)(found, code=basis.request.options.trust_remote_code)
+    return source
 
 
 def _compare(job: Job, folder: Path, basis: Basis, effort: Effort) -> tuple[ParityEntry, tuple[str, ...]]:
