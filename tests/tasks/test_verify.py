@@ -31,8 +31,9 @@ from tasks.parity import Effort
 from tasks.pipeline import convert_model
 from tasks.report import ModelEntry, Status, Verdict
 from tasks.request import ConversionRequest, Device, Workspace
-from tasks.verify import Target, find_targets, sample_of, verify_target
+from tasks.verify import verify_target
 from tasks.verify_report import Change, VerifyEntry, VerifyReport
+from tasks.verify_targets import Target, find_targets, sample_of
 from tests.faults.harness import assert_nothing_half_done, catalog_rows, request, tiny, workspace
 
 
