@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from onnx_config.cache_layout import PAST_AXIS, CacheLayout, read_cache_layout
 from onnx_config.config_sizes import embedding_size, modality_of
 from onnx_config.declarations import Declaration, declare
-from onnx_config.decoder_call import DecoderCall, decoder_call
+from onnx_config.decoder_call import decoder_call
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.image_embeddings import image_embeddings
 from onnx_config.image_reader import FoundImages, find_images, with_images
@@ -26,7 +26,7 @@ from onnx_config.preprocessors import (
     tokenizer_in,
 )
 from onnx_config.shape_inference import Inference
-from onnx_config.spec import ModelSpec, TensorSpec
+from onnx_config.spec import DecoderCall, ModelSpec, TensorSpec
 from onnx_config.task_detector import DetectedTask, detect_task, normalize_task
 from onnx_config.timm_models import MODEL_TYPE as TIMM
 from onnx_config.timm_models import require_timm
@@ -585,9 +585,7 @@ class UniversalOnnxConfig:
             cache=layout.past,
             step_axis=layout.step_axis,
             takes_positions=self._takes_positions,
-            position_rows=self._decoder_call.position_rows,
-            handed=self._decoder_call.handed,
-            layered=self._decoder_call.layered,
+            decoder_call=self._decoder_call,
             embedding_size=embedding_size(self.config) if self.source is None else None,
             embeddings=()
             if self.source is not None
