@@ -17,6 +17,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from db.batches import get_batch, list_batches
+from db.conversions import get_conversion
 from db.coverage import batch_members, coverage
 from db.dashboard.asked import After, Listing, Number, Overviewed, read_place
 from db.dashboard.axes import axes_picture
@@ -51,7 +53,6 @@ from db.overview import (
     totals_over_time,
 )
 from db.records import BatchTotals, ConversionRecord, GraphRecord, OutputParityRecord
-from db.repository import get_batch, get_conversion, list_batches
 from db.vocabulary import ConversionStatus, FailureKind
 
 __all__ = ["overview_values", "pages_router", "show_problem", "templates"]
