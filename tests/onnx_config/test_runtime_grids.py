@@ -271,7 +271,7 @@ def test_sizes_of_outputs_are_those_of_the_full_model() -> None:
 
 
 def test_where_no_tokens_are_found_for_images_a_text_alone_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnx_config.lessons.placed_drafts", lambda *_: iter(()))
+    monkeypatch.setattr("onnx_config.value_lessons.placed_drafts", lambda *_: iter(()))
     monkeypatch.setattr("onnx_config.shape_inference._MAX_RUNS", 6)
     config = qwen2_vl().config
     config.architectures = ["Qwen2VLForConditionalGeneration"]
