@@ -34,14 +34,14 @@ from tasks.request import ConversionRequest, Device, Workspace
 from tasks.verify import verify_target
 from tasks.verify_report import Change, VerifyEntry, VerifyReport
 from tasks.verify_targets import Target, find_targets, sample_of
-from tests.faults.harness import assert_nothing_half_done, catalog_rows, request, tiny, workspace
+from tests.faults.harness import assert_nothing_half_done, catalog_rows, request, share_traces, tiny, workspace
 
 
 class Converted:
     """A tiny model, its artifact, and where both are."""
 
     def __init__(self, root: Path, name: str, *, model_id: str | None = None, **options: Any) -> None:
-        self.places: Workspace = workspace(root / "home")
+        self.places: Workspace = workspace(share_traces(root / "home"))
         self.model = tiny(root / "model", name)
         self.request: ConversionRequest = request(model_id or self.model, **options)
         self.entry: ModelEntry = convert_model(self.request, self.places)
