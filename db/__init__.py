@@ -1,11 +1,24 @@
 """The catalog: what was converted, how it went, and where the result is.
 
 `make_engine` opens a database, `upgrade` brings it to the current schema, `session_scope` is one
-transaction, and the functions of `db.repository` work in it on the values of `db.records`.
+transaction, and all else works in it on the values of `db.records`. Every such function takes the session
+first, never commits, and returns values. Each reads with a number of statements that does not grow with the
+rows it returns, save for one more per thousands of them.
 """
 
 from __future__ import annotations
 
+from db.batches import finish_batch, get_batch, list_batches, start_batch
+from db.conversions import (
+    batch_conversions,
+    converted_revisions,
+    count_conversions,
+    get_conversion,
+    iter_artifacts,
+    iter_conversions,
+    latest_by_key,
+    list_conversions,
+)
 from db.copying import Copied, copy_catalog
 from db.engine import make_engine, session_scope, sqlite_file
 from db.errors import CatalogError, CatalogVersionError
@@ -20,6 +33,8 @@ from db.leases import (
     take_lease,
 )
 from db.migrate import is_current, schema_version, upgrade
+from db.named import find_artifacts, find_conversion
+from db.recording import quarantine_artifact, record_conversion, record_parity
 from db.records import (
     ArtifactRecord,
     BatchRecord,
@@ -37,28 +52,7 @@ from db.records import (
     TemplateRecord,
     TensorRecord,
 )
-from db.repository import (
-    batch_conversions,
-    converted_revisions,
-    count_conversions,
-    find_artifacts,
-    find_conversion,
-    finish_batch,
-    forget_templates,
-    get_batch,
-    get_conversion,
-    iter_artifacts,
-    iter_conversions,
-    latest_by_key,
-    list_batches,
-    list_conversions,
-    list_templates,
-    note_template,
-    quarantine_artifact,
-    record_conversion,
-    record_parity,
-    start_batch,
-)
+from db.templates import forget_templates, list_templates, note_template
 from db.vocabulary import BatchEngine, ConversionStatus, FailureKind, ParityVerdict, StepName, TemplateUse
 
 __all__ = [

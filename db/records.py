@@ -414,6 +414,11 @@ class BatchTotals:
     mismatch: int = 0
     """In quarantine."""
 
+    @property
+    def models(self) -> int:
+        """How many they are together."""
+        return self.converted + self.reused + self.failed + self.mismatch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:

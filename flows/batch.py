@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -88,6 +88,9 @@ class BatchEnd:
     """What became of its models."""
 
 
+# What needs no work: the number of the attempt in the catalog that it is known from, and how that ended.
+_Done: TypeAlias = tuple[int | None, Status]
+
 Runner: TypeAlias = Callable[[Sequence[ConversionRequest], BatchPlan], dict[ConversionRequest, ModelEntry]]
 """Converts the models of a batch that are not converted yet; those that it leaves out are done on plain threads."""
 
@@ -136,7 +139,12 @@ def run_batch(
     store_of(workspace).check()
     found = look_up(requests, workspace, retry_failed=retried, refresh=refresh)
     remove_orphans(workspace.home)
-    number = _start(workspace, engine, started_at, found) if batch_id is None else batch_id
+    done = [
+        (lookup.conversion_id, lookup.known.status)
+        for lookup in found.values()
+        if isinstance(lookup, Lookup) and lookup.known is not None
+    ]
+    number = _start(workspace, engine, started_at, done, models=len(found)) if batch_id is None else batch_id
     entries: dict[ConversionRequest, ModelEntry] = {}
     todo: list[ConversionRequest] = []
     for request, lookup in found.items():
@@ -146,7 +154,7 @@ def run_batch(
         else:
             entries[request] = entry
             listener.model_finished(entry)
-    _note_found(found, workspace, number)
+    _note_done(done, workspace, number)
     if todo:
         plan = BatchPlan(
             workspace=workspace,
@@ -174,22 +182,15 @@ def run_batch(
     return report
 
 
-def _start(
-    workspace: Workspace,
-    engine: Engine,
-    started_at: datetime,
-    found: Mapping[ConversionRequest, Lookup | FerryError],
-) -> int:
+def _start(workspace: Workspace, engine: Engine, started_at: datetime, done: Sequence[_Done], *, models: int) -> int:
     opened = catalog(workspace)
-    known = Counter(
-        lookup.known.status for lookup in found.values() if isinstance(lookup, Lookup) and lookup.known is not None
-    )
-    totals = db.BatchTotals(**{status.value: known[status] for status in Status})
+    count = Counter(status for _, status in done)
+    totals = db.BatchTotals(**{status.value: count[status] for status in Status})
 
     def start() -> int:
         with db.session_scope(opened) as session:
             db.forget_lapsed_leases(session)
-            return db.start_batch(session, engine=engine.value, started_at=started_at, models=len(found), found=totals)
+            return db.start_batch(session, engine=engine.value, started_at=started_at, models=models, found=totals)
 
     return patiently(workspace, start)
 
@@ -204,13 +205,9 @@ def _finish(workspace: Workspace, number: int, totals: db.BatchTotals) -> None:
     patiently(workspace, finish)
 
 
-def _note_found(found: Mapping[ConversionRequest, Lookup | FerryError], workspace: Workspace, batch_id: int) -> None:
+def _note_done(done: Sequence[_Done], workspace: Workspace, batch_id: int) -> None:
     """Have the catalog know what needs no work: it is no attempt, and a run that shows none of it would look empty."""
-    numbers = [
-        (lookup.conversion_id, lookup.known.status.value)
-        for lookup in found.values()
-        if not isinstance(lookup, FerryError) and lookup.known is not None and lookup.conversion_id is not None
-    ]
+    numbers = [(number, status.value) for number, status in done if number is not None]
     # Pages are read by people; a batch goes on without them.
     with suppress(FerryError), catalog_errors(), db.session_scope(catalog(workspace)) as session:
         db.note_found_done(session, batch_id, numbers, found_at=datetime.now(UTC))

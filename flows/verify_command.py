@@ -26,8 +26,8 @@ from tasks.request import Device
 if TYPE_CHECKING:
     from tasks.parity import Effort
     from tasks.request import Workspace
-    from tasks.verify import Target
     from tasks.verify_report import VariantVerifyEntry, VerifyEntry, VerifyReport
+    from tasks.verify_targets import Target
 
 __all__ = ["verify"]
 
@@ -97,8 +97,8 @@ def verify(
         home=home, catalog_url=catalog_url, store_url=store_url, memory_limit=memory_limit, timeout=timeout
     )
     from tasks.parity import Effort
-    from tasks.verify import find_targets, sample_of
     from tasks.verify_report import VerifyReport
+    from tasks.verify_targets import find_targets, sample_of
 
     workspace = settings.workspace(threads=max(1, cores() // workers))
     targets = find_targets(artifacts, workspace)

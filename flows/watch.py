@@ -126,7 +126,7 @@ def find_batch(workspace: Workspace, name: str) -> WatchedBatch:
             f"No batch has the number {name!r} in this catalog; {there}. Give one of them, or `--watch {LATEST}`; a "
             "catalog elsewhere is named with --catalog-url."
         )
-    found = None if batch.found is None else _sum(batch.found)
+    found = None if batch.found is None else batch.found.models
     return WatchedBatch(
         id=batch.id,
         engine=batch.engine,
@@ -225,10 +225,6 @@ def _report(batch: WatchedBatch, ended: db.BatchRecord | None, workspace: Worksp
 
 def _entry(record: db.ConversionRecord) -> ModelEntry:
     return to_entry(record, model_id=record.model_id, status=Status(record.status))
-
-
-def _sum(totals: db.BatchTotals) -> int:
-    return totals.converted + totals.reused + totals.failed + totals.mismatch
 
 
 @contextmanager

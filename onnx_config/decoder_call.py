@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -17,13 +16,13 @@ import numpy as np
 import torch
 
 from onnx_config.errors import InputError
-from onnx_config.spec import LayeredFeatures
+from onnx_config.spec import DecoderCall, LayeredFeatures
 
 if TYPE_CHECKING:
     from onnx_config.input_generator import Array
     from onnx_config.trial import Trial
 
-__all__ = ["POSITIONS", "DecoderCall", "decoder_call", "decoder_calls", "in_rows", "made_of_images"]
+__all__ = ["POSITIONS", "decoder_call", "decoder_calls", "in_rows", "made_of_images"]
 
 POSITIONS = "position_ids"
 """What a decoder calls the positions of the tokens that it is given."""
@@ -32,20 +31,6 @@ _RANK = 3
 _METHOD = "get_image_features"
 _BOTH = ("features", "mask")
 _USUAL = frozenset({"input_ids", "inputs_embeds", "attention_mask", POSITIONS, "past_key_values", "cache_position"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderCall:
-    """How a decoder is called for a text with images."""
-
-    position_rows: int | None = None
-    """How many positions each token is given; ``None``: one, or none."""
-
-    handed: tuple[str, ...] = ()
-    """Tensors that it is given beside embeddings, a mask, positions, its cache and ``layered``, by its own names."""
-
-    layered: LayeredFeatures | None = None
-    """Features of the images for its layers; ``None``: it is given none."""
 
 
 def decoder_call(

@@ -20,9 +20,10 @@ from onnx_config.declarations import Role as ArgumentRole
 from onnx_config.draft import GEOMETRY, Draft
 from onnx_config.illustrated import illustrated_texts
 from onnx_config.input_generator import Array, generate_inputs
-from onnx_config.lessons import TEXT_ONLY, placeholder_ids
+from onnx_config.input_lessons import TEXT_ONLY
 from onnx_config.spec import ImageReader, ModelSpec, PictureRule, TensorSpec, ValueRule
 from onnx_config.tile_models import IMAGE, Arrangement, features_method, packing_of, takes_sizes
+from onnx_config.value_lessons import placeholder_ids
 
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration

@@ -48,7 +48,8 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
         case Role.ENCODER:
             return EncoderModel(model)
         case Role.DECODER_MERGED:
-            return CachedModel(model) if spec.layered is None else LayeredModel(model, spec.layered)
+            layered = spec.decoder_call.layered
+            return CachedModel(model) if layered is None else LayeredModel(model, layered)
         case Role.EMBED_TOKENS:
             return EmbeddingModel(model)
         case Role.VISION_ENCODER if spec.embeddings:
@@ -59,7 +60,7 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
             return TileModel(model, arrangement=arrangement, output=FEATURES[role])
         case Role.VISION_ENCODER | Role.AUDIO_ENCODER | Role.TEXT_MODEL | Role.VISION_MODEL as role:
             joins = any(rule.grid is not None and rule.grid.packed for rule in spec.values.values())
-            field = None if spec.layered is None else spec.layered.field
+            field = None if spec.decoder_call.layered is None else spec.decoder_call.layered.field
             return FeatureModel(model, kind=_KINDS[role], output=FEATURES[role], joins=joins, layered=field)
         case Role.DECODER | Role.DECODER_WITH_PAST:
             return DecoderModel(model, keeps_cache=any(tensor.name.startswith("present") for tensor in spec.outputs))

@@ -175,7 +175,7 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
         or role is None
         or spec.embedding_size is None
         or not placeholders
-        or spec.handed
+        or spec.decoder_call.handed
         or not layout.is_carried
         or not any(KEY_OR_VALUE.fullmatch(tensor.name) for tensor in spec.cache)
         or spec.step_axis != ids.shape[-1]
@@ -184,12 +184,12 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     embeddings = TensorSpec(name=EMBEDDINGS, dtype="float32", shape=(*ids.shape, spec.embedding_size))
     features = TensorSpec(name=FEATURES[role], dtype="float32", shape=(f"{FEATURES[role]}_count", spec.embedding_size))
     embed = _freed(_part(spec, Role.EMBED_TOKENS, (ids,), (embeddings,)))
-    entering = layout.extended((embeddings, mask), positions=spec.takes_positions, rows=spec.position_rows)
+    entering = layout.extended((embeddings, mask), positions=spec.takes_positions, rows=spec.decoder_call.position_rows)
     given: tuple[TensorSpec, ...] = (features,)
-    if spec.layered is not None:
-        given += tuple(replace(features, name=name) for name in spec.layered.made)
+    if spec.decoder_call.layered is not None:
+        given += tuple(replace(features, name=name) for name in spec.decoder_call.layered.made)
         # For each token of a text, so that a graph need not look for those of images.
-        beside = tuple(replace(embeddings, name=name) for name in spec.layered.taken)
+        beside = tuple(replace(embeddings, name=name) for name in spec.decoder_call.layered.taken)
         entering = (entering[0], *beside, *entering[1:])
     decoder = _freed(_part(spec, Role.DECODER_MERGED, entering, (logits, *layout.present())))
     decoder = replace(
@@ -215,9 +215,10 @@ def text_alone(spec: ModelSpec) -> ModelSpec:
     )
     text = _freed(_part(spec, Role.MODEL, inputs, outputs))
     note = f"the graph takes text only; {', '.join(left)} was left out"
-    if spec.handed:
-        note += f": its decoder is handed {', '.join(spec.handed)} of the images beside embeddings"
-    return replace(text, cache=spec.cache, step_axis=spec.step_axis, position_rows=None, assumed=(*spec.assumed, note))
+    if spec.decoder_call.handed:
+        note += f": its decoder is handed {', '.join(spec.decoder_call.handed)} of the images beside embeddings"
+    call = replace(spec.decoder_call, position_rows=None)
+    return replace(text, cache=spec.cache, step_axis=spec.step_axis, decoder_call=call, assumed=(*spec.assumed, note))
 
 
 def without_images(spec: ModelSpec) -> ModelSpec:

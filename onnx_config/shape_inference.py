@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from onnx_config.config_sizes import config_size, modality_of
 from onnx_config.declarations import Declaration, Role
 from onnx_config.draft import GEOMETRY, Draft
-from onnx_config.lessons import candidates, text_only
+from onnx_config.input_lessons import text_only
+from onnx_config.lessons import candidates
 from onnx_config.preprocessors import Preprocessor
 from onnx_config.probe import ProbeResult
 from onnx_config.proposal import propose_inputs

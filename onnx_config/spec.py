@@ -10,6 +10,7 @@ from typing import Any
 from onnx_config.errors import ModelError
 
 __all__ = [
+    "DecoderCall",
     "GridRule",
     "ImageReader",
     "LayeredFeatures",
@@ -282,6 +283,22 @@ class LayeredFeatures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderCall:
+    """How a decoder is called for a text with images."""
+
+    position_rows: int | None = None
+    """How many positions each token of the text is given, such as frame, row and column; ``None``: one, or none, or it
+    was not seen."""
+
+    handed: tuple[str, ...] = ()
+    """Tensors that it is given of the images beside the embeddings of the text, by its own names: neither a mask, nor
+    positions, nor its cache, nor ``layered``."""
+
+    layered: LayeredFeatures | None = None
+    """Features of the images that it adds in its layers; ``None``: it adds none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReader:
     """What makes features of images for a text, where the graph of the text alone does without images."""
 
@@ -356,16 +373,8 @@ class ModelSpec:
     takes_positions: bool = False
     """Whether ``forward`` takes ``position_ids``."""
 
-    position_rows: int | None = None
-    """How many positions the model gives each token of a text with images, such as frame, row and column; ``None``:
-    one, or it was not seen."""
-
-    handed: tuple[str, ...] = ()
-    """What its decoder is handed of the images beside the embeddings of a text, by the decoder's names, and is neither
-    positions nor ``layered``."""
-
-    layered: LayeredFeatures | None = None
-    """Features that its decoder adds in its layers; ``None``: it adds none."""
+    decoder_call: DecoderCall = DecoderCall()
+    """How its decoder is called for a text with images."""
 
     axis_steps: Mapping[str, int] = field(default_factory=dict)
     """Dynamic axis -> what its size must be a multiple of, where that is more than one."""
@@ -417,14 +426,18 @@ class ModelSpec:
             side: [asdict(t) | {"shape": list(t.shape)} for t in getattr(self, side)]
             for side in ("inputs", "outputs", "cache", "embeddings")
         }
-        phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed", "handed")}
+        phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed")}
         ranges = {k: list(v) for k, v in self.axis_ranges.items()}
         values = {name: rule.to_json() for name, rule in self.values.items()}
         images = None
         if self.images is not None:
             images = {**asdict(self.images), "encoder": self.images.encoder.to_json()}
+        fields = asdict(self)
+        # Its members stand beside the others, as they did before they were one value: files of then are read, too.
+        call = {**fields.pop("decoder_call"), "handed": list(self.decoder_call.handed)}
         return {
-            **asdict(self),
+            **fields,
+            **call,
             **tensors,
             **phrases,
             "images": images,
@@ -444,10 +457,14 @@ class ModelSpec:
             )
         fields["axis_ranges"] = {k: (v[0], v[1]) for k, v in fields["axis_ranges"].items()}
         fields["values"] = {k: ValueRule.from_json(v) for k, v in fields["values"].items()}
-        layered = fields.get("layered")
-        fields["layered"] = None if layered is None else LayeredFeatures(**layered)
-        for name in ("declared", "proven", "assumed", "handed"):
+        for name in ("declared", "proven", "assumed"):
             fields[name] = tuple(fields.get(name, ()))
+        layered = fields.pop("layered", None)
+        fields["decoder_call"] = DecoderCall(
+            position_rows=fields.pop("position_rows", None),
+            handed=tuple(fields.pop("handed", ())),
+            layered=None if layered is None else LayeredFeatures(**layered),
+        )
         if (images := fields.get("images")) is not None:
             fields["images"] = ImageReader(**{**images, "encoder": cls.from_json(images["encoder"])})
         return cls(**fields)

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from onnx_config.cache_layout import PAST_AXIS, CacheLayout, read_cache_layout
+from onnx_config.cache_layout import CacheLayout, read_cache_layout
 from onnx_config.config_sizes import embedding_size, modality_of
 from onnx_config.declarations import Declaration, declare
-from onnx_config.decoder_call import DecoderCall, decoder_call
+from onnx_config.decoder_call import decoder_call
+from onnx_config.dummy_sizes import DummySizes
 from onnx_config.errors import ErrorKind, InputError, ModelError
 from onnx_config.image_embeddings import image_embeddings
 from onnx_config.image_reader import FoundImages, find_images, with_images
@@ -26,7 +27,7 @@ from onnx_config.preprocessors import (
     tokenizer_in,
 )
 from onnx_config.shape_inference import Inference
-from onnx_config.spec import ModelSpec, TensorSpec
+from onnx_config.spec import DecoderCall, ModelSpec, TensorSpec
 from onnx_config.task_detector import DetectedTask, detect_task, normalize_task
 from onnx_config.timm_models import MODEL_TYPE as TIMM
 from onnx_config.timm_models import require_timm
@@ -424,9 +425,8 @@ class UniversalOnnxConfig:
         return (*self.inference.outputs, *self._kept.present(continued=self.use_past_in_inputs))
 
     @property
-    def _axis_ranges(self) -> dict[str, tuple[int, int | None]]:
-        own = self._kept.axis_ranges if self.use_past_in_inputs else {}
-        return {**self.inference.axis_ranges, **own}
+    def _dummy_sizes(self) -> DummySizes:
+        return DummySizes(inference=self.inference, cache=self._kept if self.use_past_in_inputs else None)
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
@@ -461,7 +461,7 @@ class UniversalOnnxConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """Dynamic axis -> the size that dummy inputs have unless told otherwise."""
-        return {**self.inference.sizes, **(self._kept.sizes if self.use_past_in_inputs else {})}
+        return self._dummy_sizes.defaults
 
     def generate_dummy_inputs(
         self,
@@ -496,7 +496,7 @@ class UniversalOnnxConfig:
         if framework not in ("pt", "np"):
             raise InputError(f"The framework {framework!r} was asked for; there are 'pt' and 'np'.")
         habits = Habits() if preprocessor is None else habits_of(preprocessor)
-        wanted = self._resolve_sizes(batch_size, seq_length, sizes, habits=habits)
+        wanted = self._dummy_sizes.asked_for(batch_size, seq_length, sizes, habits=habits)
         specs = self._input_specs
         if preprocessor is not None:
             parts = given_preprocessors([preprocessor])
@@ -523,52 +523,6 @@ class UniversalOnnxConfig:
 
         return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
-    def _resolve_sizes(
-        self, batch_size: int | None, seq_length: int | None, sizes: Mapping[str, int], *, habits: Habits
-    ) -> dict[str, int]:
-        resolved = self.sizes | self._habitual_sizes(habits)
-        for axis in resolved:
-            if axis.endswith("batch_size") and batch_size is not None:
-                resolved[axis] = batch_size
-            elif axis == "sequence_length" and seq_length is not None:
-                resolved[axis] = seq_length
-        for axis, size in sizes.items():
-            if axis not in resolved:
-                raise InputError(f"{axis!r} is no dynamic axis of this model; it has {sorted(resolved)}.")
-            resolved[axis] = size
-        text = next((s.axis_names[-1] for s in self.inference.inputs if s.name == "input_ids" and s.axis_names), None)
-        if text is not None and habits.longest_text is not None and isinstance(resolved[text], int):
-            resolved[text] = min(resolved[text], habits.longest_text)
-        past = resolved.get(PAST_AXIS)
-        if self.use_past_in_inputs and isinstance(past, int):
-            # What a layer keeps of the past follows from its length, unless it was asked for.
-            resolved |= {axis: size for axis, size in self._kept.sizes_at(past).items() if axis not in sizes}
-        ranges = self._axis_ranges
-        for axis, size in resolved.items():
-            least = ranges[axis][0]
-            if not isinstance(size, int) or size < least:
-                raise InputError(
-                    f"The size {size!r} was asked for {axis}; this model takes whole numbers from {least}."
-                )
-        return resolved
-
-    def _habitual_sizes(self, habits: Habits) -> dict[str, int]:
-        """Return the dynamic axes that a preprocessor's settings give a size which the model takes."""
-        found = {axis: habits.sizes[axis] for axis in ("height", "width") if axis in habits.sizes}
-        for spec in self.inference.inputs:
-            if modality_of(spec.name) == "audio" and spec.dtype.startswith("float") and spec.axis_names:
-                # Features have a row per frame or a frame per column; what is not features is samples.
-                kind = "frames" if "features" in spec.name else "samples"
-                steps = [axis for axis in spec.axis_names if axis.endswith("sequence_length")]
-                found |= {axis: habits.sizes[kind] for axis in steps[-1:] if kind in habits.sizes}
-        kept = {}
-        for axis, wanted in found.items():
-            least, most = self.inference.axis_ranges.get(axis, (wanted + 1, None))
-            size = wanted if most is None else min(wanted, most)
-            if size >= least and size % self.inference.axis_steps.get(axis, 1) == 0:
-                kept[axis] = size
-        return kept
-
     @cached_property
     def spec(self) -> ModelSpec:
         """All that was found, as one value."""
@@ -580,14 +534,12 @@ class UniversalOnnxConfig:
             architecture=self.architecture,
             inputs=self._input_specs,
             outputs=self._output_specs,
-            axis_ranges=self._axis_ranges,
+            axis_ranges=self._dummy_sizes.axis_ranges,
             sizes=self.sizes,
             cache=layout.past,
             step_axis=layout.step_axis,
             takes_positions=self._takes_positions,
-            position_rows=self._decoder_call.position_rows,
-            handed=self._decoder_call.handed,
-            layered=self._decoder_call.layered,
+            decoder_call=self._decoder_call,
             embedding_size=embedding_size(self.config) if self.source is None else None,
             embeddings=()
             if self.source is not None

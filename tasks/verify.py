@@ -6,14 +6,10 @@ A verdict binds afterwards too: an artifact that no longer holds where it once d
 
 from __future__ import annotations
 
-import random
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -21,14 +17,7 @@ from typing import Any
 import db
 from onnx_config import hub
 from onnx_config.errors import ErrorKind, FerryError, InputError
-from onnx_config.export.artifact import (
-    FERRY_FILE,
-    ArtifactFile,
-    content_address,
-    finite,
-    read_ferry_file,
-    write_ferry_value,
-)
+from onnx_config.export.artifact import FERRY_FILE, finite, read_ferry_file, write_ferry_value
 from onnx_config.export.scratch import scratch_folder
 from onnx_config.runtime.integrity import check_files
 from onnx_config.spec import ModelSpec
@@ -41,124 +30,21 @@ from tasks.join import compare_together
 from tasks.lookup import unforeseen
 from tasks.memory import MemoryGate, estimate_bytes, weight_bytes_in
 from tasks.parity import Effort, case_folder, check
-from tasks.register import catalog, catalog_errors, environment_now, parity_entry, parity_record
-from tasks.report import ErrorEntry, GraphEntry, ParityEntry, Step, VariantEntry, VariantParityEntry, Verdict
+from tasks.register import catalog, catalog_errors, environment_now, parity_record
+from tasks.report import ErrorEntry, GraphEntry, ParityEntry, Step, VariantEntry, Verdict
 from tasks.request import Device, Workspace
 from tasks.retry import with_retries
 from tasks.simplify import Simplified
 from tasks.store import file_in, store_of
 from tasks.variant_verdicts import judge_again
 from tasks.variants import DTYPES, parity_of
-from tasks.verify_report import Change, VariantVerifyEntry, VerifyEntry
+from tasks.verify_report import Change, VerifyEntry, change_between
+from tasks.verify_targets import Target
+from tasks.verify_variants import error_of_variants, verify_variants, withhold
 
-__all__ = ["Target", "find_targets", "sample_of", "verify_target"]
+__all__ = ["verify_target"]
 
-_DRIFT = 0.1
 _NOTHING = StepCost(seconds=0.0, peak_rss_bytes=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """An artifact to compare again."""
-
-    place: str
-    """Where it is: a folder, or the URL that the catalog notes."""
-
-    name: str
-    """How messages call it."""
-
-    sha256: str | None = None
-    """Its content address, where the catalog knows it to be in ``place``; ``None``: it is a copy, or unknown."""
-
-    architecture: str | None = None
-    """Class of its model, where the catalog knows it."""
-
-    conversion_id: int | None = None
-    """The attempt in the catalog that made it; ``None``: the catalog does not know it."""
-
-    checks: tuple[ParityEntry, ...] = ()
-    """The comparisons so far, oldest first."""
-
-
-def find_targets(names: Sequence[str], workspace: Workspace) -> list[Target]:
-    """Return what is meant by each name: a folder with an artifact, or what the catalog knows by it.
-
-    ``["all"]`` are all artifacts of the catalog, also those in quarantine.
-
-    Raises:
-        InputError: If nothing is called so (``not_found``).
-        TransientError: If the catalog cannot be read (``catalog``).
-    """
-    engine = catalog(workspace)
-    with catalog_errors(), db.session_scope(engine, read_only=True) as session:
-        if list(names) == ["all"]:
-            return [target for record in db.iter_artifacts(session) if (target := _of_record(record)) is not None]
-        return [_named(session, name) for name in names]
-
-
-def _named(session: Any, name: str) -> Target:
-    folder = Path(name).expanduser()
-    if (folder / FERRY_FILE).is_file():
-        record = db.find_conversion(session, _address(folder))
-        known = None if record is None else _of_record(record)
-        place = str(folder.absolute())
-        found = Target(place=place, name=name) if known is None else known
-        # The copy that was named is the one that is looked at.
-        return replace(found, place=place, name=name, sha256=found.sha256 if found.place == place else None)
-    meant = str(folder.resolve()) if folder.is_dir() else name
-    for record in filter(None, (db.find_conversion(session, meant),)):
-        if (target := _of_record(record)) is not None:
-            return target
-        raise InputError(
-            f"The catalog knows {name!r}, and its last conversion left no artifact: {record.status}. "
-            "Convert it, or name an artifact that `ferry catalog list` shows."
-        )
-    raise InputError(
-        f"{name!r} is no artifact: neither a folder that holds a {FERRY_FILE}, nor known to the catalog. "
-        "`ferry catalog list` shows what is; `ferry verify all` takes them all.",
-        kind=ErrorKind.NOT_FOUND,
-    )
-
-
-def _of_record(record: db.ConversionRecord) -> Target | None:
-    if record.artifact is None:
-        return None
-    return Target(
-        place=record.artifact.path,
-        sha256=record.artifact.sha256,
-        name=record.model_id,
-        architecture=record.architecture,
-        conversion_id=record.id,
-        checks=tuple(parity_entry(check) for check in record.parity),
-    )
-
-
-def _address(folder: Path) -> str:
-    return content_address(_files(read_ferry_file(folder) or {}))
-
-
-def _files(value: Mapping[str, Any]) -> list[ArtifactFile]:
-    listed = value.get("files")
-    if not isinstance(listed, Mapping):
-        return []
-    return [
-        ArtifactFile(path=path, size_bytes=int(file["size_bytes"]), sha256=str(file["sha256"]))
-        for path, file in listed.items()
-    ]
-
-
-def sample_of(targets: Iterable[Target], count: int, *, seed: int = 0) -> list[Target]:
-    """Return so many of the targets, from as many classes of models as there are: one of each first, then another."""
-    by_class: dict[str | None, list[Target]] = defaultdict(list)
-    for target in targets:
-        by_class[target.architecture].append(target)
-    groups = [by_class[name] for name in sorted(by_class, key=str)]
-    shuffled = random.Random(seed)
-    shuffled.shuffle(groups)
-    for group in groups:
-        shuffled.shuffle(group)
-    turns = (target for turn in zip_longest(*groups) for target in turn if target is not None)
-    return [target for target, _ in zip(turns, range(count), strict=False)]
 
 
 def verify_target(
@@ -217,7 +103,7 @@ def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> Verify
     there = [entry for entry in basis.entry.variants if entry.graphs]
     files = [*basis.entry.graphs, *(graph for entry in there for graph in entry.graphs)]
     check_files(folder, value, [graph.path for graph in files])
-    source = _source(basis)
+    source = _source(target, basis)
     workspace = means.workspace
     with (
         means.gate.admit(estimate_bytes(weight_bytes_in(source)), stopping=means.stopping) as share,
@@ -251,12 +137,12 @@ def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> Verify
                 notes += (f"{kept / 'reproduce.sh'} shows the difference again",)
                 failures.point_to(kept, [(graph.role, file_in(place, graph.path)) for graph in basis.entry.graphs])
         _record(target, parity, workspace)
-        variants = _variants(job, folder, basis, there) if error is None else ()
+        variants = verify_variants(job, _at_hand(folder, basis), there, folder) if error is None and there else ()
         if fallen := [found for found in variants if found.verdict is not Verdict.VERIFIED]:
-            error = _error_of_variants(target, basis, fallen, device=parity.device)
+            error = error_of_variants(target, basis.entry.id, fallen, device=parity.device)
             # As of whole artifacts: a device on which one never held says nothing of those on which it does.
             if binding := [found for found in fallen if found.change is not Change.FIRST or parity.device == "cpu"]:
-                _withhold(target, folder, value, binding, workspace=workspace)
+                withhold(target, folder, value, binding, workspace=workspace)
     return VerifyEntry(
         id=basis.entry.id,
         revision=basis.entry.revision,
@@ -274,81 +160,37 @@ def _verify(target: Target, folder: Path, basis: Basis, means: _Means) -> Verify
     )
 
 
-def _variants(job: Job, folder: Path, basis: Basis, there: Sequence[VariantEntry]) -> tuple[VariantVerifyEntry, ...]:
-    """Return what is to be said of the variants beside the float32 graphs."""
-    if not there:
-        return ()
-    found = judge_again(job, _at_hand(folder, basis), there, folder)
-    return tuple(
-        VariantVerifyEntry(
-            variant=now.variant,
-            verdict=now.parity.verdict,
-            change=_change_of_variant(was.parity, now.parity),
-            parity=now.parity,
-            before=was.parity,
-        )
-        for was, now in zip(there, found, strict=True)
-        if now.parity is not None
-    )
-
-
-def _change_of_variant(was: VariantParityEntry | None, now: VariantParityEntry) -> Change:
-    if was is None or was.device != now.device:
-        return Change.FIRST
-    held, holds = (entry.verdict is Verdict.VERIFIED for entry in (was, now))
-    if held != holds:
-        return Change.NEWLY_PASSING if holds else Change.NEWLY_FAILING
-    grown = (now.relative_error or 0.0) - (was.relative_error or 0.0)
-    return Change.DRIFTED if holds and grown > _DRIFT * (now.tolerance or 0.0) else Change.SAME
-
-
-def _error_of_variants(
-    target: Target, basis: Basis, fallen: Sequence[VariantVerifyEntry], *, device: str
-) -> ErrorEntry:
-    said = "; ".join(f"{found.variant}: {found.parity.detail}" for found in fallen)
-    return ErrorEntry(
-        kind=ErrorKind.MISMATCH,
-        message=f"The float32 graphs of {basis.entry.id} hold; of their variants these do not, on {device}: {said}. "
-        "The loader refuses those that held on this device before, or fail on the CPU.",
-        step=Step.PARITY,
-        reproduce=f"ferry verify {quote(target.place)} --device {device}",
-    )
-
-
-def _withhold(
-    target: Target, folder: Path, value: dict[str, Any], fallen: Sequence[VariantVerifyEntry], *, workspace: Workspace
-) -> None:
-    """Write down of variants that they do not hold, which is why the loader refuses them; their files stay."""
-    verdicts = {found.variant: found.parity.model_dump(mode="json") for found in fallen}
-    variants = [
-        {**entry, "parity": verdicts.get(entry["variant"], entry["parity"])} for entry in value["model"]["variants"]
-    ]
-    changed = finite({**value, "model": {**value["model"], "variants": variants}})
-    if target.sha256 is None:
-        with disk_errors(f"the folder {str(folder)!r}"):
-            write_ferry_value(folder, changed)
-    else:
-        store_of(workspace, target.place).amend(target.place, changed)
-
-
 def _parity_at_conversion(basis: Basis, device: str) -> ParityEntry | None:
     parity = basis.entry.parity
     return parity if parity is not None and parity.device == device else None
 
 
-def _source(basis: Basis) -> Path:
-    """Return the folder of the model that an artifact was made of, at the same content."""
+def _source(target: Target, basis: Basis) -> Path:
+    """Return the folder of the model that an artifact was made of, at the same content.
+
+    A folder is looked for where the catalog says that it is: the artifact has it as it was written, which may mean
+    another one, or none, where this is called from.
+    """
     entry = basis.entry
-    is_folder = hub.is_folder(entry.id)
-    found = with_retries(hub.resolve)(entry.id, revision=None if is_folder else entry.revision)
+    model = entry.id
+    if target.model is not None and target.model[1] == entry.revision:
+        model = target.model[0]
+    is_folder = hub.is_folder(model)
+    if is_folder and not (folder := Path(model).expanduser()).is_dir() and not folder.is_absolute():
+        raise InputError(
+            f"The artifact was made of the folder {model!r}, which is not there as seen from {str(Path.cwd())!r}. Call "
+            "`ferry verify` where the model was converted, or with the FERRY_HOME whose catalog knows it.",
+            kind=ErrorKind.NOT_FOUND,
+        )
+    found = with_retries(hub.resolve)(model, revision=None if is_folder else entry.revision)
     if found.revision != entry.revision:
         raise InputError(
-            f"The model {entry.id!r} has another content now ({found.revision:.12}) than when it was converted "
+            f"The model {model!r} has another content now ({found.revision:.12}) than when it was converted "
             f"({entry.revision!s:.12}), so that there is nothing to compare with. Convert it again.",
             kind=ErrorKind.NOT_FOUND,
         )
-    folder: Path = with_retries(hub.download)(found, code=basis.request.options.trust_remote_code)
-    return folder
+    source: Path = with_retries(hub.download)(found, code=basis.request.options.trust_remote_code)
+    return source
 
 
 def _compare(job: Job, folder: Path, basis: Basis, effort: Effort) -> tuple[ParityEntry, tuple[str, ...]]:
@@ -449,14 +291,10 @@ def _record(target: Target, parity: ParityEntry, workspace: Workspace) -> None:
 
 
 def _change(before: ParityEntry | None, now: ParityEntry) -> Change:
-    """Return how a verdict relates to the one before on the same device."""
     if before is None:
         return Change.FIRST
-    was, is_now = (entry.verdict is Verdict.VERIFIED for entry in (before, now))
-    if was != is_now:
-        return Change.NEWLY_PASSING if is_now else Change.NEWLY_FAILING
     grown = (now.max_abs_diff or 0.0) - (before.max_abs_diff or 0.0)
-    return Change.DRIFTED if is_now and grown > _DRIFT * (now.tolerance or 0.0) else Change.SAME
+    return change_between(before.verdict, now.verdict, grown=grown, tolerance=now.tolerance)
 
 
 def _failed(target: Target, basis: Basis | None, error: FerryError) -> VerifyEntry:

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.report import ErrorEntry, ParityEntry, VariantParityEntry, Verdict
 
-__all__ = ["Change", "VariantVerifyEntry", "VerifyEntry", "VerifyReport"]
+__all__ = ["Change", "VariantVerifyEntry", "VerifyEntry", "VerifyReport", "change_between"]
+
+_DRIFT = 0.1
 
 
 class Change(StrEnum):
@@ -26,6 +28,21 @@ class Change(StrEnum):
     """There was none before on this device."""
     NONE = "none"
     """There is no verdict this time."""
+
+
+def change_between(was: Verdict, now: Verdict, *, grown: float, tolerance: float | None) -> Change:
+    """Return how the verdict of ``now`` relates to the one before.
+
+    Args:
+        was: The verdict before, on the same device.
+        now: The verdict of this time.
+        grown: By how much the difference is larger than before.
+        tolerance: What is allowed of it; ``None``: nothing.
+    """
+    held, holds = (verdict is Verdict.VERIFIED for verdict in (was, now))
+    if held != holds:
+        return Change.NEWLY_PASSING if holds else Change.NEWLY_FAILING
+    return Change.DRIFTED if holds and grown > _DRIFT * (tolerance or 0.0) else Change.SAME
 
 
 class VariantVerifyEntry(BaseModel):

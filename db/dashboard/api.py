@@ -7,6 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from sqlalchemy.orm import Session
 
+from db.batches import get_batch, list_batches
+from db.conversions import get_conversion
 from db.dashboard.answers import (
     Comparison,
     Conversion,
@@ -34,7 +36,6 @@ from db.overview import (
     totals_over_time,
 )
 from db.records import BatchRecord
-from db.repository import get_batch, get_conversion, list_batches
 
 __all__ = ["api_router"]
 

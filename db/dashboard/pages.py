@@ -17,6 +17,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from db.batches import get_batch, list_batches
+from db.conversions import get_conversion
 from db.coverage import batch_members, coverage
 from db.dashboard.asked import After, Listing, Number, Overviewed, read_place
 from db.dashboard.axes import axes_picture
@@ -50,8 +52,7 @@ from db.overview import (
     totals_of,
     totals_over_time,
 )
-from db.records import BatchTotals, ConversionRecord, GraphRecord, OutputParityRecord
-from db.repository import get_batch, get_conversion, list_batches
+from db.records import ConversionRecord, GraphRecord, OutputParityRecord
 from db.vocabulary import ConversionStatus, FailureKind
 
 __all__ = ["overview_values", "pages_router", "show_problem", "templates"]
@@ -293,7 +294,7 @@ def _run(request: Request, number: Number) -> Response:
         batch = get_batch(session, number)
         if batch is None:
             raise HTTPException(404, f"No batch has number {number}. The list of runs shows what is there.")
-        recorded, totals = running_totals(session, number), totals_of(session, batch)
+        recorded = running_totals(session, number)
         found = found_done_totals(session, number)
         found_rows = list_found_done(session, number, limit=_ROWS)
         picture = timeline(timed_conversions(session, number, limit=_MOST_BARS))
@@ -302,9 +303,9 @@ def _run(request: Request, number: Number) -> Response:
     values = {
         "page": "runs",
         "batch": batch,
-        "totals": totals,
-        "recorded": _sum(recorded) - _sum(found),
-        "found": _sum(found),
+        "totals": batch.totals or recorded,
+        "recorded": recorded.models - found.models,
+        "found": found.models,
         "found_rows": found_rows,
         "timeline": picture,
         "working": working,
@@ -457,7 +458,3 @@ def _conversion(session: Session, number: int) -> ConversionRecord:
 def _reader(request: Request) -> CatalogReader:
     reader: CatalogReader = request.app.state.reader
     return reader
-
-
-def _sum(totals: BatchTotals) -> int:
-    return totals.converted + totals.reused + totals.mismatch + totals.failed

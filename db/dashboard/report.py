@@ -54,18 +54,17 @@ def render_report(session: Session, *, now: datetime, most_models: int = 2000) -
         place = page.next
         if place is None:
             break
-    all_models = totals.converted + totals.reused + totals.mismatch + totals.failed
     text = templates.env.get_template("report.html").render(
         values
         | {
             "style": _STYLE.read_text(encoding="utf-8"),
             "now": now,
             "rows": rows,
-            "all_models": all_models,
+            "all_models": totals.models,
             "bars": _bars(values["points"], until=now),
         }
     )
-    return ReportPage(text=text, models=len(rows), all_models=all_models)
+    return ReportPage(text=text, models=len(rows), all_models=totals.models)
 
 
 def _bars(points: Sequence[TotalsPoint], *, until: datetime) -> dict[str, Any] | None:

@@ -81,7 +81,7 @@ def compare_fusion_generation(
         padding_side="left",
     )
     placeholders = list(spec.values["input_ids"].stand_ins)
-    return _compared(sessions, model, decoder, _Task(prompt, placeholders, steps, spec.layered))
+    return _compared(sessions, model, decoder, _Task(prompt, placeholders, steps, spec.decoder_call.layered))
 
 
 @dataclass(frozen=True, slots=True)

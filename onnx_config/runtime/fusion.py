@@ -20,7 +20,6 @@ from onnx_config.cache_layout import KEY_OR_VALUE
 from onnx_config.cached_model import cache_of, held_in
 from onnx_config.decoder_call import POSITIONS, in_rows, made_of_images
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.one_image import image_by_image, takes_one_image
 from onnx_config.parts import EMBEDDINGS, FEATURES, Role
 from onnx_config.runtime.asked import refuse_outputs
 from onnx_config.runtime.cache_layers import empty_past, held, refill
@@ -220,27 +219,13 @@ class _Decoder:
         return refill(cache, {number: (both[True], both[False]) for number, both in layers.items()})
 
 
-def _one_by_one(graph: GraphSession, feed: Mapping[str, torch.Tensor], output: str) -> BaseModelOutputWithPooling:
-    """Return the features of images of which a graph takes one at a time, as a list: so do classes that work so.
-
-    Raises:
-        InputError: If the grids tell of other patches than there are.
-    """
-    images = list(image_by_image(feed))
-    given, told = (sum(_patches(one) for one in many) for many in ([feed], images))
-    if given != told or not images:
-        raise InputError(f"The grids of the images tell of other patches than the {given} that there are.")
-    answers = [graph.run(one) for one in images]
-    made: Any = [answer[output] for answer in answers]
-    features = BaseModelOutputWithPooling(pooler_output=made)
-    for name in _layers(answers[0], output):
-        count = sum(made.startswith(f"{name}.") for made in answers[0])
-        features[name] = [[answer[f"{name}.{number}"] for answer in answers] for number in range(count)]
+def _listed(made: Mapping[str, Any], output: str) -> BaseModelOutputWithPooling:
+    """Return the features of images, each a list of those of each image, as classes that go from one to the next do."""
+    features = BaseModelOutputWithPooling(pooler_output=made[output])
+    for name in _layers(made, output):
+        count = sum(other.startswith(f"{name}.") for other in made)
+        features[name] = [made[f"{name}.{number}"] for number in range(count)]
     return features
-
-
-def _patches(feed: Mapping[str, torch.Tensor]) -> int:
-    return next(tensor for tensor in feed.values() if tensor.is_floating_point()).shape[0]
 
 
 def _layers(made: Iterable[str], output: str) -> list[str]:
@@ -302,11 +287,9 @@ def _features_of(base: Any, original: Any, graph: GraphSession, output: str) -> 
         feed = images_for(graph, given)
         if missing := [name for name in graph.inputs if feed.get(name) is None]:
             raise InputError(f"The graph takes {', '.join(map(repr, graph.inputs))}; {missing[0]!r} is missing.")
-        parts: Any = run_images(original, graph, feed, given)
-        if parts is not None:
-            return BaseModelOutputWithPooling(pooler_output=parts)
-        if takes_one_image({name: value.shape for name, value in graph.inputs.items()}):
-            return _one_by_one(graph, feed, output)
+        made: Any = run_images(original, graph, feed, given)
+        if made is not None:
+            return _listed(made, output)
         answer = graph.run(feed)
         told = told_features(base, original, feed, count=answer[output].shape[0])
         features = BaseModelOutputWithPooling(

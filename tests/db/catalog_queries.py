@@ -10,6 +10,8 @@ from datetime import timedelta
 
 from sqlalchemy.orm import Session
 
+from db.batches import get_batch, list_batches
+from db.conversions import count_conversions, get_conversion, list_conversions
 from db.leases import list_running
 from db.listing import (
     ConversionFilter,
@@ -19,6 +21,7 @@ from db.listing import (
     model_history,
     timed_conversions,
 )
+from db.named import find_artifacts, find_conversion
 from db.overview import (
     OverviewFilter,
     Period,
@@ -31,16 +34,7 @@ from db.overview import (
     step_figures,
     totals_over_time,
 )
-from db.repository import (
-    count_conversions,
-    find_artifacts,
-    find_conversion,
-    get_batch,
-    get_conversion,
-    list_batches,
-    list_conversions,
-    list_templates,
-)
+from db.templates import list_templates
 from tests.db.bulk import OLD_ORG, RARE_WORD, BulkCatalog, model_id
 
 __all__ = ["QUERIES", "Query"]

@@ -59,6 +59,20 @@ def workspace(home: Path, **changes: Any) -> Workspace:
     return Workspace(**{**places, **changes})
 
 
+def share_traces(home: Path) -> Path:
+    """Make ``home`` one whose conversions take over what earlier tests detected and traced; return it.
+
+    For tests that are about neither, and follow one that is: tracing is most of what a conversion costs. Only structure
+    is shared; weights are bound, compared and stored anew.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    for name in ("templates", "detections"):
+        shared = Path(os.environ["HF_HOME"]).parent / "shared" / name
+        shared.mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(shared, target_is_directory=True)
+    return home
+
+
 def environment(home: Path, variables: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "COVERAGE_PROCESS_START")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onnx_config.lessons import TEXT_ONLY
+from onnx_config.input_lessons import TEXT_ONLY
 from onnx_config.parts import Role, fusion_parts, without_images
 from onnx_config.spec import ModelSpec
 from onnx_config.tile_models import Arrangement, arrangement_of

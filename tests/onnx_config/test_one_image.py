@@ -11,7 +11,8 @@ import torch
 
 from onnx_config.errors import InputError
 from onnx_config.one_image import image_by_image, of_one_image
-from onnx_config.runtime.fusion import _one_by_one
+from onnx_config.runtime.fusion import _listed
+from onnx_config.runtime.images import run_images
 from onnx_config.spec import GridRule, ModelSpec, TensorSpec, ValueRule
 
 GRID = GridRule(patches="total_patches", step=2)
@@ -62,12 +63,20 @@ def summing() -> Any:
         made = feed["pixel_values"].unflatten(0, (-1, 4)).sum(1)
         return {"image_features": made, "deep.0": 2 * made}
 
-    return SimpleNamespace(run=run)
+    shapes = {"pixel_values": ("total_patches", 3), "image_grid_thw": (1, 3)}
+    inputs = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+    return SimpleNamespace(run=run, inputs=inputs, output_names=("image_features", "deep.0"))
+
+
+def features_of(feed: dict[str, torch.Tensor]) -> Any:
+    made = run_images(lambda **_: None, summing(), feed, feed)
+    assert made is not None
+    return _listed(made, "image_features")
 
 
 def test_features_come_as_a_list_of_those_of_each_image() -> None:
     feed = {"pixel_values": torch.ones(12, 3), "image_grid_thw": torch.tensor([[1, 2, 2], [1, 2, 4]])}
-    features = _one_by_one(summing(), feed, "image_features")
+    features = features_of(feed)
     assert [len(part) for part in features.pooler_output] == [1, 2]
     assert [[len(part) for part in layer] for layer in features["deep"]] == [[1, 2]]
     assert features["deep"][0][1][0, 0] == 8
@@ -79,4 +88,4 @@ def test_grids_of_other_patches_are_refused(rows: list[list[int]]) -> None:
     if rows and sum(h * w for _, h, w in rows) > 12:
         feed["pixel_values"] = torch.ones(24, 3)
     with pytest.raises(InputError, match="other patches than the"):
-        _one_by_one(summing(), feed, "image_features")
+        features_of(feed)

@@ -40,6 +40,10 @@ TILES = {
     "pixel_values": (TensorProto.FLOAT, ["rows", "tiles", 1, 2, 2]),
     "pixel_attention_mask": (TensorProto.BOOL, ["rows", "tiles", 2, 2]),
 }
+GRIDS = {
+    "pixel_values": (TensorProto.FLOAT, ["patches", 2]),
+    "image_grid_thw": (TensorProto.INT64, [1, 3]),
+}
 ALONE = {"pixel_values": (TensorProto.FLOAT, [1, 1, "height", "width"])}
 
 
@@ -75,7 +79,7 @@ def test_features_of_a_row_stay_together(tmp_path: Path) -> None:
     session.run = lambda _: {"image_features": pixels.flatten()[:20, None]}  # type: ignore[method-assign]  # a stand-in
     found = run_images(refuse, session, feed, {})
     assert found is not None
-    assert [len(part) for part in found] == [12, 8]
+    assert [len(part) for part in found["image_features"]] == [12, 8]
 
 
 def test_each_image_is_read_at_its_own_size(tmp_path: Path) -> None:
@@ -84,7 +88,23 @@ def test_each_image_is_read_at_its_own_size(tmp_path: Path) -> None:
     session = graph(tmp_path, ALONE)
     found = run_images(refuse, session, images_for(session, given), given)
     assert found is not None
-    assert [part.flatten().tolist() for part in found] == [[0, 1, 4, 5, 8, 9], [12, 13, 14, 15]]
+    assert [part.flatten().tolist() for part in found["image_features"]] == [[0, 1, 4, 5, 8, 9], [12, 13, 14, 15]]
     given["image_sizes"] = torch.tensor([[4, 2], [1, 4]])
     with pytest.raises(InputError, match="Image 1 is said to be 4 by 2 pixels"):
         run_images(refuse, session, images_for(session, given), given)
+
+
+def test_each_image_is_read_with_the_patches_of_its_grid(tmp_path: Path) -> None:
+    feed = {"pixel_values": torch.arange(12.0).reshape(6, 2), "image_grid_thw": torch.tensor([[1, 2, 2], [1, 1, 2]])}
+    session = graph(tmp_path, GRIDS)
+    found = run_images(refuse, session, feed, feed)
+    assert found is not None
+    assert [part.flatten().tolist() for part in found["image_features"]] == [[*range(8)], [*range(8, 12)]]
+    with pytest.raises(InputError, match="other patches than the 6 that there are"):
+        run_images(refuse, session, {**feed, "image_grid_thw": feed["image_grid_thw"][:1]}, feed)
+
+
+def test_images_side_by_side_are_read_together(tmp_path: Path) -> None:
+    side_by_side = {"pixel_values": (TensorProto.FLOAT, ["images", 1, 2, 2])}
+    pixels = torch.ones(2, 1, 2, 2)
+    assert run_images(refuse, graph(tmp_path, side_by_side), {"pixel_values": pixels}, {}) is None

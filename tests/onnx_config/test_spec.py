@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_config.errors import ModelError
-from onnx_config.spec import ImageReader, ModelSpec, PictureRule, TensorSpec, ValueRule, base_axis, size_of
+from onnx_config.spec import (
+    DecoderCall,
+    ImageReader,
+    LayeredFeatures,
+    ModelSpec,
+    PictureRule,
+    TensorSpec,
+    ValueRule,
+    base_axis,
+    size_of,
+)
 
 names = st.text("abcdefgh_", min_size=1, max_size=8)
 tensors = st.builds(
@@ -29,6 +39,12 @@ rules = st.builds(
     shares=st.none() | names,
     blanks=st.booleans(),
 )
+calls = st.builds(
+    DecoderCall,
+    position_rows=st.none() | st.integers(2, 4),
+    handed=st.lists(names, max_size=2).map(tuple),
+    layered=st.none() | st.builds(LayeredFeatures, field=names, argument=names, mask=names, count=st.integers(1, 3)),
+)
 ranges = st.tuples(st.integers(1, 9), st.none() | st.integers(10, 99))
 specs = st.builds(
     ModelSpec,
@@ -45,6 +61,7 @@ specs = st.builds(
     axis_steps=st.dictionaries(names, st.integers(1, 9), max_size=2),
     values=st.dictionaries(names, rules, max_size=2),
     cache=st.lists(tensors, max_size=2).map(tuple),
+    decoder_call=calls,
     declared=st.lists(st.text(max_size=9), max_size=2).map(tuple),
     proven=st.lists(st.text(max_size=9), max_size=2).map(tuple),
     assumed=st.lists(st.text(max_size=9), max_size=2).map(tuple),
@@ -54,6 +71,15 @@ specs = st.builds(
 @given(specs)
 def test_a_spec_comes_back_from_json_as_it_was(spec):
     assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@given(specs)
+def test_how_a_decoder_is_called_stands_beside_the_rest_as_in_files_that_are_there(spec):
+    written, call = spec.to_json(), spec.decoder_call
+    assert (written["position_rows"], written["handed"]) == (call.position_rows, list(call.handed))
+    assert "decoder_call" not in written
+    without = {name: value for name, value in written.items() if name not in ("position_rows", "handed", "layered")}
+    assert ModelSpec.from_json(without) == replace(spec, decoder_call=DecoderCall())
 
 
 def test_what_reads_images_comes_back_from_json_too():

@@ -12,7 +12,7 @@ import pytest
 
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.parts import Role
-from onnx_config.spec import GridRule, ModelSpec, PlacesRule, TensorSpec, ValueRule
+from onnx_config.spec import DecoderCall, GridRule, ModelSpec, PlacesRule, TensorSpec, ValueRule
 from tasks.graphs import best_graphs
 from tasks.report import Verdict
 
@@ -38,7 +38,7 @@ def reader(**changes: Any) -> ModelSpec:
                         "num_images": (1, None)},
         "sizes": {"batch_size": 2, "sequence_length": 16, "total_patches": 24, "num_images": 2},
         "preprocessor": None, "parameters": None, "cache": cache, "step_axis": "sequence_length", "embedding_size": 6,
-        "takes_positions": True, "position_rows": 3,
+        "takes_positions": True, "decoder_call": DecoderCall(position_rows=3),
         "values": {
             "input_ids": ValueRule(places=PlacesRule(token=5, grid="image_grid_thw")),
             "image_grid_thw": ValueRule(grid=GridRule(patches="total_patches", step=2)),
@@ -101,7 +101,7 @@ def test_where_a_part_cannot_be_had_the_text_alone_takes_its_place(tmp_path: Pat
 
 
 def test_more_of_an_image_than_embeddings_leaves_the_text_alone(tmp_path: Path) -> None:
-    found, notes = _graphs_of(reader(handed=("routes",)), tmp_path)
+    found, notes = _graphs_of(reader(decoder_call=DecoderCall(handed=("routes",))), tmp_path)
     assert [part.spec.part for part in found.parts] == ["model"]
     assert notes[-1].endswith("was left out: its decoder is handed routes of the images beside embeddings")
 

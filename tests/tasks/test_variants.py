@@ -20,7 +20,7 @@ from tasks.key import action_key
 from tasks.pipeline import convert_model
 from tasks.report import ModelEntry, Report, Status, Verdict
 from tasks.request import ConversionOptions
-from tests.faults.harness import assert_nothing_half_done, request, tiny, workspace
+from tests.faults.harness import assert_nothing_half_done, request, share_traces, tiny, workspace
 
 ASKED = (Variant.FP16, Variant.INT8, Variant.Q4)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,7 +29,9 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("variants")
+    root = tmp_path_factory.mktemp("variants")
+    share_traces(root / "home")
+    return root
 
 
 @pytest.fixture(scope="module")

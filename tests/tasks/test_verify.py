@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -30,17 +31,19 @@ from tasks.parity import Effort
 from tasks.pipeline import convert_model
 from tasks.report import ModelEntry, Status, Verdict
 from tasks.request import ConversionRequest, Device, Workspace
-from tasks.verify import Target, find_targets, sample_of, verify_target
+from tasks.verify import verify_target
 from tasks.verify_report import Change, VerifyEntry, VerifyReport
-from tests.faults.harness import assert_nothing_half_done, catalog_rows, request, tiny, workspace
+from tasks.verify_targets import Target, find_targets, sample_of
+from tests.faults.harness import assert_nothing_half_done, catalog_rows, request, share_traces, tiny, workspace
 
 
 class Converted:
     """A tiny model, its artifact, and where both are."""
 
-    def __init__(self, root: Path, name: str, **options: Any) -> None:
-        self.places: Workspace = workspace(root / "home")
-        self.request: ConversionRequest = request(tiny(root / "model", name), **options)
+    def __init__(self, root: Path, name: str, *, model_id: str | None = None, **options: Any) -> None:
+        self.places: Workspace = workspace(share_traces(root / "home"))
+        self.model = tiny(root / "model", name)
+        self.request: ConversionRequest = request(model_id or self.model, **options)
         self.entry: ModelEntry = convert_model(self.request, self.places)
         assert self.entry.status is Status.CONVERTED, self.entry.error
         self.folder = Path(self.entry.artifact or "")
@@ -70,12 +73,15 @@ def weight_off(model: onnx.ModelProto) -> None:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    return Converted(tmp_path_factory.mktemp("bert"), "bert-sequence-classification")
+    root = tmp_path_factory.mktemp("bert")
+    # As a manifest beside its models names them.
+    with contextlib.chdir(root):
+        return Converted(root, "bert-sequence-classification", model_id="./model")
 
 
 @pytest.mark.parametrize("name", ["all", "model", "folder", "hash"])
 def test_a_healthy_artifact_is_verified_again(bert: Converted, name: str) -> None:
-    names = {"model": bert.request.model_id, "folder": str(bert.folder), "hash": bert.folder.name[:12]}
+    names = {"model": str(bert.model), "folder": str(bert.folder), "hash": bert.folder.name[:12]}
     before = len(catalog_rows(bert.places.home)[0].parity)
     entry = bert.verify(names.get(name, name))
     assert (entry.verdict, entry.change, entry.error) == (Verdict.VERIFIED, Change.SAME, None)
@@ -86,6 +92,29 @@ def test_a_healthy_artifact_is_verified_again(bert: Converted, name: str) -> Non
     assert row.parity[-1].cells
     assert row.parity[-1].session is not None
     assert_nothing_half_done(bert.places.home)
+
+
+def test_a_model_in_a_folder_is_found_from_wherever_one_calls(
+    bert: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()  # Called the same, and another one.
+    monkeypatch.chdir(tmp_path)
+    for name in ("all", str(bert.folder)):
+        entry = bert.verify(name)
+        assert (entry.verdict, entry.error, entry.id) == (Verdict.VERIFIED, None, "./model")
+
+
+def test_a_folder_that_only_another_catalog_knows_is_asked_for(
+    bert: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strangers = workspace(tmp_path / "home")
+    (target,) = find_targets([str(bert.folder)], strangers)
+    entry = verify_target(target, strangers, device=Device.CPU, effort=Effort())
+    assert (entry.verdict, entry.change) == (Verdict.NOT_RUN, Change.NONE)
+    assert entry.error is not None
+    assert entry.error.kind is ErrorKind.NOT_FOUND
+    assert "'./model', which is not there as seen from" in entry.error.message
 
 
 def test_the_matrix_has_a_cell_for_every_level_and_shape(bert: Converted) -> None:

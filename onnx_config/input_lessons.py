@@ -1,0 +1,130 @@
+"""Lessons about which inputs there are: those that a refusal asks for, and those that are given up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from onnx_config.candidate import Ask, Candidate
+from onnx_config.config_sizes import modality_of
+from onnx_config.declarations import Role
+from onnx_config.draft import GEOMETRY, Draft
+from onnx_config.grid_texts import generates_from_grids, marked_drafts
+from onnx_config.patch_inputs import patch_drafts
+from onnx_config.probe import ProbeResult
+from onnx_config.refusals import asked_for, exclusive
+from onnx_config.spec import ValueRule
+
+__all__ = [
+    "TEXT_ONLY",
+    "fewer_inputs",
+    "masked_data",
+    "missing_inputs",
+    "more_inputs",
+    "not_both",
+    "patches",
+    "text_only",
+]
+
+TEXT_ONLY = "the graph takes text only"
+"""What the note of a draft without images and sounds begins with."""
+
+_NO_RULE = ValueRule()
+_MASK = re.compile(r"_(attention_)?mask$")
+
+
+def missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Add what the message asks for, or what was ``None`` where the statement needed it."""
+    names = asked_for(answer.refusal or "", draft.declaration)
+    for frame in reversed(answer.frames if "None" in (answer.refusal or "") else ()):
+        names += [name for name in frame.names if name in frame.nones]
+    for name in dict.fromkeys(names):
+        argument = draft.declaration.argument(name)
+        if argument is not None and argument.role is Role.DATA and name not in draft.specs:
+            if GEOMETRY.search(name) and not generates_from_grids(draft, name):
+                yield from text_only(draft, f"sizes would depend on the values of {name}")
+            other = draft.copy()
+            other.add(name)
+            for marked, why in marked_drafts(other, name):
+                yield Candidate(draft=marked, why=why, sure=True)
+            yield Candidate(draft=other, why=f"{name} was added since the model asks for it", sure=True)
+
+
+def not_both(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give one of the inputs that cannot be given together, the main one last: all models have one, made or not."""
+    names = [name for name in exclusive(answer.refusal or "") if name in draft.specs]
+    if len(names) < 2:
+        return
+    required = {a.name for a in draft.declaration.arguments if a.required}
+    for kept in sorted(names, key=lambda name: name == draft.declaration.main_input):
+        others = [name for name in names if name != kept]
+        if not required & set(others):
+            other = draft.copy()
+            for name in others:
+                other.remove(name)
+            yield Candidate(draft=other, why=f"{', '.join(others)} was left out: {answer.refusal}"[:300], sure=True)
+
+
+def patches(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give patches in the place of images to what is told how they lie in each image."""
+    for other, why in patch_drafts(draft):
+        yield Candidate(draft=other, why=f"{why}: {answer.refusal}"[:300], sure=True)
+
+
+def more_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give something optional of the main input's kind, which the config may have made the model count on."""
+    kind = modality_of(draft.declaration.main_input)
+    for argument in draft.declaration.arguments:
+        name = argument.name
+        if kind == "text" or name in draft.specs or argument.role is not Role.DATA or GEOMETRY.search(name):
+            continue
+        if modality_of(name) == kind and not name.endswith("mask"):
+            other = draft.copy()
+            other.add(name)
+            yield Candidate(draft=other, why=f"{name} was added: {answer.refusal}"[:300], sure=False)
+
+
+def masked_data(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give what a mask among the inputs is the mask of, where that is optional and was left out."""
+    for mask in draft.specs:
+        stem = _MASK.sub("", mask)
+        if stem in ("", mask) or any(name != mask and name.startswith(f"{stem}_") for name in draft.specs):
+            continue
+        for argument in draft.declaration.arguments:
+            name = argument.name
+            if (
+                argument.role is Role.DATA
+                and name.startswith(f"{stem}_")
+                and re.search(r"_(embeds|values|feats)$", name)
+            ):
+                other = draft.copy()
+                other.add(name)
+                why = f"{name} was added, which {mask} is the mask of: {answer.refusal}"
+                yield Candidate(draft=other, why=why[:300], sure=True)
+
+
+def fewer_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give up an optional input, masks first; then all of a kind of data that text comes without."""
+    optional = {a.name for a in draft.declaration.arguments if not a.required} - {draft.declaration.main_input}
+    for name in [n for n in draft.specs if n in optional and n.endswith("mask")]:
+        other = draft.copy()
+        other.remove(name)
+        yield Candidate(draft=other, why=f"{name} was left out: {answer.refusal}"[:300], sure=False, leaves_out=True)
+    yield from text_only(draft, answer.refusal or "")
+
+
+def text_only(draft: Draft, why: str) -> Iterator[Candidate]:
+    """Leave out all that a text comes without, where the class takes texts alone."""
+    optional = {a.name for a in draft.declaration.arguments if not a.required} - {draft.declaration.main_input}
+    if "input_ids" not in draft.specs:
+        return
+    others = [name for name in draft.specs if modality_of(name) != "text" or draft.rules.get(name, _NO_RULE).sizes]
+    others += [name for name in draft.specs if name not in ("input_ids", "attention_mask") and name not in others
+               and not name.startswith("decoder_")]  # fmt: skip
+    if others and set(others) <= optional | {draft.declaration.main_input}:
+        other = draft.copy()
+        for name in others:
+            other.remove(name)
+        other.rules.clear()
+        why = f"{TEXT_ONLY}; {', '.join(others)} was left out: {why}"[:400]
+        yield Candidate(draft=other, why=why, sure=False, leaves_out=True)
