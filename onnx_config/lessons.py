@@ -30,6 +30,7 @@ from onnx_config.refusals import (
     unpacked,
     wrong_sizes,
 )
+from onnx_config.shared_axes import shapes_with_shared_axes
 from onnx_config.spec import ValueRule
 
 __all__ = ["TEXT_ONLY", "Ask", "Candidate", "candidates", "placeholder_ids", "text_only"]
@@ -478,7 +479,9 @@ def _named_numbers(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Cand
 
 
 def _more_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
-    """Give inputs an axis more: one that the config names, or one of size 1."""
+    """Give inputs an axis more: one that an input beside them has, one that the config names, or one of size 1."""
+    for name, shared, beside in shapes_with_shared_axes(draft):
+        yield _reshaped(draft, name, shared, f"{name} has the axes of {beside}: {answer.refusal}", sure=False)
     text = answer.refusal or ""
     numbers = [int(n) for n in re.findall(r"\b\d{1,4}\b", text) if int(n) > 1]
     for name, spec in draft.specs.items():
