@@ -9,10 +9,11 @@ exporter's own way back from half a spectrum, moreover, is right for even counts
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -27,14 +28,32 @@ _MOST = 4096
 _Transform = Callable[[torch.Tensor, Any, str | None], torch.Tensor | None]
 
 
-def transforms_by_tables() -> AbstractContextManager[None]:
-    """Have the exporter trace ``fft``, ``ifft``, ``rfft`` and ``irfft`` of ``torch.fft`` so, until the exit."""
-    return exporter_changes(
-        ("torch.fft", "fft", partial(_along_any_axis, partial(_whole, inverse=False))),
-        ("torch.fft", "ifft", partial(_along_any_axis, partial(_whole, inverse=True))),
-        ("torch.fft", "rfft", partial(_along_any_axis, _half)),
-        ("torch.fft", "irfft", partial(_along_any_axis, _from_half)),
-    )
+@contextmanager
+def transforms_by_tables(model: torch.nn.Module) -> Iterator[None]:
+    """Have the exporter trace the transforms of ``torch.fft`` so, also where modules keep them, until the exit."""
+    made: dict[str, Callable[[Any], Any]] = {
+        "fft": partial(_along_any_axis, partial(_whole, inverse=False)),
+        "ifft": partial(_along_any_axis, partial(_whole, inverse=True)),
+        "rfft": partial(_along_any_axis, _half),
+        "irfft": partial(_along_any_axis, _from_half),
+        "fftn": partial(_along_axes, partial(_whole, inverse=False)),
+        "ifftn": partial(_along_axes, partial(_whole, inverse=True)),
+    }
+    kept = {getattr(torch.fft, name): change(getattr(torch.fft, name)) for name, change in made.items()}
+    with ExitStack() as stack:
+        stack.enter_context(exporter_changes(*(("torch.fft", name, change) for name, change in made.items())))
+        for part in model.modules():
+            for name, value in list(vars(part).items()):
+                if (replaced := _replaced(value, kept)) is not None:
+                    stack.enter_context(patch.dict(part.__dict__, {name: replaced}))
+        yield
+
+
+def _replaced(value: Any, kept: Mapping[Any, Any]) -> Any:
+    """Return a function in the place of one that a module keeps; ``None``: it is none of these."""
+    if isinstance(value, partial) and value.func in kept:
+        return partial(kept[value.func], *value.args, **value.keywords)
+    return kept.get(value) if callable(value) and isinstance(value, Hashable) else None
 
 
 def _along_any_axis(transform: _Transform, original: Any) -> Any:
@@ -51,6 +70,25 @@ def _along_any_axis(transform: _Transform, original: Any) -> Any:
         along = dim if axis is None else axis
         result = transform(input.movedim(along, -1), n, norm)
         return original(input, n, along, norm) if result is None else result.movedim(-1, along)
+
+    return transformed
+
+
+def _along_axes(transform: _Transform, original: Any) -> Any:
+    """Return a function with the arguments of torch's, for a transform of one axis after the other."""
+
+    def transformed(
+        input: torch.Tensor,  # noqa: A002  # torch's name, used as a keyword
+        s: Any = None,
+        dim: Any = None,
+        norm: str | None = None,
+    ) -> Any:
+        result: torch.Tensor | None = input
+        axes = range(input.dim()) if dim is None else dim if isinstance(dim, (tuple, list)) else (dim,)
+        for axis in () if s is not None else reversed(axes):
+            result = transform(result.movedim(axis, -1), None, norm) if result is not None else None
+            result = None if result is None else result.movedim(-1, axis)
+        return original(input, s, dim, norm) if result is None or s is not None else result
 
     return transformed
 

@@ -352,7 +352,7 @@ def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
         _nothing_prepared(),
         written_parts_kept(),
         scattered_if_any(),
-        transforms_by_tables(),
+        transforms_by_tables(model),
         decomposed_where_needed(),
         exact_patterns(),
         no_idle_work(),
