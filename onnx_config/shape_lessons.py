@@ -13,6 +13,7 @@ from onnx_config.draft import Draft
 from onnx_config.patterns import AXIS_SYNONYMS, CONFIG_SIZES
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import unpacked, wrong_sizes
+from onnx_config.shared_axes import shapes_with_shared_axes
 
 __all__ = ["columns", "documented_rank", "more_axes", "transposed", "unpacked_axes"]
 
@@ -114,7 +115,10 @@ def columns(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
 
 
 def more_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
-    """Give inputs an axis more: one that the config names, or one of size 1."""
+    """Give inputs an axis more: one that an input beside them has, one that the config names, or one of size 1."""
+    for name, shared, beside in shapes_with_shared_axes(draft):
+        why = f"{name} has the axes of {beside}: {answer.refusal}"
+        yield candidate_of_shape(draft, name, shared, why, sure=False)
     text = answer.refusal or ""
     numbers = [int(n) for n in re.findall(r"\b\d{1,4}\b", text) if int(n) > 1]
     for name, spec in draft.specs.items():

@@ -25,6 +25,7 @@ from onnx_config.export.attention import hidden_rows_as_in_torch, keys_transpose
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import DecisionError, Escapes, replayed
+from onnx_config.export.fourier import transforms_by_tables
 from onnx_config.export.granted import condition_name, conditions_returned, refuse_otherwise
 from onnx_config.export.grids import grids_in_tensors
 from onnx_config.export.idle_work import no_idle_work
@@ -351,6 +352,7 @@ def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
         _nothing_prepared(),
         written_parts_kept(),
         scattered_if_any(),
+        transforms_by_tables(model),
         decomposed_where_needed(),
         exact_patterns(),
         no_idle_work(),

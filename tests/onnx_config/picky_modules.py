@@ -97,6 +97,21 @@ class Quoted(Picky):
         return pixel_values.mean(dim=(1, 2, 3))
 
 
+class Labelled(Picky):
+    """Has more axes of points than its documentation says, and labels for them."""
+
+    def forward(self, input_points: torch.Tensor, input_labels: torch.Tensor):
+        r"""
+        input_points (`torch.FloatTensor` of shape `(batch_size, num_points, 2)`):
+            Where to look.
+        input_labels (`torch.LongTensor` of shape `(batch_size, point_batch_size, num_points)`):
+            What is there.
+        """
+        padded = torch.zeros(input_points.shape[0], input_points.shape[1], 1, input_points.shape[3])
+        points = torch.cat([input_points, padded], dim=2)
+        return points.sum((2, 3)) * input_labels.sum(-1)
+
+
 class Named(Picky):
     """Asks for an optional argument by its name."""
 

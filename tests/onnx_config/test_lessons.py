@@ -45,6 +45,14 @@ IMAGE_TOKEN = {"image_token_id": 9, "image_eos_token_id": 8}
             "input_points has the shape of: The input_points must be", id="a-shape-of-quoted-axes",
         ),
         pytest.param(
+            picky.Labelled, {"patch_size": 16},
+            {
+                "input_points": ("batch_size", "point_batch_size", "num_points", 2),
+                "input_labels": ("batch_size", "point_batch_size", "num_points"),
+            },
+            "input_points has the axes of input_labels: tuple index", id="an-axis-of-the-input-beside",
+        ),
+        pytest.param(
             picky.Named, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-by-name"
         ),
         pytest.param(
