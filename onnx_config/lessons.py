@@ -194,6 +194,16 @@ def _documented_rank(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Ca
             yield _reshaped(draft, name, shape, f"{name} has the shape of: {answer.refusal}")
 
 
+def _documented_elsewhere(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Take the shape of another number of axes that another method of the class documents for the same argument."""
+    for name, spec in draft.specs.items():
+        argument = draft.declaration.argument(name)
+        shape = None if argument is None else argument.elsewhere
+        if shape is not None and len(shape) != len(spec.shape):
+            why = f"{name} has the shape that another method documents: {answer.refusal}"
+            yield _reshaped(draft, name, shape, why, sure=False)
+
+
 def _placeholders(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     """Write as many placeholder tokens into each text as there are features for it."""
     counts = token_counts(answer.refusal or "")
@@ -546,6 +556,7 @@ _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] =
     _missing_inputs,
     _unpacked_axes,
     _documented_rank,
+    _documented_elsewhere,
     _placeholders,
     _index_limits,
     _one_row,

@@ -16,6 +16,7 @@ from onnx_config.parts import (
     fusion_parts,
     prompt_parts,
     role_of,
+    without_boxes,
 )
 from onnx_config.spec import ModelSpec, TensorSpec, ValueRule
 
@@ -254,6 +255,22 @@ def test_a_segmenter_is_an_image_encoder_and_a_prompt_decoder() -> None:
     assert (names(encoder.inputs), names(encoder.outputs)) == (["pixel_values"], ["image_embeddings"])
     assert (names(decoder.inputs), names(decoder.outputs)) == (["image_embeddings", "input_points"], ["pred_masks"])
     assert encoder.sizes.keys() == {"batch_size"}
+
+
+def test_boxes_are_asked_about_in_a_graph_of_their_own_with_any_number_of_points() -> None:
+    boxes = (tensor("input_boxes", "batch_size", "point_batch_size", 4, dtype="float32"),)
+    boxed = prompted(boxes=boxes, axis_ranges=dict.fromkeys(("batch_size", "point_batch_size", "num_points"), (1, 9)))
+    _, decoder, other = prompt_parts(ModelSpec.from_json(boxed.to_json()))
+    assert role_of(other) is Role.PROMPT_DECODER_WITH_BOXES
+    assert other.inputs == (*decoder.inputs, *boxes)
+    assert other.outputs == decoder.outputs
+    assert {axis: limits[0] for axis, limits in other.axis_ranges.items()} == {
+        "batch_size": 1, "point_batch_size": 1, "num_points": 0,
+    }  # fmt: skip
+    alone = without_boxes(boxed, "it could not be traced")
+    assert prompt_parts(alone)[1].inputs == decoder.inputs
+    assert len(prompt_parts(alone)) == 2
+    assert alone.assumed[-1] == "the graphs are asked about points only, not boxes: it could not be traced"
 
 
 @pytest.mark.parametrize(
