@@ -32,7 +32,6 @@ __all__ = [
     "prompt_parts",
     "role_of",
     "text_alone",
-    "without_boxes",
     "without_images",
 ]
 
@@ -259,19 +258,17 @@ def prompt_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     prompts = tuple(tensor for tensor in spec.inputs if tensor.name != IMAGE)
     if not spec.embeddings or not image or not prompts:
         return ()
+    # Some classes give back the embeddings that they were asked about.
+    taken = {tensor.name for tensor in spec.embeddings}
+    answers = tuple(tensor for tensor in spec.outputs if tensor.name not in taken)
     encoder = _part(spec, Role.VISION_ENCODER, image, spec.embeddings)
-    decoder = _part(spec, Role.PROMPT_DECODER, (*spec.embeddings, *prompts), spec.outputs)
+    decoder = _part(spec, Role.PROMPT_DECODER, (*spec.embeddings, *prompts), answers)
     if not spec.boxes:
         return encoder, decoder
-    boxed = _part(spec, Role.PROMPT_DECODER_WITH_BOXES, (*spec.embeddings, *prompts, *spec.boxes), spec.outputs)
+    boxed = _part(spec, Role.PROMPT_DECODER_WITH_BOXES, (*spec.embeddings, *prompts, *spec.boxes), answers)
     points = next(tensor for tensor in prompts if tensor.name == POINTS).shape[-2]
     ranges = {axis: (0, most) if axis == points else (least, most) for axis, (least, most) in boxed.axis_ranges.items()}
     return encoder, decoder, replace(boxed, axis_ranges=ranges)
-
-
-def without_boxes(spec: ModelSpec, why: str) -> ModelSpec:
-    """Return the spec of a segmenter that is asked about points alone, which says ``why``."""
-    return replace(spec, boxes=(), assumed=(*spec.assumed, f"the graphs are asked about points only, not boxes: {why}"))
 
 
 def _freed(spec: ModelSpec) -> ModelSpec:
@@ -350,5 +347,6 @@ def _part(spec: ModelSpec, role: Role, inputs: tuple[TensorSpec, ...], outputs: 
         values={name: rule for name, rule in spec.values.items() if name in names},
         cache=(),
         step_axis=None,
+        boxes=(),
         images=None,
     )

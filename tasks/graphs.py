@@ -18,7 +18,6 @@ from onnx_config.parts import (
     fusion_parts,
     prompt_parts,
     text_alone,
-    without_boxes,
     without_images,
 )
 from onnx_config.spec import ModelSpec, base_axis
@@ -120,8 +119,9 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
             return found
         failure = found.parity.detail or found.parity.verdict.value
     if spec.boxes:
+        progress.notes.append(f"the graphs are asked about points only, since with boxes they do not hold: {failure}")
         clear_artifact(job)
-        return best_graphs(progress, job, _without_boxes(progress, spec, failure), steps)
+        return best_graphs(progress, job, replace(spec, boxes=()), steps)
     what = "without its cache, since with it the graph" if len(wanted) == 1 else "as one graph, since its parts"
     if spec.images is not None:
         what = "without a graph of its images, since its parts"
@@ -137,13 +137,6 @@ def _without_reader(progress: Progress, spec: ModelSpec) -> ModelSpec:
     if spec.images is None:
         return spec
     alone = without_images(spec)
-    progress.notes.append(alone.assumed[-1])
-    return alone
-
-
-def _without_boxes(progress: Progress, spec: ModelSpec, why: str) -> ModelSpec:
-    """Return the spec of a segmenter that is asked about points alone."""
-    alone = without_boxes(spec, why)
     progress.notes.append(alone.assumed[-1])
     return alone
 

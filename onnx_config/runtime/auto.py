@@ -231,8 +231,7 @@ class AutoModelForONNX:
         made = self._segmenter.get_image_embeddings(_as_tensor(pixel_values))
         if _is_tensor(pixel_values):
             return made
-        held = [[_as_numpy(t) for t in m] if isinstance(m, list) else _as_numpy(m) for m in _as_tuple(made)]
-        return tuple(held) if isinstance(made, tuple) else held[0]
+        return tuple(map(_as_numpy, made)) if isinstance(made, tuple) else _as_numpy(made)
 
     @cached_property
     def _segmenter(self) -> Any:
@@ -454,16 +453,14 @@ def _members_as_tensors(value: Any) -> Any:
     return _as_tensor(value)
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
 def _as_numpy(value: Any) -> Any:
     """Return tensors, and those that an output of transformers holds, as arrays."""
     import torch
     from transformers.utils.generic import ModelOutput
 
     def array(held: Any) -> Any:
+        if isinstance(held, list):
+            return [array(one) for one in held]
         if not isinstance(held, torch.Tensor):
             return held
         # NumPy has no bfloat16.

@@ -53,7 +53,8 @@ class Segmenter:
         refuse_outputs(given, graph.output_names)
         self._refuse_others(given, graph)
         feed = {name: value for name, value in given.items() if name in graph.inputs}
-        feed |= self._embedded(given)
+        embedded = self._embedded(given)
+        feed |= embedded
         if (points := feed.get(POINTS)) is not None:
             feed.setdefault(POINT_LABELS, torch.ones(points.shape[:-1], dtype=torch.int64))
         elif (boxes := feed.get(BOXES)) is not None:
@@ -62,7 +63,11 @@ class Segmenter:
         if missing := [name for name in graph.inputs if name not in feed]:
             raise InputError(f"The graph takes {', '.join(graph.inputs)}; {missing[0]!r} is missing.")
         answer = graph.run({name: feed[name] for name in graph.inputs})
-        return output_class(self._class_name, tuple(answer))(**answer)
+        made = output_class(self._class_name, tuple(answer))
+        # Some classes give back the embeddings that they were asked about.
+        fields = getattr(made, "__dataclass_fields__", {})
+        again = {name: value for name, value in by_argument(embedded).items() if name in fields and name not in answer}
+        return made(**answer, **again)
 
     def _graph_for(self, given: Mapping[str, Any]) -> GraphSession:
         """Return the graph that answers such prompts."""

@@ -16,7 +16,6 @@ from onnx_config.parts import (
     fusion_parts,
     prompt_parts,
     role_of,
-    without_boxes,
 )
 from onnx_config.spec import ModelSpec, TensorSpec, ValueRule
 
@@ -267,10 +266,13 @@ def test_boxes_are_asked_about_in_a_graph_of_their_own_with_any_number_of_points
     assert {axis: limits[0] for axis, limits in other.axis_ranges.items()} == {
         "batch_size": 1, "point_batch_size": 1, "num_points": 0,
     }  # fmt: skip
-    alone = without_boxes(boxed, "it could not be traced")
-    assert prompt_parts(alone)[1].inputs == decoder.inputs
-    assert len(prompt_parts(alone)) == 2
-    assert alone.assumed[-1] == "the graphs are asked about points only, not boxes: it could not be traced"
+    # What was traced of the two others serves where the third does not hold.
+    assert prompt_parts(prompted(axis_ranges=boxed.axis_ranges)) == prompt_parts(boxed)[:2]
+
+
+def test_a_prompt_decoder_gives_no_embeddings_back() -> None:
+    again = replace(prompted(), outputs=(*prompted().outputs, *prompted().embeddings))
+    assert names(prompt_parts(again)[1].outputs) == ["pred_masks"]
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,25 @@ def test_what_else_runs_out_ends_it(tmp_path: Path, failing: Role, kind: ErrorKi
     assert raised.value.kind is kind
 
 
+def test_a_segmenter_whose_boxes_do_not_hold_is_asked_about_points(tmp_path: Path) -> None:
+    image = _tensor("pixel_values", "batch_size", 3, 8, 8, dtype="float32")
+    points = _tensor("input_points", "batch_size", "point_batch_size", "num_points", 2, dtype="float32")
+    spec = reader(
+        inputs=(image, points), cache=(), values={}, position_rows=None,
+        axis_ranges=dict.fromkeys(("batch_size", "point_batch_size", "num_points"), (1, None)),
+        embeddings=(_tensor("image_embeddings", "batch_size", 4, 2, 2, dtype="float32"),),
+        boxes=(_tensor("input_boxes", "batch_size", "point_batch_size", 4, dtype="float32"),),
+    )  # fmt: skip
+    whole, _ = _graphs_of(spec, tmp_path)
+    found, notes = _graphs_of(spec, tmp_path, Role.PROMPT_DECODER_WITH_BOXES)
+    roles = ["vision_encoder", "prompt_decoder", "prompt_decoder_with_boxes"]
+    assert [part.spec.part for part in whole.parts] == roles
+    assert [part.spec.part for part in found.parts] == roles[:2]
+    assert notes == [
+        "the graphs are asked about points only, since with boxes they do not hold: It could not be traced."
+    ]
+
+
 def test_more_of_an_image_than_embeddings_leaves_the_text_alone(tmp_path: Path) -> None:
     found, notes = _graphs_of(reader(handed=("routes",)), tmp_path)
     assert [part.spec.part for part in found.parts] == ["model"]
