@@ -204,6 +204,21 @@ def _documented_elsewhere(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterat
             yield _reshaped(draft, name, shape, why, sure=False)
 
 
+def _mask_as_long(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Let the mask of a sound be as long as the sound, where its values say how many features there are."""
+    if token_counts(answer.refusal or "") is None:
+        return
+    for name, spec in draft.specs.items():
+        data = draft.specs.get(_MASK.sub("", name))
+        if data is None or data is spec or modality_of(name) != "audio" or len(spec.shape) != 2:
+            continue
+        # A sound has more steps than each of them has numbers.
+        length = max(data.shape[1:], key=lambda axis: axis if isinstance(axis, int) else draft.sizes[axis])
+        if spec.shape[-1] != length:
+            why = f"{name} is as long as {data.name}: {answer.refusal}"
+            yield _reshaped(draft, name, (spec.shape[0], length), why)
+
+
 def _placeholders(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     """Write as many placeholder tokens into each text as there are features for it."""
     counts = token_counts(answer.refusal or "")
@@ -557,6 +572,7 @@ _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] =
     _unpacked_axes,
     _documented_rank,
     _documented_elsewhere,
+    _mask_as_long,
     _placeholders,
     _index_limits,
     _one_row,
