@@ -55,6 +55,9 @@ class Argument:
     shape: tuple[int | str, ...] | None
     """Documented shape, axis names normalised; ``None`` where none is documented."""
 
+    elsewhere: tuple[int | str, ...] | None = None
+    """Another shape that another method of the class documents for an argument of its name; ``None``: none does."""
+
     preprocessed: bool
     """Whether its documentation says that a preprocessor makes it."""
 
@@ -169,6 +172,7 @@ def declare(cls: type) -> Declaration:
     documented = _documented_arguments(cls.forward.__doc__ or "")  # type: ignore[attr-defined]
     # transformers documents its own classes by these words, where they mean no others.
     usual = _no_words if cls.__module__.partition(".")[0] == "transformers" else _usual_words
+    others = _documented_by_methods(cls)
     unread: list[str] = []
     arguments: list[Argument] = []
     for parameter in inspect.signature(forward).parameters.values():
@@ -182,7 +186,8 @@ def declare(cls: type) -> Declaration:
                 required=parameter.default is parameter.empty,
                 role=_role(parameter.name, annotation, head, text),
                 dtype=_dtype(annotation) or _dtype(head),
-                shape=read_shape(head),
+                shape=(shape := read_shape(head)),
+                elsewhere=next((other for other in others.get(parameter.name, ()) if other != shape), None),
                 preprocessed=bool(_PREPROCESSED.search(text)),
                 documentation=text,
                 index_limit=_index_limit(text),
@@ -238,6 +243,18 @@ def _documented_arguments(docstring: str) -> dict[str, tuple[str, str]]:
                 continue
             body.append(line.strip())
             found[name] = (found[name][0], " ".join(body).strip())
+    return found
+
+
+def _documented_by_methods(cls: type) -> dict[str, list[tuple[int | str, ...]]]:
+    """Return, per argument, the shapes that methods of the class's own beside ``forward`` document for it."""
+    found: dict[str, list[tuple[int | str, ...]]] = {}
+    for name, method in vars(cls).items():
+        if name == "forward" or name.startswith("_") or not inspect.isfunction(method):
+            continue
+        for argument, (head, _) in _documented_arguments(method.__doc__ or "").items():
+            if (shape := read_shape(head)) is not None:
+                found.setdefault(argument, []).append(shape)
     return found
 
 

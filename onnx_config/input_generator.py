@@ -17,6 +17,7 @@ from onnx_config.config_sizes import config_for, modality_of
 from onnx_config.grid_values import grid_rows, room_for_grids, shown_patches
 from onnx_config.image_places import mark_places, places_needed, put_places
 from onnx_config.picture_values import blanked, picture_sizes, shares
+from onnx_config.prompt_values import prompt_values
 from onnx_config.spec import TensorSpec, ValueRule, is_past, size_of
 
 if TYPE_CHECKING:
@@ -170,6 +171,8 @@ def _values(
     spec: TensorSpec, shape: tuple[int, ...], config: Any, declaration: Declaration, generator: np.random.Generator
 ) -> Array:
     dtype = np.dtype(spec.dtype)
+    if (asked := prompt_values(spec, shape, config, declaration, generator)) is not None:
+        return asked
     if spec.name.endswith("mask") or spec.name.endswith("observed_mask"):
         return np.ones(shape, dtype)
     if dtype.kind == "b":

@@ -12,7 +12,15 @@ from onnx_config.candidate import Ask, Candidate
 from onnx_config.draft import Draft
 from onnx_config.input_lessons import fewer_inputs, masked_data, missing_inputs, more_inputs, not_both, patches
 from onnx_config.probe import ProbeResult
-from onnx_config.shape_lessons import columns, documented_rank, more_axes, transposed, unpacked_axes
+from onnx_config.shape_lessons import (
+    columns,
+    documented_elsewhere,
+    documented_rank,
+    mask_as_long,
+    more_axes,
+    transposed,
+    unpacked_axes,
+)
 from onnx_config.size_lessons import growth, image_sizes, multiples, named_numbers, one_row, solved_sizes
 from onnx_config.value_lessons import index_limits, marked_positions, placeholders, whole_numbers
 
@@ -24,6 +32,8 @@ _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] =
     missing_inputs,
     unpacked_axes,
     documented_rank,
+    documented_elsewhere,
+    mask_as_long,
     placeholders,
     index_limits,
     one_row,

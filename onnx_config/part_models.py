@@ -6,13 +6,13 @@ part takes and gives is in `onnx_config.parts`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from onnx_config.cached_model import CachedModel, cache_of, flattened
-from onnx_config.image_embeddings import EMBEDDINGS_OF_IMAGE
+from onnx_config.image_embeddings import EMBED, arguments_of, by_argument, by_name
 from onnx_config.parts import EMBEDDINGS, ENCODER_MASK, ENCODER_STATES, FEATURES, Role, role_of
 from onnx_config.spec import LayeredFeatures, ModelSpec
 from onnx_config.tile_models import TileModel, arrangement_of
@@ -53,9 +53,9 @@ def part_model(model: Any, spec: ModelSpec) -> Any:
         case Role.EMBED_TOKENS:
             return EmbeddingModel(model)
         case Role.VISION_ENCODER if spec.embeddings:
-            return ImageEmbeddingModel(model)
-        case Role.PROMPT_DECODER:
-            return PromptModel(model)
+            return ImageEmbeddingModel(model, arguments_of(tensor.name for tensor in spec.embeddings))
+        case Role.PROMPT_DECODER | Role.PROMPT_DECODER_WITH_BOXES:
+            return PromptModel(model, arguments_of(tensor.name for tensor in spec.embeddings))
         case Role.VISION_ENCODER as role if (arrangement := arrangement_of(spec)) is not None:
             return TileModel(model, arrangement=arrangement, output=FEATURES[role])
         case Role.VISION_ENCODER | Role.AUDIO_ENCODER | Role.TEXT_MODEL | Role.VISION_MODEL as role:
@@ -171,10 +171,12 @@ class LayeredModel(CachedModel):
 class ImageEmbeddingModel(torch.nn.Module):
     """Calls what a segmenter embeds an image with."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, arguments: Sequence[str]) -> None:
+        """Call what it gives by the names of the ``arguments`` of ``forward`` that take it."""
         super().__init__()
         self.model = model
         """A model of transformers that has a method ``get_image_embeddings``."""
+        self._arguments = arguments
 
     @property
     def config(self) -> Any:
@@ -182,20 +184,24 @@ class ImageEmbeddingModel(torch.nn.Module):
         return self.model.config
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return ``image_embeddings`` of images (batch_size, channels, height, width), or several numbered ones."""
-        returned = self.model.get_image_embeddings(pixel_values)  # type: ignore[operator]  # it has it
-        if isinstance(returned, torch.Tensor):
-            return {EMBEDDINGS_OF_IMAGE: returned}
-        return {f"{EMBEDDINGS_OF_IMAGE}.{number}": tensor for number, tensor in enumerate(returned)}
+        """Return the embeddings of images (batch_size, channels, height, width), those of a list numbered."""
+        returned = getattr(self.model, EMBED)(pixel_values)
+        members = returned if len(self._arguments) > 1 else [returned]
+        named: dict[str, torch.Tensor] = {}
+        for argument, member in zip(self._arguments, members, strict=True):
+            named |= by_name(argument, member)
+        return named
 
 
 class PromptModel(torch.nn.Module):
     """Calls a segmenter with an image's embeddings in the place of the image."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, arguments: Sequence[str]) -> None:
+        """Take the embeddings for these ``arguments`` of ``forward``."""
         super().__init__()
         self.model = model
         """A model of transformers whose ``forward`` takes ``image_embeddings``."""
+        self._arguments = arguments
 
     @property
     def config(self) -> Any:
@@ -204,13 +210,10 @@ class PromptModel(torch.nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         """Return what the model says; several embeddings come by dotted names, or as one dictionary."""
-        dotted = [name for name in inputs if name.startswith(f"{EMBEDDINGS_OF_IMAGE}.")]
-        several = inputs.pop(EMBEDDINGS_OF_IMAGE, None)
-        if dotted:
-            several = {name.rpartition(".")[2]: inputs.pop(name) for name in dotted}
-        if isinstance(several, dict):
-            several = [several[number] for number in sorted(several, key=int)]
-        return self.model(**inputs, image_embeddings=several)
+        embeddings: dict[str, Any] = {}
+        for name in [name for name in inputs if name.partition(".")[0] in self._arguments]:
+            embeddings |= by_name(name, inputs.pop(name))
+        return self.model(**inputs, **by_argument(embeddings))
 
 
 def _joined(features: Any) -> torch.Tensor:

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from onnx_config.cache_layout import KEY_OR_VALUE, PAST_AXIS, CacheLayout
 from onnx_config.config_sizes import modality_of
-from onnx_config.image_embeddings import IMAGE
+from onnx_config.image_embeddings import IMAGE, POINTS
 from onnx_config.spec import ModelSpec, TensorSpec, ValueRule
 
 __all__ = [
@@ -70,6 +70,8 @@ class Role(StrEnum):
     VISION_ENCODER = "vision_encoder"
     AUDIO_ENCODER = "audio_encoder"
     PROMPT_DECODER = "prompt_decoder"
+    PROMPT_DECODER_WITH_BOXES = "prompt_decoder_with_boxes"
+    """Is asked about a box, and points beside it if there are any."""
     TEXT_MODEL = "text_model"
     VISION_MODEL = "vision_model"
 
@@ -94,6 +96,7 @@ GRAPH_FILES: Mapping[Role, str] = {
     Role.VISION_ENCODER: "vision_encoder.onnx",
     Role.AUDIO_ENCODER: "audio_encoder.onnx",
     Role.PROMPT_DECODER: "prompt_encoder_mask_decoder.onnx",
+    Role.PROMPT_DECODER_WITH_BOXES: "prompt_encoder_mask_decoder_with_boxes.onnx",
     Role.TEXT_MODEL: "text_model.onnx",
     Role.VISION_MODEL: "vision_model.onnx",
 }
@@ -200,12 +203,12 @@ def fusion_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
     return _part(spec, role, others, given) if images is None else images.encoder, embed, decoder
 
 
-def text_alone(spec: ModelSpec) -> ModelSpec:
+def text_alone(spec: ModelSpec, *, always: bool = False) -> ModelSpec:
     """Return what a model takes and gives without its images, where their grids would be values in its graph.
 
-    Any other model's is its own.
+    Any other model's is its own, unless the text alone is ``always`` wanted.
     """
-    if spec.values.get("input_ids", ValueRule()).places is None:
+    if spec.values.get("input_ids", ValueRule()).places is None and not always:
         return spec
     left = [tensor.name for tensor in spec.inputs if tensor.name not in ("input_ids", _MASK)]
     inputs = tuple(tensor for tensor in spec.inputs if tensor.name not in left)
@@ -247,13 +250,26 @@ def dual_encoder_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
 
 
 def prompt_parts(spec: ModelSpec) -> tuple[ModelSpec, ...]:
-    """Return the specs of what embeds an image and of what answers prompts about it; empty where there are none."""
+    """Return the specs of what embeds an image and of what answers prompts about it; empty where there are none.
+
+    Where prompts may be boxes there are two that answer: points alone are padded otherwise than points beside a box, so
+    that one graph cannot do without a box by leaving it empty.
+    """
     image = tuple(tensor for tensor in spec.inputs if tensor.name == IMAGE)
     prompts = tuple(tensor for tensor in spec.inputs if tensor.name != IMAGE)
     if not spec.embeddings or not image or not prompts:
         return ()
+    # Some classes give back the embeddings that they were asked about.
+    taken = {tensor.name for tensor in spec.embeddings}
+    answers = tuple(tensor for tensor in spec.outputs if tensor.name not in taken)
     encoder = _part(spec, Role.VISION_ENCODER, image, spec.embeddings)
-    return encoder, _part(spec, Role.PROMPT_DECODER, (*spec.embeddings, *prompts), spec.outputs)
+    decoder = _part(spec, Role.PROMPT_DECODER, (*spec.embeddings, *prompts), answers)
+    if not spec.boxes:
+        return encoder, decoder
+    boxed = _part(spec, Role.PROMPT_DECODER_WITH_BOXES, (*spec.embeddings, *prompts, *spec.boxes), answers)
+    points = next(tensor for tensor in prompts if tensor.name == POINTS).shape[-2]
+    ranges = {axis: (0, most) if axis == points else (least, most) for axis, (least, most) in boxed.axis_ranges.items()}
+    return encoder, decoder, replace(boxed, axis_ranges=ranges)
 
 
 def _freed(spec: ModelSpec) -> ModelSpec:
@@ -332,5 +348,6 @@ def _part(spec: ModelSpec, role: Role, inputs: tuple[TensorSpec, ...], outputs: 
         values={name: rule for name, rule in spec.values.items() if name in names},
         cache=(),
         step_axis=None,
+        boxes=(),
         images=None,
     )

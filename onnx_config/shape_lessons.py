@@ -12,10 +12,20 @@ from onnx_config.declarations import read_shape
 from onnx_config.draft import Draft
 from onnx_config.patterns import AXIS_SYNONYMS, CONFIG_SIZES
 from onnx_config.probe import ProbeResult
-from onnx_config.refusals import unpacked, wrong_sizes
+from onnx_config.refusals import token_counts, unpacked, wrong_sizes
 from onnx_config.shared_axes import shapes_with_shared_axes
 
-__all__ = ["columns", "documented_rank", "more_axes", "transposed", "unpacked_axes"]
+__all__ = [
+    "columns",
+    "documented_elsewhere",
+    "documented_rank",
+    "mask_as_long",
+    "more_axes",
+    "transposed",
+    "unpacked_axes",
+]
+
+_MASK = re.compile(r"_(attention_)?mask$")
 
 
 def unpacked_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -89,6 +99,31 @@ def documented_rank(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Can
     for name, spec in (named or draft.specs).items():
         if len(spec.shape) != len(shape) and (kind is None or modality_of(name) == kind):
             yield candidate_of_shape(draft, name, shape, f"{name} has the shape of: {answer.refusal}")
+
+
+def documented_elsewhere(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Take the shape of another number of axes that another method of the class documents for the same argument."""
+    for name, spec in draft.specs.items():
+        argument = draft.declaration.argument(name)
+        shape = None if argument is None else argument.elsewhere
+        if shape is not None and len(shape) != len(spec.shape):
+            why = f"{name} has the shape that another method documents: {answer.refusal}"
+            yield candidate_of_shape(draft, name, shape, why, sure=False)
+
+
+def mask_as_long(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Let the mask of a sound be as long as the sound, where its values say how many features there are."""
+    if token_counts(answer.refusal or "") is None:
+        return
+    for name, spec in draft.specs.items():
+        data = draft.specs.get(_MASK.sub("", name))
+        if data is None or data is spec or modality_of(name) != "audio" or len(spec.shape) != 2:
+            continue
+        # A sound has more steps than each of them has numbers.
+        length = max(data.shape[1:], key=lambda axis: axis if isinstance(axis, int) else draft.sizes[axis])
+        if spec.shape[-1] != length:
+            why = f"{name} is as long as {data.name}: {answer.refusal}"
+            yield candidate_of_shape(draft, name, (spec.shape[0], length), why)
 
 
 def transposed(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:

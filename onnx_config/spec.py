@@ -366,6 +366,10 @@ class ModelSpec:
     """What the model makes of an image before it is asked about it, in the place of which it can be given; empty where
     it makes nothing of the kind."""
 
+    boxes: tuple[TensorSpec, ...] = ()
+    """What it may be asked about beside points, and without any; empty where it is asked about points only, or about
+    none."""
+
     images: ImageReader | None = None
     """What makes features of images for a text whose own inputs are text only; ``None``: nothing that is known, or the
     inputs hold images."""
@@ -424,7 +428,7 @@ class ModelSpec:
         """Return the spec as JSON types; `from_json` reads it back."""
         tensors = {
             side: [asdict(t) | {"shape": list(t.shape)} for t in getattr(self, side)]
-            for side in ("inputs", "outputs", "cache", "embeddings")
+            for side in ("inputs", "outputs", "cache", "embeddings", "boxes")
         }
         phrases = {name: list(getattr(self, name)) for name in ("declared", "proven", "assumed")}
         ranges = {k: list(v) for k, v in self.axis_ranges.items()}
@@ -451,7 +455,7 @@ class ModelSpec:
     def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
         """Read what `to_json` wrote."""
         fields = dict(value)
-        for side in ("inputs", "outputs", "cache", "embeddings"):
+        for side in ("inputs", "outputs", "cache", "embeddings", "boxes"):
             fields[side] = tuple(
                 TensorSpec(name=t["name"], dtype=t["dtype"], shape=tuple(t["shape"])) for t in fields.get(side, ())
             )

@@ -14,7 +14,7 @@ from onnx_config.declarations import Declaration, declare
 from onnx_config.decoder_call import decoder_call
 from onnx_config.dummy_sizes import DummySizes
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.image_embeddings import image_embeddings
+from onnx_config.image_embeddings import box_prompts, image_embeddings
 from onnx_config.image_reader import FoundImages, find_images, with_images
 from onnx_config.input_generator import generate_inputs, with_room
 from onnx_config.patterns import ALWAYS_GIVEN
@@ -527,6 +527,8 @@ class UniversalOnnxConfig:
     def spec(self) -> ModelSpec:
         """All that was found, as one value."""
         layout = self.cache_layout
+        told = (self.declaration, self.inference, self.probe)
+        embeddings = () if self.source is not None else image_embeddings(*told)
         spec = ModelSpec(
             model_type=self.model_type,
             task=self.task,
@@ -541,9 +543,8 @@ class UniversalOnnxConfig:
             takes_positions=self._takes_positions,
             decoder_call=self._decoder_call,
             embedding_size=embedding_size(self.config) if self.source is None else None,
-            embeddings=()
-            if self.source is not None
-            else image_embeddings(self.declaration, self.inference, self.probe),
+            embeddings=embeddings,
+            boxes=box_prompts(*told, embeddings) if embeddings else (),
             axis_steps=self.inference.axis_steps,
             values=self.inference.values,
             code_sha256=None if self.code is None else self.code.sha256,

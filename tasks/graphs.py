@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx_config import hub
 from onnx_config.cache_layout import with_past
-from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError
+from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError, ResourceError
 from onnx_config.one_image import of_one_image
 from onnx_config.parts import (
     GRAPH_ENTRY,
@@ -34,6 +34,11 @@ from tasks.versions import package_versions
 __all__ = ["Graphs", "Part", "best_graphs", "narrow_axes", "verdict_on_all"]
 
 _IMAGE_SIDES = frozenset({"height", "width"})
+_READERS = (Role.VISION_ENCODER, Role.AUDIO_ENCODER)
+
+
+class _NotReadError(ModelError):
+    """What reads images or sounds for a text ran out of time or memory; the cause is the error that says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +93,8 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
 
     One that generates text carries its cache, unless its task was asked for without, and an encoder-decoder becomes
     several graphs; where that cannot be had, and was not asked for, the graph of the bare forward pass takes its place.
+    Of a model that reads images or sounds in a text, the text alone is had where what reads them runs out of time or
+    memory, also with the machine to itself.
 
     Raises:
         FerryError: If there is no graph that could be compared.
@@ -101,15 +108,20 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
     if not wanted:
         return _whole(progress, job, spec, steps)
     try:
-        found = _several(progress, job, spec, wanted, steps)
+        found = _several(progress, job, spec, wanted, steps, insists=insists)
     except ModelError as error:
         if insists:
             raise
-        failure = error.message
+        failure, is_read = error.message, not isinstance(error, _NotReadError)
     else:
+        is_read = True
         if insists or found.parity.verdict is Verdict.VERIFIED:
             return found
         failure = found.parity.detail or found.parity.verdict.value
+    if spec.boxes:
+        progress.notes.append(f"the graphs are asked about points only, since with boxes they do not hold: {failure}")
+        clear_artifact(job)
+        return best_graphs(progress, job, replace(spec, boxes=()), steps)
     what = "without its cache, since with it the graph" if len(wanted) == 1 else "as one graph, since its parts"
     if spec.images is not None:
         what = "without a graph of its images, since its parts"
@@ -117,7 +129,7 @@ def best_graphs(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> 
     clear_artifact(job)
     if spec.images is not None:
         return best_graphs(progress, job, _without_reader(progress, spec), steps)
-    return _whole(progress, job, spec, steps)
+    return _whole(progress, job, spec, steps, reads=is_read)
 
 
 def _without_reader(progress: Progress, spec: ModelSpec) -> ModelSpec:
@@ -146,9 +158,9 @@ def _wanted_specs(spec: ModelSpec, asked: str | None) -> tuple[ModelSpec, ...]:
     return () if continued is None else (continued,)
 
 
-def _whole(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> Graphs:
-    """Return the one graph of the forward pass; of a text alone, where images have grids."""
-    alone = text_alone(spec)
+def _whole(progress: Progress, job: Job, spec: ModelSpec, steps: Steps, *, reads: bool = True) -> Graphs:
+    """Return the one graph of the forward pass; of a text alone, where images have grids or nothing ``reads`` them."""
+    alone = text_alone(spec, always=not reads)
     progress.notes += alone.assumed[len(spec.assumed) :]
     spec = alone
     progress.spec = spec
@@ -162,8 +174,15 @@ def _named(made: tuple[Exported, Simplified, Checked]) -> dict[str, Any]:
     return dict(zip(("exported", "stored", "checked"), made, strict=True))
 
 
-def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelSpec, ...], steps: Steps) -> Graphs:
-    """Return a graph for each of ``wanted``; the first that does not hold ends it."""
+def _several(
+    progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelSpec, ...], steps: Steps, *, insists: bool
+) -> Graphs:
+    """Return a graph for each of ``wanted``; the first that does not hold ends it.
+
+    Raises:
+        _NotReadError: If what reads images or sounds for a text ran out, and nothing ``insists`` on it.
+        FerryError: If there is no graph that could be compared.
+    """
     alone = len(wanted) == 1
     if alone:
         progress.notes += wanted[0].assumed[len(spec.assumed) :]
@@ -171,7 +190,15 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
     progress.spec = spec
     parts: list[Part] = []
     for part_spec in wanted:
-        part = _part(progress, job, part_spec, steps)
+        try:
+            part = _part(progress, job, part_spec, steps)
+        except ResourceError as error:
+            # What ran out beside others is tried once more, with the machine to itself.
+            spares = error.kind.retried_alone and progress.attempts > 1 and not insists
+            if not spares or not _reads_for_a_text(part_spec, wanted):
+                raise
+            what = f"the graph of the {part_spec.part} could not be had: {error.message}"
+            raise _NotReadError(what, kind=ErrorKind.EXPORT_FAILED) from error
         parts.append(part)
         if part.checked.entry.verdict is not Verdict.VERIFIED:
             break
@@ -195,6 +222,11 @@ def _several(progress: Progress, job: Job, spec: ModelSpec, wanted: tuple[ModelS
         progress.notes += part.exported.notes
         progress.notes += part.checked.notes
     return Graphs(spec=spec, parts=tuple(parts), parity=parity, merged=merged)
+
+
+def _reads_for_a_text(spec: ModelSpec, wanted: Sequence[ModelSpec]) -> bool:
+    """Return whether a part makes features of images or sounds that a text can do without."""
+    return spec.part in _READERS and any(part.part == Role.EMBED_TOKENS for part in wanted)
 
 
 def _part(progress: Progress, job: Job, spec: ModelSpec, steps: Steps) -> Part:

@@ -40,7 +40,7 @@ def generation(request: Json) -> Json:
         ModelError: If ONNX Runtime refuses a graph.
     """
     from onnx_config.export.fusion_generation import compare_fusion_generation
-    from onnx_config.export.prompted import prompted_difference
+    from onnx_config.export.prompted import prompted_difference, prompts_compared
     from onnx_config.export.seq2seq_generation import compare_seq2seq_generation
     from onnx_config.export.session import choose_device, open_session
 
@@ -55,7 +55,8 @@ def generation(request: Json) -> Json:
         whole = ModelSpec.from_json(request["spec"])
         if (difference := prompted_difference(sessions, model, whole, universal)) is not None:
             return {"difference": difference, "note": None}
-        return {"difference": None, "note": "image and prompts in two graphs answer what the model does in one call"}
+        note = f"image and prompts in {len(specs)} graphs answer what the model does in one call"
+        return {"difference": None, "note": f"{note}: {prompts_compared(whole)}, all about one batch of images"}
     if Role.ENCODER in specs:
         generated = compare_seq2seq_generation(sessions, model, specs, universal)
     else:

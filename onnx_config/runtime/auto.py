@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,22 +209,51 @@ class AutoModelForONNX:
             InputError: If an input that cannot be filled in is missing, or one has a shape that the graph does not
                 take.
         """
-        as_torch = any(_is_tensor(value) for value in inputs.values())
+        as_torch = any(_is_tensor(one) for value in inputs.values() for one in _leaves(value))
         generator = self.generator
-        answer = self._run(inputs) if generator is None else generator(**self._generators_inputs(inputs))
+        if self._segmenter is not None:
+            answer = self._segmenter({name: _members_as_tensors(value) for name, value in inputs.items()})
+        else:
+            answer = self._run(inputs) if generator is None else generator(**self._generators_inputs(inputs))
         return answer if as_torch else _as_numpy(answer)
 
+    def get_image_embeddings(self, pixel_values: Any) -> Any:
+        """Return what a segmenter makes of images, to be given in their place: as its class in transformers does.
+
+        Raises:
+            InputError: If the model is no segmenter, or the images have a shape that the graph does not take.
+        """
+        if self._segmenter is None:
+            raise InputError(
+                f"Embeddings of an image were asked for, and {self._class_name or 'the model'} makes none to be asked "
+                "about. Call the model itself."
+            )
+        made = self._segmenter.get_image_embeddings(_as_tensor(pixel_values))
+        if _is_tensor(pixel_values):
+            return made
+        return tuple(map(_as_numpy, made)) if isinstance(made, tuple) else _as_numpy(made)
+
+    @cached_property
+    def _segmenter(self) -> Any:
+        """What answers prompts about images; ``None`` where nothing here does."""
+        if Role.PROMPT_DECODER not in self.graphs:
+            return None
+        if Role.VISION_ENCODER not in self.graphs:
+            raise InputError(
+                f"{str(self.folder)!r} lacks {GRAPH_FILES[Role.VISION_ENCODER]}, which embeds the images that its "
+                "prompts are about. Copy the whole folder again, or convert the model again.",
+                kind=ErrorKind.NOT_FOUND,
+            )
+        from onnx_config.runtime.prompted import Segmenter
+
+        return Segmenter(self._class_name, self._class, self.graphs)
+
     def _run(self, inputs: Mapping[str, Any]) -> Any:
-        """Run the one graph, or one after the other, what the first gives being an input of the next."""
+        """Run the one graph."""
         from onnx_config.runtime.fill import filled
         from onnx_config.runtime.outputs import output_class
 
-        *before, graph = self.graphs.values()
-        for first in before:
-            if any(inputs.get(name) is None for name in first.output_names):
-                if missing := [name for name in first.inputs if inputs.get(name) is None]:
-                    raise InputError(f"The graph takes {list(first.inputs)}; {missing[0]!r} is missing.")
-                inputs = {**inputs, **first.run({name: _as_tensor(inputs[name]) for name in first.inputs})}
+        (graph,) = self.graphs.values()
         refuse_outputs(inputs, graph.output_names)
         feed = {name: _as_tensor(value) for name, value in inputs.items() if name in graph.inputs and value is not None}
         for value in graph.inputs.values():
@@ -251,12 +280,12 @@ class AutoModelForONNX:
             from onnx_config.runtime.seq2seq import seq2seq_model
 
             return seq2seq_model(self._generating_class(), self.config, self._read_generation_config(), self.graphs)
-        if _EMBEDDING & self.graphs.keys() and Role.PROMPT_DECODER not in self.graphs:
+        if self._segmenter is not None:
+            return None
+        if _EMBEDDING & self.graphs.keys():
             from onnx_config.runtime.fusion import fusion_model
 
             return fusion_model(self._generating_class(), self.config, self._read_generation_config(), self.graphs)
-        if Role.PROMPT_DECODER in self.graphs:
-            return None
         carries = any(name.startswith(f"{_CACHE}.") for graph in self.graphs.values() for name in graph.inputs)
         if not carries and self.graphs.keys() == {Role.MODEL}:
             return None
@@ -408,12 +437,30 @@ def _as_tensor(value: Any) -> Any:
     return value
 
 
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what lists hold, and lists in them."""
+    if isinstance(value, (list, tuple)):
+        for member in value:
+            yield from _leaves(member)
+    else:
+        yield value
+
+
+def _members_as_tensors(value: Any) -> Any:
+    """Return arrays as tensors, also those that a list holds; a list of numbers as one tensor."""
+    if isinstance(value, (list, tuple)) and any(isinstance(v, np.ndarray) or _is_tensor(v) for v in _leaves(value)):
+        return type(value)(map(_members_as_tensors, value))
+    return _as_tensor(value)
+
+
 def _as_numpy(value: Any) -> Any:
     """Return tensors, and those that an output of transformers holds, as arrays."""
     import torch
     from transformers.utils.generic import ModelOutput
 
     def array(held: Any) -> Any:
+        if isinstance(held, list):
+            return [array(one) for one in held]
         if not isinstance(held, torch.Tensor):
             return held
         # NumPy has no bfloat16.

@@ -282,3 +282,59 @@ def test_what_a_mask_is_the_mask_of_is_given_with_it():
     assert found.refusal is None
     assert list(shapes(found)) == ["input_ids", "visual_embeds", "visual_attention_mask"]
     assert shapes(found)["visual_embeds"] == ("batch_size", "num_regions", 20)
+
+
+class Recordings(picky.Picky):
+    """Has as many features of a sound as its mask shows, every fourth step of it."""
+
+    def forward(self, input_ids, input_features=None, input_features_mask=None):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        input_features (`torch.FloatTensor` of shape `(batch_size, sequence_length, feature_size)`):
+            Features.
+        input_features_mask (`torch.Tensor` of shape `(batch_size, feature_sequence_length)`):
+            Their mask.
+        """
+        if input_features_mask is None:
+            raise ValueError("input_features_mask must be provided")
+        if input_features.shape[1] != 40:
+            raise ValueError(f"Expected 40 steps, got {input_features.shape[1]}")
+        tokens, features = int((input_ids == 9).sum()), int((input_features_mask.sum(-1) // 4).sum())
+        if tokens != features:
+            raise ValueError(f"Audio features and audio tokens do not match, tokens: {tokens}, features: {features}")
+        return input_ids[..., None] * input_features.sum()
+
+
+def test_the_mask_of_a_sound_is_as_long_as_the_sound():
+    found = inferred(Recordings, audio_token_id=9, feature_size=8)
+    assert found.refusal is None
+    assert shapes(found)["input_features"][1] == shapes(found)["input_features_mask"][1] == 40
+    assert found.values["input_ids"].tokens == ((9, 10, None),)
+
+
+class Pointed(picky.Picky):
+    """Documents an argument with too few axes, and says nothing of them when it refuses."""
+
+    def embed(self, input_points):
+        """
+        input_points (`torch.FloatTensor` of shape `(batch_size, point_batch_size, num_points, 2)`):
+            Points.
+        """
+
+    def forward(self, pixel_values, input_points):
+        """
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            An image.
+        input_points (`torch.FloatTensor` of shape `(batch_size, num_points, 2)`):
+            Points.
+        """
+        return input_points[:, :, :, 0] * pixel_values.mean()
+
+
+def test_a_shape_that_another_method_documents_is_tried():
+    assert declare(Pointed).argument("input_points").elsewhere == ("batch_size", "point_batch_size", "num_points", 2)
+    assert declare(Pointed).argument("pixel_values").elsewhere is None
+    found = inferred(Pointed)
+    assert found.refusal is None
+    assert shapes(found)["input_points"] == ("batch_size", "point_batch_size", "num_points", 2)

@@ -256,6 +256,25 @@ def test_a_segmenter_is_an_image_encoder_and_a_prompt_decoder() -> None:
     assert encoder.sizes.keys() == {"batch_size"}
 
 
+def test_boxes_are_asked_about_in_a_graph_of_their_own_with_any_number_of_points() -> None:
+    boxes = (tensor("input_boxes", "batch_size", "point_batch_size", 4, dtype="float32"),)
+    boxed = prompted(boxes=boxes, axis_ranges=dict.fromkeys(("batch_size", "point_batch_size", "num_points"), (1, 9)))
+    _, decoder, other = prompt_parts(ModelSpec.from_json(boxed.to_json()))
+    assert role_of(other) is Role.PROMPT_DECODER_WITH_BOXES
+    assert other.inputs == (*decoder.inputs, *boxes)
+    assert other.outputs == decoder.outputs
+    assert {axis: limits[0] for axis, limits in other.axis_ranges.items()} == {
+        "batch_size": 1, "point_batch_size": 1, "num_points": 0,
+    }  # fmt: skip
+    # What was traced of the two others serves where the third does not hold.
+    assert prompt_parts(prompted(axis_ranges=boxed.axis_ranges)) == prompt_parts(boxed)[:2]
+
+
+def test_a_prompt_decoder_gives_no_embeddings_back() -> None:
+    again = replace(prompted(), outputs=(*prompted().outputs, *prompted().embeddings))
+    assert names(prompt_parts(again)[1].outputs) == ["pred_masks"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [

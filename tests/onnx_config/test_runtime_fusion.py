@@ -23,6 +23,7 @@ from onnx_config.parts import GRAPH_FILES, Role, dual_encoder_parts, fusion_part
 from onnx_config.spec import ModelSpec
 from tests.onnx_config.converted import edited
 from tests.onnx_config.converted_parts import register
+from tests.tiny_segmenters import SEGMENTERS, make_telling
 
 IMAGE_TOKEN, VOCABULARY, PATCHES = 7, 60, 16
 
@@ -41,16 +42,14 @@ def llava() -> Any:
 
 
 def sam() -> Any:
-    config = transformers.SamConfig(
-        vision_config={"hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
-                       "image_size": 32, "patch_size": 4, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 32,
-                       "num_pos_feats": 4},
-        prompt_encoder_config={"hidden_size": 8, "image_size": 32, "patch_size": 4, "image_embedding_size": 8,
-                               "mask_input_channels": 4},
-        mask_decoder_config={"hidden_size": 8, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16,
-                             "iou_head_depth": 2, "num_hidden_layers": 2, "attention_downsample_rate": 1},
-    )  # fmt: skip
-    return transformers.SamModel(config)
+    return transformers.SamModel(SEGMENTERS["SamModel"]())
+
+
+def make_strong(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Weights as they are made give the same token whatever the image.
+            parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(0.05 * torch.randn_like(parameter))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +72,19 @@ class Parts:
         })  # fmt: skip
 
 
-def make(build: Callable[[], Any], divide: Callable[[ModelSpec], tuple[ModelSpec, ...]], folder: Path) -> Parts:
+def make(
+    build: Callable[[], Any],
+    divide: Callable[[ModelSpec], tuple[ModelSpec, ...]],
+    folder: Path,
+    change: Callable[[torch.nn.Module], None] = make_strong,
+) -> Parts:
     source, artifact = folder / "source", folder / "artifact"
     artifact.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and the exporter warn of their own deprecations
         torch.manual_seed(0)
         model = build().eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                # Weights as they are made give the same token whatever the image.
-                parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(0.05 * torch.randn_like(parameter))
+        change(model)
         model.config.architectures = [type(model).__name__]
         model.save_pretrained(source)
         spec = ModelSpec.from_json(steps.detect({"folder": str(source)}))
@@ -103,7 +104,7 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    return make(sam, prompt_parts, tmp_path_factory.mktemp("sam"))
+    return make(sam, prompt_parts, tmp_path_factory.mktemp("sam"), make_telling)
 
 
 def prompts() -> dict[str, torch.Tensor]:
@@ -122,7 +123,7 @@ def test_the_parts_have_the_files_of_the_field(captioner: Parts, segmenter: Part
         "vision_encoder.onnx", "embed_tokens.onnx", "decoder_model_merged.onnx",
     }  # fmt: skip
     assert {path.name for path in segmenter.folder.glob("*.onnx")} == {
-        "vision_encoder.onnx", "prompt_encoder_mask_decoder.onnx",
+        "vision_encoder.onnx", "prompt_encoder_mask_decoder.onnx", "prompt_encoder_mask_decoder_with_boxes.onnx",
     }  # fmt: skip
 
 
@@ -133,7 +134,23 @@ def test_together_they_generate_what_pytorch_generates(captioner: Parts) -> None
 
 
 def test_together_they_answer_what_pytorch_answers(segmenter: Parts) -> None:
-    assert segmenter.together()["difference"] is None
+    assert segmenter.together() == {
+        "difference": None,
+        "note": "image and prompts in 3 graphs answer what the model does in one call: points, and other points, "
+        "boxes, and boxes with points, all about one batch of images",
+    }
+
+
+@pytest.mark.parametrize(
+    ("role", "asked"),
+    [(Role.VISION_ENCODER, "points"), (Role.PROMPT_DECODER, "points"), (Role.PROMPT_DECODER_WITH_BOXES, "boxes")],
+)
+def test_a_weight_that_is_off_in_a_graph_of_a_segmenter_is_found(
+    segmenter: Parts, role: Role, asked: str, tmp_path: Path
+) -> None:
+    graph = segmenter.folder / GRAPH_FILES[role]
+    wrong = edited(graph, _scaled(1.05), tmp_path / graph.name)
+    assert segmenter.together({role: wrong})["difference"].startswith(f"asked about {asked}, ")
 
 
 def _scaled(factor: float) -> Callable[[onnx.ModelProto], None]:
@@ -219,23 +236,85 @@ def test_a_part_that_is_missing_is_named(captioner: Parts, tmp_path: Path) -> No
     assert error.value.kind is ErrorKind.NOT_FOUND
 
 
-def test_a_segmenter_answers_about_points(segmenter: Parts) -> None:
-    model = AutoModelForONNX.from_pretrained(segmenter.folder, threads=1)
-    generator = torch.Generator().manual_seed(2)
-    image = torch.randn(2, 3, 32, 32, generator=generator)
-    points = {
-        "input_points": torch.rand(2, 3, 2, 2, generator=generator) * 32,
-        "input_labels": torch.randint(0, 2, (2, 3, 2), generator=generator),
+def _close(got: Any, want: Any) -> None:
+    for name in ("pred_masks", "iou_scores"):
+        torch.testing.assert_close(getattr(got, name), getattr(want, name), atol=5e-5, rtol=1e-4)
+
+
+def _prompts(*names: str, things: int = 3, points: int = 2) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(things + points)
+    asked = {
+        "input_points": torch.rand(2, things, points, 2, generator=generator) * 32,
+        # Of the object, not of it, of the background, and one that fills a place.
+        "input_labels": torch.tensor([1, 0, -1, -10])[torch.randint(0, 4, (2, things, points), generator=generator)],
+        "input_boxes": torch.rand(2, things, 2, 2, generator=generator).sort(dim=-2).values.flatten(-2) * 32,
     }
+    return {name: asked[name] for name in names}
+
+
+POINTS = ("input_points", "input_labels")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(_prompts(*POINTS), id="points"),
+        pytest.param(_prompts(*POINTS, things=1, points=1), id="one point"),
+        pytest.param(_prompts("input_points", points=5), id="points of the object"),
+        pytest.param(_prompts("input_boxes"), id="boxes"),
+        pytest.param(_prompts("input_boxes", things=1), id="one box"),
+        pytest.param(_prompts(*POINTS, "input_boxes", things=4, points=3), id="boxes with points"),
+    ],
+)
+def test_a_segmenter_is_asked_about_an_image_that_was_embedded_once(
+    segmenter: Parts, asked: dict[str, torch.Tensor]
+) -> None:
+    model = AutoModelForONNX.from_pretrained(segmenter.folder, threads=1)
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        want = segmenter.reference(pixel_values=image, **points)
-    got = model(pixel_values=image, **points)
-    torch.testing.assert_close(got.pred_masks, want.pred_masks, atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(got.iou_scores, want.iou_scores, atol=2e-5, rtol=1e-4)
-    # What was made of the image serves for further points.
-    embeddings = segmenter.reference.get_image_embeddings(image)
-    again = model(image_embeddings=embeddings, **points)
-    torch.testing.assert_close(again.pred_masks, want.pred_masks, atol=2e-5, rtol=1e-4)
+        want = segmenter.reference(pixel_values=image, **asked)
+    embeddings = model.get_image_embeddings(image)
+    torch.testing.assert_close(embeddings, segmenter.reference.get_image_embeddings(image), atol=2e-5, rtol=1e-4)
+    _close(model(image_embeddings=embeddings, **asked), want)
+    # The same in one call, by what a processor returns, as arrays.
+    arrays = {name: value.numpy() for name, value in {"pixel_values": image, **asked}.items()}
+    got = model(**arrays, original_sizes=np.array([[32, 32]] * 2))
+    assert isinstance(got.pred_masks, np.ndarray)
+    assert type(got) is type(want)
+    np.testing.assert_allclose(got.pred_masks, want.pred_masks, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        pytest.param({"multimask_output": False}, "given multimask_output", id="another answer"),
+        pytest.param({"input_masks": torch.zeros(2, 1, 32, 32)}, "given input_masks", id="a mask"),
+        pytest.param({"image_embeddings": torch.zeros(2, 16, 8, 8)}, "both were given", id="two images"),
+        pytest.param({"pixel_values": None}, "neither was given", id="no image"),
+        pytest.param({"input_points": None, "input_labels": None}, "'input_points' is missing", id="no prompt"),
+    ],
+)
+def test_what_a_segmenter_would_answer_otherwise_is_refused(segmenter: Parts, given: dict[str, Any], said: str) -> None:
+    model = AutoModelForONNX.from_pretrained(segmenter.folder, threads=1)
+    asked = {"pixel_values": torch.zeros(2, 3, 32, 32), **_prompts(*POINTS)}
+    _ = model(**asked, multimask_output=True)
+    with pytest.raises(InputError, match=said):
+        model(**{**asked, **given})
+
+
+def test_a_segmenter_without_a_graph_for_boxes_refuses_them(segmenter: Parts, tmp_path: Path) -> None:
+    for path in segmenter.folder.iterdir():
+        if path.name not in ("ferry.json", GRAPH_FILES[Role.PROMPT_DECODER_WITH_BOXES]):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    model = AutoModelForONNX.from_pretrained(tmp_path, threads=1)
+    with pytest.raises(InputError, match="answer points only"):
+        model(pixel_values=torch.zeros(2, 3, 32, 32), **_prompts("input_boxes"))
+
+
+def test_other_models_embed_no_image(captioner: Parts) -> None:
+    model = AutoModelForONNX.from_pretrained(captioner.folder, threads=1)
+    with pytest.raises(InputError, match="makes none to be asked about"):
+        model.get_image_embeddings(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.fixture(scope="module")
