@@ -2,7 +2,8 @@
 
 Before torch translates a program to ONNX it traces it once more, to turn composite operators into simpler ones and
 writes in place into copies; that takes a third of an export and more. Most models hold nothing but operators that have
-a translation of their own, a few other spellings of such, and writes into tensors that nobody else looks at.
+a translation of their own, a few other spellings of such, some that are taken apart where they stand, and writes into
+tensors that nobody else looks at.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+
+from onnx_config.export.apart import take_apart
 
 __all__ = ["decomposed_where_needed"]
 
@@ -84,6 +87,7 @@ def decomposed_where_needed() -> Any:
         for node in program.graph_module.graph.nodes:
             node.target = _UNTRANSLATED.get(node.target, node.target)
         translated = set(_decomp.get_onnx_implemented_overloads(registry))
+        take_apart(program.graph_module.graph, lambda node: _has_spelling(node, translated), translated)
         spelled = _spelled(program.graph_module.graph, translated)
         _name_outputs(program)
         program.graph_module.recompile()
