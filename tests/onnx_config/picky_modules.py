@@ -164,6 +164,21 @@ class Exclusive(Picky):
         return (pixel_values if inputs is None else inputs).flatten(3) + 1
 
 
+class Capital(Picky):
+    """Asks for an optional argument by its name at the start of a sentence."""
+
+    def forward(self, input_ids: torch.LongTensor, positions: torch.LongTensor | None = None):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        positions (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions.
+        """
+        if positions is not None:
+            return input_ids + positions
+        raise ValueError("Positions is required for this")
+
+
 class Unnamed(Picky):
     """Needs an optional argument, and does not say so."""
 

@@ -65,6 +65,9 @@ IMAGE_TOKEN = {"image_token_id": 9, "image_eos_token_id": 8}
             picky.Named, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-by-name"
         ),
         pytest.param(
+            picky.Capital, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-in-capitals"
+        ),
+        pytest.param(
             picky.Exclusive, {}, {"pixel_values": ("batch_size", 3, "height", "width")},
             "inputs was left out: You cannot use both", id="one-of-two",
         ),
