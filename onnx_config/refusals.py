@@ -133,10 +133,10 @@ def exclusive(refusal: str) -> list[str]:
 
 
 def asked_for(refusal: str, declaration: Declaration) -> list[str]:
-    """Return the data arguments that ``refusal`` asks for."""
+    """Return the data arguments that ``refusal`` asks for, also by a name with the capital of a sentence."""
     words: list[str] = []
     for pattern in _ASKS_FOR:
         if found := pattern.search(refusal):
-            words += re.findall(r"[a-z]\w+", found["names"])
+            words += (word[0].lower() + word[1:] for word in re.findall(r"\b[A-Za-z]\w+", found["names"]))
     data = {a.name for a in declaration.arguments if a.role is Role.DATA}
     return [word for word in dict.fromkeys(words) if word in data]

@@ -112,6 +112,28 @@ class Labelled(Picky):
         return points.sum((2, 3)) * input_labels.sum(-1)
 
 
+class Looking(Picky):
+    """Asks which token looks at which image, and does not tell the shape of that."""
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.Tensor,
+        image_attention_mask: torch.LongTensor | None = None,
+    ):
+        r"""
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_images, num_channels, height, width)`):
+            The images.
+        image_attention_mask (`torch.LongTensor`, *optional*):
+            The attention mask for the images.
+        """
+        images = pixel_values.mean(dim=(2, 3, 4))
+        mask = image_attention_mask[..., None].expand(-1, -1, -1, 2)
+        return input_ids.unsqueeze(-1) + torch.einsum("bi,btik->btk", images, mask.float())
+
+
 class Named(Picky):
     """Asks for an optional argument by its name."""
 
@@ -140,6 +162,21 @@ class Exclusive(Picky):
         if inputs is not None and pixel_values is not None:
             raise ValueError("You cannot use both `inputs` and `pixel_values`")
         return (pixel_values if inputs is None else inputs).flatten(3) + 1
+
+
+class Capital(Picky):
+    """Asks for an optional argument by its name at the start of a sentence."""
+
+    def forward(self, input_ids: torch.LongTensor, positions: torch.LongTensor | None = None):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        positions (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Positions.
+        """
+        if positions is not None:
+            return input_ids + positions
+        raise ValueError("Positions is required for this")
 
 
 class Unnamed(Picky):

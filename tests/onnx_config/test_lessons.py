@@ -53,7 +53,19 @@ IMAGE_TOKEN = {"image_token_id": 9, "image_eos_token_id": 8}
             "input_points has the axes of input_labels: tuple index", id="an-axis-of-the-input-beside",
         ),
         pytest.param(
+            picky.Looking, {},
+            {
+                "input_ids": TEXT,
+                "pixel_values": ("batch_size", "num_images", 3, "height", "width"),
+                "image_attention_mask": (*TEXT, "num_images"),
+            },
+            "image_attention_mask has the axes of input_ids and of pixel_values: ", id="which-token-which-image",
+        ),
+        pytest.param(
             picky.Named, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-by-name"
+        ),
+        pytest.param(
+            picky.Capital, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="asked-for-in-capitals"
         ),
         pytest.param(
             picky.Exclusive, {}, {"pixel_values": ("batch_size", 3, "height", "width")},
