@@ -66,7 +66,7 @@ class _NothingHidden(TorchDispatchMode):
     """Answers for tensors without numbers that all is true, and true at ``count`` places."""
 
     def __init__(self, count: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._count = count
 
     def __torch_dispatch__(
