@@ -1,9 +1,10 @@
 """How a class of transformers hands on the features of images or sounds: as one tensor, or one for each.
 
-The class tells itself: its method is called on the meta device, where there are shapes and no numbers. Where images
-have grids, how many features each has follows from the grids' values, which the meta device does not have. What the
-modules of the class return is then found on shapes alone at first, and the method is called again with the grids as
-they are and with that in the place of its modules.
+The class tells itself: its method is called on the meta device, where there are shapes and no numbers. Where it looks
+at values of a mask there, it is told that nothing is hidden, and that there are as many features as the graph made.
+Where images have grids, how many features each has follows from the grids' values, which the meta device does not have.
+What the modules of the class return is then found on shapes alone at first, and the method is called again with the
+grids as they are and with that in the place of its modules.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils.generic import ModelOutput
 
 from onnx_config.draft import GEOMETRY
@@ -40,7 +42,7 @@ def told_features(
     shapes = {name: tensor.to("meta") for name, tensor in feed.items()}
     grids = {name: tensor.cpu() for name, tensor in feed.items() if _tells_of_images(name, tensor)}
     if not any(tensor.shape[1:] == (_THREE,) for tensor in grids.values()):
-        return method(**shapes, return_dict=True)
+        return _on_shapes(method, shapes, count)
     patches = next(tensor for tensor in feed.values() if tensor.is_floating_point())
     with grids_in_tensors(base, exported=False) as held, _returned(base) as calls:
         held.counts.append(patches.shape[0])
@@ -48,6 +50,40 @@ def told_features(
         method(**shapes, return_dict=True)
     with _played_back(calls):
         return method(**{**shapes, **grids}, return_dict=True)
+
+
+def _on_shapes(method: Callable[..., Any], shapes: Mapping[str, torch.Tensor], count: int) -> Any:
+    """Return what a method returns for tensors without numbers, also where it looks at some."""
+    try:
+        return method(**shapes, return_dict=True)
+    # What torch says of a value that is not there has no class of its own.
+    except RuntimeError:
+        with _NothingHidden(count):
+            return method(**shapes, return_dict=True)
+
+
+class _NothingHidden(TorchDispatchMode):
+    """Answers for tensors without numbers that all is true, and true at ``count`` places."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self._count = count
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        operators = torch.ops.aten
+        if func is operators._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype == torch.bool else 1
+        if func is operators.nonzero.default and args[0].is_meta:
+            return self._places(args[0])
+        if func is operators.index.Tensor and args[0].is_meta:
+            places = [self._places(i).unbind(1) if i is not None and i.dtype == torch.bool else (i,) for i in args[1]]
+            args = (args[0], [axis for axes in places for axis in axes], *args[2:])
+        return func(*args, **(kwargs or {}))
+
+    def _places(self, mask: torch.Tensor) -> torch.Tensor:
+        return torch.empty(self._count, mask.ndim, dtype=torch.int64, device="meta")
 
 
 def handed_on(made: torch.Tensor, told: Any) -> Any:

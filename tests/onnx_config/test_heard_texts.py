@@ -16,6 +16,7 @@ from onnx_config.export.fusion_generation import compare_fusion_generation
 from onnx_config.part_models import part_model
 from onnx_config.parts import Role, fusion_parts, role_of
 from onnx_config.probe import flat_outputs
+from onnx_config.runtime.told_features import told_features
 
 FRAMES, MELS, PLACE = 64, 8, 59
 
@@ -85,3 +86,13 @@ def test_what_texts_with_sounds_generate_is_compared(heard: Any, factor: float) 
     made = compare_fusion_generation(sessions, heard.model, heard.spec, parts[-1], heard.universal)
     assert (made.refusal, made.tokens, made.rows) == (None, 32, 3)
     assert (made.difference is None) == (factor == 1.0)
+
+
+def test_how_features_are_handed_on_is_told_where_the_class_looks_at_a_mask() -> None:
+    with torch.device("meta"):
+        base = transformers.AudioFlamingo3ForConditionalGeneration(listener()).eval().base_model
+    mask = torch.ones(2, FRAMES, dtype=torch.int64)
+    mask[1, FRAMES // 2 :] = 0
+    feed = {"input_features": torch.zeros(2, MELS, FRAMES), "input_features_mask": mask}
+    told = told_features(base, base.get_audio_features, feed, count=24).pooler_output
+    assert (tuple(told.shape), told.device.type) == ((24, 16), "meta")
