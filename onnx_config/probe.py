@@ -8,7 +8,7 @@ values, and tell what depends on the others; each of their operations takes ten 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedFakeTensorException,
 )
+from torch.utils._device import DeviceContext
+from torch.utils._pytree import tree_leaves
 
 from onnx_config.meta_build import built_on_meta
 from onnx_config.module_state import forgotten_caches, preserved_state
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Probe", "ProbeResult", "flat_outputs"]
 
 _ASKED = "is_fake_tensor"
+_PLACES = "aten.nonzero.default"
 
 _TORCH_DTYPES = {
     "int64": torch.int64,
@@ -87,20 +90,19 @@ class Probe:
         self, shapes: Mapping[str, tuple[tuple[int, ...], str]], *, method: str = "forward", **flags: Any
     ) -> ProbeResult:
         """Call the model, or a ``method`` of it, with inputs of ``shapes`` (name -> shape and NumPy dtype)."""
-        outputs = self._run_on_meta(shapes, method, flags)
-        if outputs is None:
-            return self._run_faked(shapes, method, flags)
-        return ProbeResult(outputs=outputs, refusal=None)
+        return self._run_on_meta(shapes, method, flags) or self._run_faked(shapes, method, flags)
 
     def _run_on_meta(
         self, shapes: Mapping[str, tuple[tuple[int, ...], str]], method: str, flags: Mapping[str, Any]
-    ) -> dict[str, tuple[tuple[int, ...], str]] | None:
-        """Return what comes out; ``None`` where the model refuses, or wants a value or a device that has some."""
+    ) -> ProbeResult | None:
+        """Return the answer; ``None`` where the model refuses, or wants a value that fake tensors may know."""
         with torch.no_grad(), preserved_state(self.model), forgotten_caches(self.model):
             _replace_tensors(self.model, _on_meta)
-            with torch.device("meta"), _known_to_hold_nothing():
+            with _OnMeta(), _known_to_hold_nothing():
                 try:
-                    return _described(self._call(shapes, method, flags))
+                    return ProbeResult(outputs=_described(self._call(shapes, method, flags)), refusal=None)
+                except _PlacesWantedError as error:
+                    return ProbeResult(outputs=None, refusal=str(error), undecidable=True)
                 # The model's own code decides what it raises; which of it is an answer, fake tensors tell.
                 except Exception:  # noqa: BLE001
                     return None
@@ -147,6 +149,32 @@ def _described(returned: Any) -> dict[str, tuple[tuple[int, ...], str]]:
         name: (tuple(int(size) for size in value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in flat_outputs(returned)
     }
+
+
+class _PlacesWantedError(Exception):
+    """A model asked where a tensor of several elements is not zero, which fake tensors do not know either."""
+
+    def __str__(self) -> str:
+        return _PLACES
+
+
+class _OnMeta(DeviceContext):
+    """Makes tensors on the meta device, and tells whether it was asked for places that no shape tells."""
+
+    def __init__(self) -> None:
+        super().__init__("meta")
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]  # torch's own
+        except NotImplementedError as error:
+            tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+            # What is in a tensor of one element they may remember.
+            if "torch.nonzero()" in str(error) and all(tensor.numel() > 1 for tensor in tensors):
+                raise _PlacesWantedError from error
+            raise
 
 
 @contextmanager

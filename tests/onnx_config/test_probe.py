@@ -87,6 +87,25 @@ def test_either_way_of_asking_leaves_the_other_as_it_was():
     assert all(tensor.is_meta for tensor in (*probe.model.parameters(), *probe.model.buffers()))
 
 
+class Picked(torch.nn.Module):
+    """Picks what its own mask shows, of one element or of all."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+
+    def forward(self, value, one: bool = False):
+        return torch.tensor([7])[torch.tensor([True])] + value if one else value[value > 0]
+
+
+def test_places_in_a_tensor_are_known_to_nobody(monkeypatch):
+    probe, inputs = Probe(Picked, None), {"value": ((5, 3), "float32")}
+    assert probe.run(inputs, one=True).outputs == {"output": ((5, 3), "float32")}
+    faked = probe._run_faked(inputs, "forward", {})
+    monkeypatch.setattr(Probe, "_run_faked", None)
+    assert probe.run(inputs) == faked
+    assert faked.undecidable
+
+
 def test_a_model_with_values_keeps_them():
     model = Indexed(None)
     probe = Probe(lambda _: model, None)
