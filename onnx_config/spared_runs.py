@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SparedRuns", "are_large"]
 
-_LARGE = 200_000
+_LARGE = 1_000_000
 """Numbers in all inputs together from which a real run takes longer than one on shapes; a count, not a time, decides
 the same everywhere."""
 

@@ -15,7 +15,7 @@ from onnx_config.shape_inference import infer
 from onnx_config.spared_runs import SparedRuns, are_large
 from onnx_config.trial import Trial
 
-SIDE = 512
+SIDE = 640
 RUNS: list[tuple[int, ...]] = []
 """Shapes that a model really ran at."""
 
