@@ -1,7 +1,7 @@
 """Spares real runs of a model on large inputs: most of what variation asks is answered by shapes alone.
 
 What shapes cannot tell, whether an index lies in its table, say, is proven by a real run or two at the end: the largest
-sizes that were accepted.
+sizes that were accepted, and the smallest where those are large too.
 """
 
 from __future__ import annotations
@@ -57,11 +57,12 @@ class SparedRuns:
         return answer
 
     def are_proven(self) -> bool:
-        """Return whether the model really accepts the largest sizes that it was said to accept."""
+        """Return whether the model really accepts the largest and the smallest sizes that it was said to accept."""
         if not self._most:
             return True
         least = {**self._draft.sizes, **self._draft.smallest}
         rows = {axis: size for axis, size in self._most.items() if is_batch(axis)}
         others = {axis: size for axis, size in self._most.items() if not is_batch(axis)}
         # Many rows of large images would take as long as all that was spared.
-        return all(self._real({**least, **ends}).outputs is not None for ends in (rows, others))
+        ends = [rows, others, *([{}] if are_large(self._draft, least) else [])]
+        return all(self._real({**least, **end}).outputs is not None for end in ends)

@@ -243,9 +243,10 @@ class _Ladder:
     def __init__(self, config: PreTrainedConfig, cls: type, *, full: Built | None, budget: int, asked: bool) -> None:
         self._config = config
         self._asked = asked
+        self._shallows: dict[str, PreTrainedConfig | None] = {}
         if full is not None and asked:
             # As wide as the full model, and much sooner run; where the class takes no such config, the full one is.
-            shallow = self._shallow(Rung(depth=_depths_to_try(full)[0]), full)
+            shallow = self._shallow(_depths_to_try(full)[0], full)
             built = None if shallow is None else build(shallow, cls, asked=_everybody)
             if not isinstance(built, Built):
                 built = build(config, cls, asked=_everybody)
@@ -329,15 +330,20 @@ class _Ladder:
             parameters=built.parameters,
             full_parameters=full.parameters if full else None,
             changes=MappingProxyType(dict(differences(config.to_dict(), small.to_dict()))),
-            shallow=self._shallow(rung, self._full),
+            shallow=self._shallow(rung.depth, self._full),
             alike=len(notes) == 1,
             notes=tuple(notes),
         )
 
-    def _shallow(self, rung: Rung, full: Built | None) -> PreTrainedConfig | None:
+    def _shallow(self, depth: str, full: Built | None) -> PreTrainedConfig | None:
+        """Return the config with fewer layers alone; one for all rungs of a depth, since whoever builds it copies."""
+        if depth not in self._shallows:
+            self._shallows[depth] = self._cut_shallow(depth, full)
+        return self._shallows[depth]
+
+    def _cut_shallow(self, depth: str, full: Built | None) -> PreTrainedConfig | None:
         values = self._config.to_dict()
-        rung = Rung(depth=rung.depth, vocabulary=False, experts=False)
-        Cutter(values, full.stacks if full else {}, rung).cut()
+        Cutter(values, full.stacks if full else {}, Rung(depth=depth, vocabulary=False, experts=False)).cut()
         try:
             return type(self._config).from_dict(values)
         # A validator of the config class refuses it: the full model tells as well, only later.

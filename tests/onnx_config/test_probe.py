@@ -36,6 +36,84 @@ def test_what_depends_on_values_cannot_be_decided():
     assert result.undecidable
 
 
+class FakesAskedError(Exception):
+    """Fake tensors were asked."""
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        pytest.param("bert-masked-lm", False, id="a-mask-is-not-looked-at"),
+        pytest.param("t5-conditional-generation", False, id="two-halves"),
+        pytest.param("bart-sequence-classification", True, id="ends-of-texts-are-looked-for"),
+    ],
+)
+def test_fake_tensors_are_asked_only_where_the_meta_device_has_no_answer(name, asked, monkeypatch):
+    probe = probe_of(name)
+    inputs = {"input_ids": IDS, "attention_mask": IDS}
+    inputs |= {"decoder_input_ids": IDS} if name.startswith("t5") else {}
+    before = probe.run(inputs)
+    assert before.undecidable is asked
+
+    def ask(*_):
+        raise FakesAskedError
+
+    monkeypatch.setattr(Probe, "_run_faked", ask)
+    if asked:
+        with pytest.raises(FakesAskedError):
+            probe.run(inputs)
+    else:
+        assert probe.run(inputs) == before
+
+
+class Indexed(torch.nn.Module):
+    """Wants a value of a tensor that it made itself, and tells apart what has values from what has none."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, value, pick: bool = False):
+        if pick:
+            return self.layer(value)[:, : torch.tensor(2).item()] * self.scale
+        return self.layer(value) * self.scale
+
+
+def test_either_way_of_asking_leaves_the_other_as_it_was():
+    probe, inputs = Probe(Indexed, None), {"value": ((5, 3), "float32")}
+    for pick, width in ((False, 4), (True, 2), (False, 4), (True, 2)):
+        assert probe.run(inputs, pick=pick).outputs == {"output": ((5, width), "float32")}
+    assert all(tensor.is_meta for tensor in (*probe.model.parameters(), *probe.model.buffers()))
+
+
+class Picked(torch.nn.Module):
+    """Picks what its own mask shows, of one element or of all."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+
+    def forward(self, value, one: bool = False):
+        return torch.tensor([7])[torch.tensor([True])] + value if one else value[value > 0]
+
+
+def test_places_in_a_tensor_are_known_to_nobody(monkeypatch):
+    probe, inputs = Probe(Picked, None), {"value": ((5, 3), "float32")}
+    assert probe.run(inputs, one=True).outputs == {"output": ((5, 3), "float32")}
+    faked = probe._run_faked(inputs, "forward", {})
+    monkeypatch.setattr(Probe, "_run_faked", None)
+    assert probe.run(inputs) == faked
+    assert faked.undecidable
+
+
+def test_a_model_with_values_keeps_them():
+    model = Indexed(None)
+    probe = Probe(lambda _: model, None)
+    assert probe.run({"value": ((5, 3), "float32")}).outputs == {"output": ((5, 4), "float32")}
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    assert model(torch.zeros(1, 3)).shape == (1, 4)
+
+
 @pytest.mark.parametrize("name", ["bert-masked-lm", "gpt2-causal-lm", "t5-conditional-generation"])
 def test_shared_parameters_are_counted_once(name):
     config = tiny_models.config(name)

@@ -15,7 +15,7 @@ from onnx_config.shape_inference import infer
 from onnx_config.spared_runs import SparedRuns, are_large
 from onnx_config.trial import Trial
 
-SIDE = 512
+SIDE = 640
 RUNS: list[tuple[int, ...]] = []
 """Shapes that a model really ran at."""
 
@@ -37,7 +37,7 @@ class Pooled(torch.nn.Module):
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 The image.
         """
-        if type(pixel_values) is torch.Tensor:
+        if type(pixel_values) is torch.Tensor and not pixel_values.is_meta:
             RUNS.append(tuple(pixel_values.shape))
         places = torch.arange(pixel_values.shape[2])
         return pixel_values.mean((1, 3)) + self.table(places).sum(-1)
@@ -45,6 +45,20 @@ class Pooled(torch.nn.Module):
 
 class Short(Pooled):
     rows = SIDE
+
+
+class Crowded(Pooled):
+    """Takes no image smaller than its own, and really no single one of that size, which shapes alone do not refuse."""
+
+    def forward(self, pixel_values: torch.FloatTensor) -> torch.Tensor:
+        rows, _, *sides = pixel_values.shape
+        if min(sides) < SIDE:
+            raise ValueError(f"Image sizes {sides} are smaller than {SIDE}")
+        if rows == 1 and max(sides) == SIDE and not pixel_values.is_meta:
+            raise ValueError("One row of small images")
+        return super().forward(pixel_values)
+
+    forward.__doc__ = Pooled.forward.__doc__
 
 
 def inferred(cls: type, side: int):
@@ -66,6 +80,12 @@ def test_large_inputs_give_what_small_ones_give_with_fewer_real_runs() -> None:
 def test_what_a_real_run_refuses_is_not_believed() -> None:
     large = inferred(Short, SIDE)
     assert large.inputs[0].shape == ("batch_size", 3, SIDE, "width")
+
+
+def test_the_smallest_sizes_are_proven_too_where_they_are_large() -> None:
+    large = inferred(Crowded, SIDE)
+    assert large.axis_ranges["height"] == large.axis_ranges["width"] == (SIDE, None)
+    assert large.axis_ranges["batch_size"] == (2, None)
 
 
 @pytest.mark.parametrize(("side", "large"), [pytest.param(64, False, id="small"), pytest.param(SIDE, True, id="large")])
