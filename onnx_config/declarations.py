@@ -119,6 +119,8 @@ _RETURNED_WHEN = re.compile(r"returned (?:when|if)\s+(?:either\s+)?`(?:config\.)
 _LABEL_TEXT = re.compile(r"^(labels? |future values|mask labels|class labels)", re.IGNORECASE)
 _LABEL_NAME = re.compile(r"^(?!input_)(.*_)?labels?$|^(start|end)_positions$|^future_values$|^is_impossible$")
 _ALTERNATIVE_TEXT = re.compile(r"instead of (passing|initiali[sz]ing)|you can choose to directly pass", re.IGNORECASE)
+_OF_ANYTHING = re.compile(r"\bAny\b")
+_TENSOR_HEAD = re.compile(r"`(torch\.)?\w*Tensor` of shape")
 _STATE_NAME = re.compile(
     r"past_key_values|(^|_)cache(_|$)|_outputs$|^encoder_(hidden_states|attention_mask)$|^past_buckets_states$"
 )
@@ -287,6 +289,9 @@ def _role(name: str, annotation: str, head: str, text: str) -> Role:
     if "Tensor" in annotation and not re.match(r"^(tuple|list|dict)\b", annotation, re.IGNORECASE):
         return Role.DATA
     if not annotation and ("Tensor" in head or read_shape(head) is not None):
+        return Role.DATA
+    # An annotation that anything may hold for says less than a documented tensor.
+    if _OF_ANYTHING.search(annotation) and _TENSOR_HEAD.match(head) and read_shape(head) is not None:
         return Role.DATA
     return Role.OPTION
 

@@ -51,11 +51,13 @@ def _parts(node: _Node, table: Any) -> torch.fx.Graph | None:
     """Return what an operator is computed of, its node arguments as placeholders; ``None``: that cannot be told."""
     from torch._guards import detect_fake_mode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     given, structure = pytree.tree_flatten((node.args, node.kwargs))
     places = [place for place, value in enumerate(given) if isinstance(value, _Node)]
     values = [given[place].meta.get("val") for place in places]
-    if any(value is None for value in values):
+    # A number of rows that depends on values has a name in the program, and would be given another.
+    if any(value is None for value in values) or free_unbacked_symbols(node.meta.get("val")):
         return None
 
     def run(*arguments: Any) -> Any:

@@ -71,6 +71,7 @@ def test_any_text_is_read_without_an_error(text):
         pytest.param("ViTModel", "interpolate_pos_encoding", Role.OPTION, id="optional-flag"),
         pytest.param("PatchTSTForPrediction", "future_values", Role.LABEL, id="future"),
         pytest.param("DetrModel", "pixel_mask", Role.DATA, id="mask"),
+        pytest.param("UdopModel", "bbox", Role.DATA, id="annotated-as-dict-of-anything"),
     ],
 )
 def test_the_role_of_an_argument(class_name, argument, role):

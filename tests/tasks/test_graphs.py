@@ -115,7 +115,7 @@ def captioner() -> ModelSpec:
     image = _tensor("pixel_values", "batch_size", 3, 8, 8, dtype="float32")
     return reader(
         inputs=(*reader().inputs[:2], image), axis_ranges={"batch_size": (1, None), "sequence_length": (8, None)},
-        sizes={"batch_size": 2, "sequence_length": 16}, position_rows=None,
+        sizes={"batch_size": 2, "sequence_length": 16}, decoder_call=DecoderCall(),
         values={"input_ids": ValueRule(tokens=((5, 4, None),))},
     )  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_a_segmenter_whose_boxes_do_not_hold_is_asked_about_points(tmp_path: Pat
     image = _tensor("pixel_values", "batch_size", 3, 8, 8, dtype="float32")
     points = _tensor("input_points", "batch_size", "point_batch_size", "num_points", 2, dtype="float32")
     spec = reader(
-        inputs=(image, points), cache=(), values={}, position_rows=None,
+        inputs=(image, points), cache=(), values={}, decoder_call=DecoderCall(),
         axis_ranges=dict.fromkeys(("batch_size", "point_batch_size", "num_points"), (1, None)),
         embeddings=(_tensor("image_embeddings", "batch_size", 4, 2, 2, dtype="float32"),),
         boxes=(_tensor("input_boxes", "batch_size", "point_batch_size", 4, dtype="float32"),),
