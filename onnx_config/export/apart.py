@@ -67,8 +67,15 @@ def _parts(node: _Node, table: Any) -> torch.fx.Graph | None:
         positional, named = pytree.tree_unflatten(filled, structure)
         return node.target(*positional, **named)  # type: ignore[operator]  # an overload
 
-    # What a decomposition makes of shapes alone is to be as fake as what it is given.
-    with torch.no_grad(), detect_fake_mode(values) or nullcontext():
+    mode = detect_fake_mode(values)
+    environment = None if mode is None else mode.shape_env
+    # What a decomposition makes of shapes alone is to be as fake as what it is given, and what it takes for granted of
+    # sizes would hold for all of the program.
+    with (
+        torch.no_grad(),
+        mode or nullcontext(),
+        nullcontext() if environment is None else environment.error_on_new_guards(),
+    ):
         try:
             return make_fx(run, decomposition_table=table)(*values).graph
         # Each decomposition has its own reasons to refuse; the program is traced again then.

@@ -130,6 +130,12 @@ def an_operator_of_parts_that_is_written_to(y: torch.Tensor) -> torch.Tensor:
     return seen.movedim(0, 1) * 2
 
 
+def a_step_that_compares_sizes(y: torch.Tensor) -> torch.Tensor:
+    state = torch.zeros(y.shape[0], 2)
+    weights, hidden = torch.ones(6, 3) / 8, torch.ones(6, 2) / 4
+    return torch.gru_cell(y, state, weights, hidden) + y[:, :2]
+
+
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 SPARED = [
@@ -157,6 +163,7 @@ TRACED_AGAIN = [
     a_write_of_a_larger_type,
     a_truth_and_a_write_into_a_part,
     an_operator_of_parts_that_is_written_to,
+    a_step_that_compares_sizes,
 ]
 
 
