@@ -12,7 +12,7 @@ from onnx_config.declarations import Argument, Declaration
 from onnx_config.input_generator import Array, generate_inputs
 from onnx_config.spec import TensorSpec, ValueRule, base_axis, size_of
 
-__all__ = ["DEFAULT_SIZES", "GEOMETRY", "IMAGE_AXES", "Draft", "is_batch"]
+__all__ = ["DEFAULT_SIZES", "GEOMETRY", "IMAGE_AXES", "MASK_ENDING", "Draft", "is_batch"]
 
 DEFAULT_SIZES: Mapping[str, int] = {
     "batch_size": 2,
@@ -32,6 +32,8 @@ a size that a trace could confuse, and none is 1."""
 IMAGE_AXES = ("height", "width")
 GEOMETRY = re.compile(r"(^|_)(grid_\w+|sizes|shapes)$")
 """Arguments that say how large each image is: in patches, or in pixels."""
+MASK_ENDING = re.compile(r"_(attention_)?mask$")
+"""What the name of a mask adds to that of what it hides parts of."""
 _STREAM = re.compile(r"^(\w+)_(?:input_ids|attention_mask|token_type_ids)$")
 _OTHER_SIZE = 6
 _COLOURS = 3

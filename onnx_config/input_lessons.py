@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from onnx_config.candidate import Ask, Candidate
 from onnx_config.config_sizes import modality_of
 from onnx_config.declarations import Role
-from onnx_config.draft import GEOMETRY, Draft
+from onnx_config.draft import GEOMETRY, MASK_ENDING, Draft
 from onnx_config.grid_texts import generates_from_grids, marked_drafts
 from onnx_config.patch_inputs import patch_drafts
 from onnx_config.probe import ProbeResult
@@ -30,7 +30,6 @@ TEXT_ONLY = "the graph takes text only"
 """What the note of a draft without images and sounds begins with."""
 
 _NO_RULE = ValueRule()
-_MASK = re.compile(r"_(attention_)?mask$")
 
 
 def missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -87,7 +86,7 @@ def more_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candida
 def masked_data(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     """Give what a mask among the inputs is the mask of, where that is optional and was left out."""
     for mask in draft.specs:
-        stem = _MASK.sub("", mask)
+        stem = MASK_ENDING.sub("", mask)
         if stem in ("", mask) or any(name != mask and name.startswith(f"{stem}_") for name in draft.specs):
             continue
         for argument in draft.declaration.arguments:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from onnx_config.candidate import Ask, Candidate, candidate_of_shape
 from onnx_config.config_sizes import config_for, modality_of, sub_configs
 from onnx_config.declarations import read_shape
-from onnx_config.draft import Draft
+from onnx_config.draft import MASK_ENDING, Draft
 from onnx_config.patterns import AXIS_SYNONYMS, CONFIG_SIZES
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import token_counts, unpacked, wrong_sizes
@@ -24,8 +24,6 @@ __all__ = [
     "transposed",
     "unpacked_axes",
 ]
-
-_MASK = re.compile(r"_(attention_)?mask$")
 
 
 def unpacked_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -116,7 +114,7 @@ def mask_as_long(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candid
     if token_counts(answer.refusal or "") is None:
         return
     for name, spec in draft.specs.items():
-        data = draft.specs.get(_MASK.sub("", name))
+        data = draft.specs.get(MASK_ENDING.sub("", name))
         if data is None or data is spec or modality_of(name) != "audio" or len(spec.shape) != 2:
             continue
         # A sound has more steps than each of them has numbers.

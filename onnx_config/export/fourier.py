@@ -83,12 +83,16 @@ def _along_axes(transform: _Transform, original: Any) -> Any:
         dim: Any = None,
         norm: str | None = None,
     ) -> Any:
-        result: torch.Tensor | None = input
+        if s is not None:
+            return original(input, s, dim, norm)
         axes = range(input.dim()) if dim is None else dim if isinstance(dim, (tuple, list)) else (dim,)
-        for axis in () if s is not None else reversed(axes):
-            result = transform(result.movedim(axis, -1), None, norm) if result is not None else None
-            result = None if result is None else result.movedim(-1, axis)
-        return original(input, s, dim, norm) if result is None or s is not None else result
+        result = input
+        for axis in reversed(axes):
+            made = transform(result.movedim(axis, -1), None, norm)
+            if made is None:
+                return original(input, s, dim, norm)
+            result = made.movedim(-1, axis)
+        return result
 
     return transformed
 

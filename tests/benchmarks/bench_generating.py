@@ -123,7 +123,7 @@ def complete(config: Any) -> None:
     for name in ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index"):
         if getattr(config, name, 0) is None:
             setattr(config, name, config.get_text_config().vocab_size - 1)
-    if getattr(config, "vision_config", None) is not None and config.model_type == "qwen2_vl":
+    if config.model_type == "qwen2_vl":
         config.vision_config.hidden_size = config.get_text_config().hidden_size
     if config.model_type in ("t5", "mt5"):
         config.decoder_start_token_id = config.pad_token_id
