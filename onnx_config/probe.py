@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -25,11 +25,9 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_leaves
 
+from onnx_config.frames import Frame, counted_modules, frames_of
 from onnx_config.meta_build import built_on_meta
 from onnx_config.module_state import forgotten_caches, preserved_state
-
-if TYPE_CHECKING:
-    from onnx_config.trial import Frame
 
 __all__ = ["Probe", "ProbeResult", "flat_outputs"]
 
@@ -66,6 +64,9 @@ class ProbeResult:
     drew: bool = False
     """Whether it drew random numbers on the way; always false for a run on shapes alone."""
 
+    foretold: bool = False
+    """Whether no run was made, since shapes alone end where a real one was refused before."""
+
 
 class Probe:
     """A model class built without weights, to be called with shapes.
@@ -96,16 +97,47 @@ class Probe:
         self, shapes: Mapping[str, tuple[tuple[int, ...], str]], method: str, flags: Mapping[str, Any]
     ) -> ProbeResult | None:
         """Return the answer; ``None`` where the model refuses, or wants a value that fake tensors may know."""
-        with torch.no_grad(), preserved_state(self.model), forgotten_caches(self.model):
-            _replace_tensors(self.model, _on_meta)
-            with _OnMeta(), _known_to_hold_nothing():
-                try:
-                    return ProbeResult(outputs=_described(self._call(shapes, method, flags)), refusal=None)
-                except _PlacesWantedError as error:
-                    return ProbeResult(outputs=None, refusal=str(error), undecidable=True)
-                # The model's own code decides what it raises; which of it is an answer, fake tensors tell.
-                except Exception:  # noqa: BLE001
+        try:
+            with self._all_on_meta():
+                return ProbeResult(outputs=_described(self._call(shapes, method, flags)), refusal=None)
+        except _PlacesWantedError as error:
+            return ProbeResult(outputs=None, refusal=str(error), undecidable=True)
+        # The model's own code decides what it raises; which of it is an answer, fake tensors tell.
+        except Exception:  # noqa: BLE001
+            return None
+
+    def refused(self, shapes: Mapping[str, tuple[tuple[int, ...], str]], **flags: Any) -> ProbeResult | None:
+        """Return how the model refuses ``shapes`` whatever the values are, with the calls on the way.
+
+        ``None`` where it accepts them, or where that is not certain: it asked for a value, or for what the meta device
+        lacks.
+        """
+        with counted_modules() as counter:
+            try:
+                with self._all_on_meta():
+                    self._call(shapes, "forward", flags)
+            except (NotImplementedError, _PlacesWantedError):
+                return None
+            # The model's own code decides what it raises; whatever it is, it is an answer.
+            except Exception as error:  # noqa: BLE001
+                text = " ".join(str(error).split()) or type(error).__name__
+                frames = tuple(frames_of(error.__traceback__, {}))
+                if "meta" in text:
                     return None
+                return ProbeResult(outputs=None, refusal=text, frames=frames, progress=counter[0])
+        return None
+
+    @contextmanager
+    def _all_on_meta(self) -> Iterator[None]:
+        with (
+            torch.no_grad(),
+            preserved_state(self.model),
+            forgotten_caches(self.model),
+            _known_to_hold_nothing(),
+        ):
+            _replace_tensors(self.model, _on_meta)
+            with _OnMeta():
+                yield
 
     def _run_faked(
         self, shapes: Mapping[str, tuple[tuple[int, ...], str]], method: str, flags: Mapping[str, Any]

@@ -69,6 +69,9 @@ class Subject:
     _accepted: dict[str, tuple[Inference, Trial]] = field(default_factory=dict)
     """Config of a twin that accepted inputs -> what it showed, and the twin."""
 
+    _hopeless: set[str] = field(default_factory=set)
+    """Refusals, as words without numbers, at which all guesses failed."""
+
     def asked(self, runner: Probe | Trial, config: Any, *, guesses: bool = True) -> Inference:
         """Return what ``runner``, built from ``config``, shows, with or without guesses at what it refuses."""
         return infer(
@@ -81,6 +84,7 @@ class Subject:
             limits=self.config,
             unused_positions=self.probe.offset_position_tables,
             guesses=guesses,
+            hopeless=self._hopeless,
         )
 
     def tried(self, twin: Twin, *, guesses: bool) -> tuple[Inference, Trial | None] | None:

@@ -34,6 +34,7 @@ __all__ = ["Inference", "infer"]
 _MAX_RUNS = 250
 _MAX_SECONDS = 30.0
 _MAX_ROUNDS = 20
+_NUMBER = re.compile(r"\d+")
 _NOISE = re.compile(r"(^|_)noise(_|$)")
 _MOST_NUMBERS = 1 << 23
 """In all inputs of a changed draft together, unless the draft that is changed has a quarter of that; 32 MiB of float32.
@@ -86,6 +87,7 @@ def infer(
     limits: Any = None,
     unused_positions: Mapping[int, int] | None = None,
     guesses: bool = True,
+    hopeless: set[str] | None = None,
 ) -> Inference:
     """Return inputs, outputs and axes of the class behind ``declaration``.
 
@@ -99,6 +101,8 @@ def infer(
         limits: The config that says how long inputs may be; ``None``: ``config``.
         unused_positions: Rows of a table of positions -> how many of them are never used.
         guesses: Whether a refusal that does not say what to change is guessed at; else it is the answer.
+        hopeless: Refusals, as words without numbers, at which all guesses failed before, with another config of the
+            class; such a one is not guessed at again. Added to.
     """
     names = list(propose_inputs(declaration, config, preprocessors, task_family=task_family))
     draft = Draft(declaration, config, names, limits=limits, unused_positions=unused_positions)
@@ -107,14 +111,24 @@ def infer(
             draft, _documented_outputs(declaration, config, names), ("nothing was run: shapes as documented",)
         )
 
+    from onnx_config.foretold import Refusals
     from onnx_config.probe import Probe
 
-    def run(draft: Draft, sizes: Mapping[str, int] | None = None) -> ProbeResult:
+    refusals = None if isinstance(runner, Probe) else Refusals(runner, flags)
+
+    def really(draft: Draft, sizes: Mapping[str, int] | None = None) -> ProbeResult:
         if isinstance(runner, Probe):
             return runner.run(draft.shapes(sizes), **flags)
-        return runner.run(draft.arrays(sizes), **flags)
+        result = runner.run(draft.arrays(sizes), **flags)
+        assert refusals is not None
+        refusals.learn(result)
+        return result
 
-    draft, result, runs = _settle(draft, run, guesses=guesses)
+    def run(draft: Draft, sizes: Mapping[str, int] | None = None) -> ProbeResult:
+        foretold = None if refusals is None else refusals.foretell(draft.shapes(sizes))
+        return foretold or really(draft, sizes)
+
+    draft, result, runs = _settle(draft, run, really, guesses=guesses, hopeless=set() if hopeless is None else hopeless)
     if guesses and result.outputs is None and any(rule.grid is not None for rule in draft.rules.values()):
         draft, result = _without_images(draft, result, run)
     if result.outputs is None:
@@ -129,23 +143,32 @@ def infer(
     return _varied_on_trial(draft, result, runner, run, flags=flags)
 
 
-def _settle(draft: Draft, run: Callable[[Draft], ProbeResult], *, guesses: bool) -> tuple[Draft, ProbeResult, int]:
+def _settle(
+    draft: Draft,
+    run: Callable[[Draft], ProbeResult],
+    really: Callable[[Draft], ProbeResult],
+    *,
+    guesses: bool,
+    hopeless: set[str],
+) -> tuple[Draft, ProbeResult, int]:
     """Propose, and change what the model says is wrong, until it accepts or nothing helps any more.
 
-    Returns the last proposal, what the model said to it, and how many were run.
+    ``run`` may foretell a refusal; what ``really`` says is gone on from. Returns the last proposal, what the model said
+    to it, and how many were run.
     """
     runs, started = 0, time.monotonic()
 
-    def ask(proposal: Draft) -> ProbeResult:
+    def ask(proposal: Draft, *, foretold: bool = False) -> ProbeResult:
         nonlocal runs
         runs += 1
-        return run(proposal)
+        return run(proposal) if foretold else really(proposal)
 
     answer = ask(draft)
     seen = {draft.signature}
     for _ in range(_MAX_ROUNDS):
         if answer.outputs is not None:
             break
+        guesses = guesses and _told(answer.refusal) not in hopeless
         best: tuple[Draft, ProbeResult] | None = None
         most = max(_MOST_NUMBERS, 4 * _count(draft))
         for candidate in candidates(draft, answer, ask):
@@ -157,22 +180,32 @@ def _settle(draft: Draft, run: Callable[[Draft], ProbeResult], *, guesses: bool)
             if not guesses and not candidate.sure:
                 return draft, answer, runs
             seen.add(signature)
-            got = ask(candidate.draft)
+            # Where it says what to change its words are needed, which shapes alone may put otherwise.
+            got = ask(candidate.draft, foretold=not candidate.sure)
             accepted = got.outputs is not None
             if not accepted and candidate.leaves_out:
                 continue
             further = _is_further(got, best[1] if best else answer)
             other = candidate.sure and got.refusal != answer.refusal and got.progress >= answer.progress
             if accepted or further or (other and best is None):
+                if got.foretold:
+                    got = really(candidate.draft)
                 notes = candidate.draft.assumed if candidate.leaves_out else candidate.draft.learned
                 notes.append(candidate.why)
                 best = (candidate.draft, got)
                 if accepted or candidate.sure:
                     break
         if best is None:
+            if guesses:
+                hopeless.add(_told(answer.refusal))
             break
         draft, answer = best
     return draft, answer, runs
+
+
+def _told(refusal: str | None) -> str:
+    """Return a refusal without its numbers, which differ between a small model and the full one."""
+    return _NUMBER.sub("#", refusal or "")
 
 
 def _without_images(

@@ -7,70 +7,23 @@ tell more than the message does.
 
 from __future__ import annotations
 
-import linecache
-import re
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from onnx_config.frames import counted_modules, frames_of
 from onnx_config.module_state import forgotten_caches, preserved_state
 from onnx_config.probe import ProbeResult, flat_outputs
 
 if TYPE_CHECKING:
     from onnx_config.input_generator import Array
 
-__all__ = ["Frame", "TensorView", "Trial"]
+__all__ = ["Trial"]
 
 _SEED = 0
-_IDENTIFIER = re.compile(r"\b[A-Za-z_]\w*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorView:
-    """A tensor that a frame of a refusal held."""
-
-    shape: tuple[int, ...]
-    """Its sizes."""
-
-    dtype: str
-    """NumPy name of its elements' type."""
-
-    input: str | None
-    """The input that it is, unchanged; ``None``: it was computed."""
-
-    largest: int | None = None
-    """Its largest value where it holds whole numbers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """One call on the way to a refusal."""
-
-    function: str
-    """Name of the function."""
-
-    place: tuple[str, int]
-    """File and line."""
-
-    source: str
-    """The statement that was running, on one line; empty where there is no source."""
-
-    tensors: Mapping[str, TensorView]
-    """Local variables that were tensors."""
-
-    nones: frozenset[str]
-    """Local variables that were ``None``."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The identifiers in `source`, in their order."""
-        return tuple(dict.fromkeys(_IDENTIFIER.findall(self.source)))
 
 
 class Trial:
@@ -91,14 +44,14 @@ class Trial:
     def run(self, arrays: Mapping[str, Array], **flags: Any) -> ProbeResult:
         """Call the model with ``arrays`` and ``flags``."""
         inputs = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
-        with _left_as_it_was(self.model), _counted_modules() as counter:
+        with _left_as_it_was(self.model), counted_modules() as counter:
             chance = torch.get_rng_state()
             try:
                 returned = self.model(**inputs, **flags)
             # The model's own code decides what it raises; whatever it is, it is an answer.
             except Exception as error:  # noqa: BLE001
                 text = " ".join(str(error).split()) or type(error).__name__
-                frames = tuple(_frames(error.__traceback__, inputs))
+                frames = tuple(frames_of(error.__traceback__, inputs))
                 return ProbeResult(outputs=None, refusal=text, frames=frames, progress=counter[0])
             outputs = {
                 name: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
@@ -136,21 +89,6 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _counted_modules() -> Iterator[list[int]]:
-    """Count the modules that return: how far a run came."""
-    counter = [0]
-
-    def count(*_: Any) -> None:
-        counter[0] += 1
-
-    handle = torch.nn.modules.module.register_module_forward_hook(count)
-    try:
-        yield counter
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def _one_thread() -> Iterator[None]:
     """Run on one thread: a small model gains nothing from more, and threads that wait for a busy core lose much."""
     threads = torch.get_num_threads()
@@ -159,39 +97,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _frames(trace: TracebackType | None, inputs: Mapping[str, torch.Tensor]) -> Iterator[Frame]:
-    """Yield the frames of a traceback, outermost first, without our own."""
-    by_id = {id(value): name for name, value in inputs.items()}
-    pairs = list(traceback.walk_tb(trace))[1:]
-    summaries = traceback.extract_tb(trace)[1:]
-    for (frame, _), summary in zip(pairs, summaries, strict=True):
-        yield Frame(
-            function=summary.name,
-            place=(summary.filename, summary.lineno or 0),
-            source=_statement(summary),
-            tensors=_tensors(frame, by_id),
-            nones=frozenset(name for name, value in frame.f_locals.items() if value is None),
-        )
-
-
-def _statement(summary: traceback.FrameSummary) -> str:
-    first, last = summary.lineno, getattr(summary, "end_lineno", None) or summary.lineno
-    if first is None or last is None:
-        return ""
-    lines = [linecache.getline(summary.filename, number).strip() for number in range(first, last + 1)]
-    return " ".join(line for line in lines if line)
-
-
-def _tensors(frame: FrameType, by_id: Mapping[int, str]) -> dict[str, TensorView]:
-    return {
-        name: TensorView(
-            shape=tuple(value.shape),
-            dtype=str(value.dtype).removeprefix("torch."),
-            input=by_id.get(id(value)),
-            largest=int(value.max()) if value.dtype in (torch.int64, torch.int32) and value.numel() else None,
-        )
-        for name, value in frame.f_locals.items()
-        if isinstance(value, torch.Tensor)
-    }

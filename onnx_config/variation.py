@@ -17,6 +17,8 @@ Moved = dict[str, tuple[int, Shapes]]
 Run = Callable[[Mapping[str, int]], ProbeResult]
 
 _GROWTHS = (4, 16)
+_LARGE_SIDE = 512
+_LARGE_GROWTH = 128
 
 
 def vary_axes(draft: Draft, run: Run) -> Moved:
@@ -181,9 +183,11 @@ def _tied(draft: Draft, axis: str, run: Run, *, known: Moved) -> tuple[int, Shap
 def _other_sizes(axis: str, size: int, largest: int | None) -> Iterator[int]:
     """Yield second sizes for an axis, by which an output's dependence shows."""
     if axis in IMAGE_AXES:
-        # A multiple of 32, the usual product of a vision model's strides.
+        # A multiple of 32, the usual product of a vision model's strides; of a large image by no more than shows.
         other = max(32, size * 3 // 2 // 32 * 32)
         sizes = [other + 32 if other == size else other, size * 2]
+        if size >= _LARGE_SIDE:
+            sizes = [size + _LARGE_GROWTH, *([size * 3 // 2] if size % 2 == 0 else []), size * 2]
     else:
         sizes = [size * 3 // 2 if size > 1000 else size + 5 if size > 5 else size + 1, size * 2]
     fitting = [s for s in sizes if largest is None or s <= largest]

@@ -74,7 +74,7 @@ def test_large_inputs_give_what_small_ones_give_with_fewer_real_runs() -> None:
     assert (large.inputs, large.outputs, large.axis_ranges) == (small.inputs, small.outputs, small.axis_ranges)
     assert len(RUNS) < runs
     # Rows and sides are proven apart, since both together would take longest.
-    assert (1, 3, SIDE * 3 // 2, SIDE * 3 // 2) in RUNS
+    assert (1, 3, SIDE + 128, SIDE + 128) in RUNS
 
 
 def test_what_a_real_run_refuses_is_not_believed() -> None:

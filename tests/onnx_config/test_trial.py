@@ -12,8 +12,9 @@ import transformers
 from torch import nn
 
 from onnx_config import trial
+from onnx_config.frames import Frame, TensorView
 from onnx_config.probe import Probe
-from onnx_config.trial import Frame, TensorView, Trial
+from onnx_config.trial import Trial
 from tests.onnx_config.picky_modules import Settings
 
 IDS = np.arange(6).reshape(2, 3)
