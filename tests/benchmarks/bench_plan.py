@@ -154,7 +154,8 @@ def print_cold(plan: dict[str, Any], seconds: float, cpu: float, *, workers: int
     failed = [model for model in models if model["error"]]
     kinds = Counter(model["error"]["kind"] for model in failed)
     print(f"{plan['totals']['works']} would work; {dict(kinds)}")
-    for model in failed:
+    # A fine-tune says what the model that it was made of says.
+    for model in (model for model in failed if "-tuned-" not in model["id"]):
         print(f"  {model['id']}: {model['error']['kind']}: {model['error']['message'][:160]}")
 
 
