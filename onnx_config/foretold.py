@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +37,14 @@ class Refusals:
     """Where a small model refused its inputs."""
 
     def __init__(self, trial: Trial, flags: Mapping[str, Any]) -> None:
-        built: Any = lambda _: trial.model  # noqa: E731  # a class as good as any other
-        self._probe = Probe(built, None)
+        self._model = trial.model
         self._flags = flags
         self._places: set[_Place] = set()
+
+    @cached_property
+    def _probe(self) -> Probe:
+        # Most models are never asked.
+        return Probe.of(self._model)
 
     def learn(self, result: ProbeResult) -> None:
         """Remember where a real run was refused."""

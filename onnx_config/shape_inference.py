@@ -253,8 +253,7 @@ def _without_measuring_masks(
     masks = [name for name in draft.specs if name in optional and name.endswith("mask")]
     if not masks or modality_of(main) == "text":
         return draft, result
-    built: Any = lambda _: trial.model  # noqa: E731  # a class as good as any other
-    probe = Probe(built, None)
+    probe = Probe.of(trial.model)
     measured = probe.run(draft.shapes(), **flags)
     if not measured.undecidable:
         return draft, result

@@ -34,9 +34,8 @@ class SparedRuns:
     def __init__(
         self, draft: Draft, trial: Trial, real: Callable[[Mapping[str, int]], ProbeResult], flags: Mapping[str, Any]
     ) -> None:
-        built: Any = lambda _: trial.model  # noqa: E731  # a class as good as any other
         self._draft = draft
-        self._probe = Probe(built, None)
+        self._probe = Probe.of(trial.model)
         self._real = real
         self._flags = flags
         self._most: dict[str, int] = {}

@@ -18,7 +18,9 @@ Run = Callable[[Mapping[str, int]], ProbeResult]
 
 _GROWTHS = (4, 16)
 _LARGE_SIDE = 512
+"""Pixels of a side from which half as many more take seconds to run."""
 _LARGE_GROWTH = 128
+"""Pixels by which such a side grows first."""
 
 
 def vary_axes(draft: Draft, run: Run) -> Moved:
