@@ -384,15 +384,19 @@ def _simplify_and_check(
         progress.notes.append(f"the plain graph is kept: {stored.reason}")
     failure: FerryError | None = None
     checked: Checked | None = None
+    template = exported.template
+    proven = template is not None and template.is_proven(simplified=stored.simplified)
     with progress.during(Step.PARITY):
         try:
-            checked = steps.parity(job, spec, stored, reused=exported.use == "reused")
+            checked = steps.parity(job, spec, stored, reused=exported.use == "reused", proven=proven)
         except FerryError as error:
             if not stored.simplified or error.kind is not ErrorKind.RUNTIME_FAILED:
                 raise
             failure = error
     if checked is not None:
         progress.saw(checked.cost)
+        if checked.entry.verdict is Verdict.VERIFIED and template is not None and not proven:
+            template.note_proven(simplified=stored.simplified)
         if checked.entry.verdict is Verdict.VERIFIED or not stored.simplified:
             return stored, checked
     with progress.during(Step.SIMPLIFY):

@@ -54,12 +54,21 @@ def case_folder(job: Job) -> Path:
     return job.scratch / "case"
 
 
-def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False, effort: Effort = USUAL) -> Checked:
+def check(
+    job: Job,
+    spec: ModelSpec,
+    stored: Simplified,
+    *,
+    reused: bool = False,
+    proven: bool = False,
+    effort: Effort = USUAL,
+) -> Checked:
     """Compare the graph as stored with the model in PyTorch, on the device asked for; where it does not hold, inputs
     and answers are in `case_folder`.
 
     Of a graph whose template was ``reused``, the model's own error is measured only where it decides, since its
-    structure was looked at before; so is that of a large model, for the memory. Where the model's share of the memory
+    structure was looked at before; so is that of a large model, for the memory. One that was ``proven`` with other
+    weights is not compared at a long text again. Where the model's share of the memory
     is less than it may need, both sides read their weights from the disk as they go, and float64 is not used.
 
     Raises:
@@ -85,6 +94,7 @@ def check(job: Job, spec: ModelSpec, stored: Simplified, *, reused: bool = False
             "mapped": short_of_memory,
             "levels": list(effort.levels),
             "count": effort.shapes,
+            "proven": proven,
             "bisect": effort.bisect,
             "case": str(case_folder(job) / spec.part),
         },

@@ -1,7 +1,8 @@
 """Templates on disk: one folder per structure, ``<2 hex>/<sha256>``, whole or not there.
 
 A folder holds the graph as traced, once it was simplified that one too, the list of the weights of each, and
-``template.json``. Where a structure can only be traced with its weights, ``template.json`` alone says so.
+``template.json``; beside a graph, ``<name>.proven`` says that with the weights of a model it was verified at all shapes
+that are compared. Where a structure can only be traced with its weights, ``template.json`` alone says so.
 """
 
 from __future__ import annotations
@@ -63,6 +64,18 @@ class Template:
     def is_tried(self) -> bool:
         """Whether somebody has simplified the graph, or tried to."""
         return self.simplified.is_file() or self.why_plain() is not None
+
+    def is_proven(self, *, simplified: bool) -> bool:
+        """Return whether one of its graphs, with the weights of some model, was verified at all shapes."""
+        return self._proof(simplified=simplified).is_file()
+
+    def note_proven(self, *, simplified: bool) -> None:
+        """Note that a graph was verified at all shapes; where that cannot be written, the next model is compared so."""
+        with suppress(OSError):
+            self._proof(simplified=simplified).touch()
+
+    def _proof(self, *, simplified: bool) -> Path:
+        return (self.simplified if simplified else self.plain).with_suffix(".proven")
 
     def why_plain(self) -> str | None:
         """Return why there is no simplified graph, where that was tried."""

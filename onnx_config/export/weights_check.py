@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
-import onnx_ir
 
-from onnx_config.export.graph_file import read_graph
+from onnx_config.export.stored_floats import stored_floats
 
 if TYPE_CHECKING:
     import torch
@@ -41,29 +39,17 @@ def weight_difference(path: Path, model: PreTrainedModel) -> str | None:
 
     Raises:
         OSError: If the graph or its weights cannot be read.
+        ModelError: If it is no ONNX graph (``runtime_failed``).
     """
     of_shape: dict[tuple[int, ...], list[tuple[str, torch.Tensor]]] = defaultdict(list)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dim() > 1 and tensor.numel() >= _FEWEST_NUMBERS:
             of_shape[tuple(tensor.shape)].append((name, tensor.detach()))
-    for value in read_graph(path).graph.initializers.values():
-        constant = value.const_value
-        if constant is None or not (alike := of_shape.get(tuple(constant.shape.numpy()))):
-            continue
-        if constant.dtype != onnx_ir.DataType.FLOAT:
-            continue
-        held = _numbers(constant, path.parent)
-        if difference := _difference(value.name or "", held.reshape(-1), alike):
+    for name, shape, held in stored_floats(path):
+        alike = of_shape.get(shape)
+        if alike and (difference := _difference(name, held, alike)):
             return difference
     return None
-
-
-def _numbers(constant: Any, folder: Path) -> Array:
-    """Return a tensor's numbers; those beside the graph as pages of their file, which may have further links to it."""
-    if not isinstance(constant, onnx_ir.ExternalTensor):
-        found: Array = constant.numpy()
-        return found
-    return np.memmap(folder / constant.location, np.float32, mode="r", offset=constant.offset or 0, shape=constant.size)
 
 
 def _difference(name: str, held: Array, alike: list[tuple[str, torch.Tensor]]) -> str | None:

@@ -104,6 +104,13 @@ def test_a_text_is_as_long_as_several_chunks_once(most: int | None, length: int 
     assert all(shape.sizes["batch_size"] == 1 and shape.sizes["height"] == 32 for shape in found)
 
 
+def test_a_graph_that_was_proven_with_other_weights_is_compared_at_all_but_the_long_text() -> None:
+    sizes, ranges = {"batch_size": 2, "sequence_length": 16}, {"sequence_length": (1, 512)}
+    whole = check_shapes(sizes, ranges, masked=True)
+    assert [s for s in whole if s.label != "a long text"] == list(check_shapes(sizes, ranges, masked=True, proven=True))
+    assert len(whole) == 7
+
+
 @pytest.mark.parametrize(
     "traced", [{"height": 224, "width": 224}, {"height": 96, "width": 128}, {"height": 32, "width": 32}]
 )

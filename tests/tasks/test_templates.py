@@ -245,6 +245,16 @@ def test_fine_tunes_share_one_trace_and_a_wrong_one_is_not_called_converted(tmp_
     assert (record.architecture, record.hits) == ("BertForSequenceClassification", 2)
     assert record.size_bytes > 0
 
+    # Once one was compared at all shapes, no other is compared at a long text; what is not proven any more is.
+    (proof,) = (home / "templates").glob("*/*/simplified.proven")
+    (brief,) = convert(home, tiny(tmp_path / "tune-3", "bert-sequence-classification", seed=3)).values()
+    proof.unlink()
+    (whole,) = convert(home, tiny(tmp_path / "tune-4", "bert-sequence-classification", seed=4)).values()
+    assert (brief.parity.shapes + 1, brief.template) == (whole.parity.shapes, whole.template)
+    assert {c.shape for c in whole.parity.cells} - {c.shape for c in brief.parity.cells} == {"a long text"}
+    assert brief.parity.axes_proven == whole.parity.axes_proven
+    assert proof.is_file()
+
     # A template that is wrong is found out, and the model gets a graph of its own.
     (template,) = (home / "templates").glob("*/*/simplified.weights.json")
     for name in ("simplified", "plain"):
