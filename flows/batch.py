@@ -159,7 +159,7 @@ def run_batch(
         plan = BatchPlan(
             workspace=workspace,
             outputs=outputs,
-            gate=gate or MemoryGate(workspace.memory_limit_bytes),
+            gate=gate or MemoryGate(workspace.memory_limit_bytes, workers=min(workers, len(todo))),
             retry_failed=retried,
             refresh=refresh,
             listener=listener,

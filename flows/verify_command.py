@@ -136,7 +136,7 @@ def _run(
     from tasks.verify import verify_target
 
     remove_orphans(workspace.home)
-    gate, stopping = MemoryGate(workspace.memory_limit_bytes), threading.Event()
+    gate, stopping = MemoryGate(workspace.memory_limit_bytes, workers=workers), threading.Event()
     done: dict[int, VerifyEntry] = {}
 
     def one(number: int) -> VerifyEntry:

@@ -35,23 +35,26 @@ def weight_bytes_in(folder: Path) -> int:
 class MemoryGate:
     """Lets conversions in while their estimates together stay within a limit.
 
-    One that needs more than the limit gets all of it, and runs alone.
+    One that needs more than the limit gets all of it, and runs alone. An estimate knows the weights and not the inputs:
+    an image of a megapixel takes gigabytes in a model of a megabyte. So where it is known how many run at once, each
+    gets an equal part of the limit at least, which nobody else would have.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, *, workers: int | None = None) -> None:
         self.limit_bytes = limit_bytes
         """Bytes that all conversions together may use."""
+        self._least = 0 if workers is None else limit_bytes // max(1, workers)
         self._used = 0
         self._changed = threading.Condition()
 
     @contextmanager
     def admit(self, wanted_bytes: int, *, stopping: threading.Event | None = None) -> Iterator[int]:
-        """Wait for a share of ``wanted_bytes`` and hold it; yields the bytes granted.
+        """Wait for a share of ``wanted_bytes`` or more and hold it; yields the bytes granted.
 
         Raises:
             KeyboardInterrupt: If ``stopping`` is set meanwhile.
         """
-        share = min(wanted_bytes, self.limit_bytes)
+        share = min(max(wanted_bytes, self._least), self.limit_bytes)
         with self._changed:
             while not self._changed.wait_for(lambda: self._used + share <= self.limit_bytes, _LOOK_SECONDS):
                 if stopping is not None:

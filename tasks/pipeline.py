@@ -93,7 +93,7 @@ def convert_model(
         KeyboardInterrupt: If ``stopping`` is set.
     """
     listener = listener or SilentListener()
-    gate = gate or MemoryGate(workspace.memory_limit_bytes)
+    gate = gate or MemoryGate(workspace.memory_limit_bytes, workers=1)
     progress = Progress(request=request, listener=listener)
     means = _Means(
         workspace=workspace,
@@ -243,7 +243,7 @@ def rehearse_model(
     Raises:
         KeyboardInterrupt: If ``stopping`` is set.
     """
-    gate = gate or MemoryGate(workspace.memory_limit_bytes)
+    gate = gate or MemoryGate(workspace.memory_limit_bytes, workers=1)
     progress = Progress(request=request, listener=SilentListener())
     means = _Means(
         workspace=workspace,

@@ -427,7 +427,9 @@ def _rehearse_all(
     isolate.warm_up()
     firsts = list(enumerate(group[0] for group in groups.values()))
     with scratch_for_detection(workspace) as scratch:
-        means = _Rehearsing(workspace=workspace, scratch=scratch, gate=MemoryGate(workspace.memory_limit_bytes))
+        means = _Rehearsing(
+            workspace=workspace, scratch=scratch, gate=MemoryGate(workspace.memory_limit_bytes, workers=workers)
+        )
         crew: Crew[tuple[int, ConversionRequest], ModelEntry | FerryError] = Crew(
             lambda item: _rehearse(item[1], found[item[1]].source, means, number=item[0]), firsts, workers=workers
         )

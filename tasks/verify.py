@@ -73,7 +73,7 @@ def verify_target(
     """
     started = time.monotonic()
     stopping = stopping or threading.Event()
-    means = _Means(workspace, gate or MemoryGate(workspace.memory_limit_bytes), stopping, device, effort)
+    means = _Means(workspace, gate or MemoryGate(workspace.memory_limit_bytes, workers=1), stopping, device, effort)
     basis: Basis | None = None
     try:
         folder = store_of(workspace, target.place).folder(target.place)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_config.export.limits import AxisLimit, within
 from onnx_config.export.loaded import loaded_model
-from onnx_config.export.shapes import CheckShape, Float64, check_shapes
+from onnx_config.export.shapes import FEWEST_SHAPES, CheckShape, Float64, check_shapes
 from onnx_config.export.turns import size_beyond
 from onnx_config.input_generator import generate_inputs, picks_tokens, with_room
 from onnx_config.parts import Role, role_of
@@ -205,7 +205,6 @@ class _Answers:
 
 def _answers(pair: _Pair, model: Any) -> _Answers:
     """Return what the model says at all shapes; it may end in float64."""
-    from onnx_config.export.parity import FEWEST_SHAPES
     from onnx_config.export.weights_check import weight_difference
 
     spec, sizes = pair.spec, pair.sizes

@@ -17,13 +17,12 @@ import numpy.typing as npt
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.reference import Array, Reference
 from onnx_config.export.session import known_inputs
-from onnx_config.export.shapes import CheckShape
+from onnx_config.export.shapes import FEWEST_SHAPES, CheckShape
 
 if TYPE_CHECKING:
     from onnx_config.export.choices import GraphChoice, Pinned, Run
 
 __all__ = [
-    "FEWEST_SHAPES",
     "STOPS",
     "Cell",
     "Outcome",
@@ -48,10 +47,6 @@ MAX_TOLERANCE = 1e-3
 
 FALLBACK_TOLERANCE = 1e-4
 """Share allowed where the model was not run in float64."""
-
-FEWEST_SHAPES = 4
-"""How many shapes must be compared before a graph is called anything."""
-
 
 STOPS = "ONNX Runtime stops"
 """How what is said of a shape begins at which a graph gives nothing."""

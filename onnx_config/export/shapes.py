@@ -10,7 +10,10 @@ from types import MappingProxyType
 
 from onnx_config.cache_layout import PAST_AXIS
 
-__all__ = ["LONG_TEXT", "CheckShape", "Float64", "check_shapes"]
+__all__ = ["FEWEST_SHAPES", "LONG_TEXT", "CheckShape", "Float64", "check_shapes"]
+
+FEWEST_SHAPES = 4
+"""How many shapes must be compared before a graph is called anything."""
 
 
 class Float64(StrEnum):
@@ -64,7 +67,7 @@ def check_shapes(
 ) -> tuple[CheckShape, ...]:
     """Return five shapes or more, none of them the traced one, each axis at two sizes at least.
 
-    Of inputs so large that one row takes seconds, no more than two shapes have the same sizes, and there may be three.
+    Of inputs so large that one row takes seconds, no more than two shapes have the same sizes where four are left so.
     An axis whose range has one size only stays there. Without dynamic axes, or with none that can move, the
     shapes differ in their values only, and four are enough.
 
@@ -134,12 +137,15 @@ def check_shapes(
 
 
 def _told_apart(shapes: list[CheckShape]) -> list[CheckShape]:
-    """Return the shapes without those that differ from two others in their values only."""
+    """Return the shapes without those that differ from two others in their values only, and the fewest at least."""
     kept: list[CheckShape] = []
+    spare = len(shapes) - FEWEST_SHAPES
     for shape in shapes:
         alike = [one for one in kept if replace(one, label=shape.label, seed=shape.seed) == shape]
-        if len(alike) < _SAME_SIZES:
+        if len(alike) < _SAME_SIZES or spare <= 0:
             kept.append(shape)
+        else:
+            spare -= 1
     return kept
 
 

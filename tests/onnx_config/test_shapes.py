@@ -90,7 +90,8 @@ def test_what_takes_seconds_a_row_is_not_run_at_the_same_sizes_again_and_again()
         limits = dict.fromkeys(sizes, (1, None))
         return [dict(s.sizes) for s in check_shapes(sizes, limits, masked=False, row_elements=3 * 1024**2)]
 
-    assert found(batch_size=2) == [{"batch_size": 1}, {"batch_size": 1}, {"batch_size": 3}]
+    # As many as a verdict needs.
+    assert found(batch_size=2) == [{"batch_size": 1}, {"batch_size": 1}, {"batch_size": 1}, {"batch_size": 3}]
     # Where something else tells them apart, none is left out.
     assert len(found(batch_size=2, height=1024)) == 5
 
@@ -143,7 +144,7 @@ def test_of_large_images_batches_are_small() -> None:
         [s.sizes["batch_size"] for s in check_shapes({"batch_size": 2}, limits, masked=False, row_elements=elements)]
         for elements in (3 * 224**2, 3 * 1024**2)
     )
-    assert (max(plain), sorted(large)) == (5, [1, 1, 3])
+    assert (max(plain), sorted(large)) == (5, [1, 1, 1, 3])
 
 
 def test_a_text_is_begun_and_gone_on_with() -> None:

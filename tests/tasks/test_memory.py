@@ -63,6 +63,21 @@ def test_what_fits_runs_at_once():
         pass
 
 
+@pytest.mark.parametrize(
+    ("workers", "wanted", "granted"),
+    [(None, 1, 1), (1, 1, 10), (2, 1, 5), (2, 6, 6), (2, 99, 10), (3, 0, 3), (20, 1, 1)],
+)
+def test_who_is_one_of_so_many_gets_an_equal_part_at_least(workers, wanted, granted):
+    with MemoryGate(10, workers=workers).admit(wanted) as share:
+        assert share == granted
+
+
+def test_as_many_as_were_told_are_let_in_at_once():
+    gate = MemoryGate(10, workers=3)
+    with gate.admit(1), gate.admit(2), gate.admit(1):
+        pass
+
+
 def test_a_model_that_needs_more_than_there_is_runs_alone():
     watched = Watched(10)
     enter_all(watched, [3, 3, 99, 3, 10, 3, 3])
