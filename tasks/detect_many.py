@@ -1,8 +1,8 @@
 """Detect a whole list: what is known is looked up, the rest shares a few children, and none can sink another.
 
 A child takes many models one after the other, since its start and the imports of a model's code cost as much as a
-detection. One that dies or hangs loses only the model it was at; that one, and each that failed in it, is tried again
-in a child of its own, whose word counts.
+detection. One that dies or hangs loses only the model it was at; that one, and each that failed in it by anything but
+its class's own refusal, is tried again in a child of its own, whose word counts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnx_config.errors import FerryError, error_of_kind
+from onnx_config.errors import ErrorKind, FerryError, ModelError, error_of_kind
 from onnx_config.export.detect_many import read_answers
 from onnx_config.export.isolate import ChildError, Server
 from onnx_config.spec import ModelSpec
@@ -200,7 +200,7 @@ def _detect_chunk(items: Sequence[_Item], means: _Means, *, number: int) -> dict
 
 
 def _share_a_child(items: Sequence[_Item], means: _Means, *, folder: Path) -> list[Detection | None]:
-    """Return what a child found, item by item up to the one it ended at; ``None`` for one that failed in it."""
+    """Return what a child found, item by item up to the one it ended at; ``None`` for one to be tried alone."""
     raise_if_stopping(means.stopping)
     folder.mkdir()
     path = folder / "answers.jsonl"
@@ -222,13 +222,20 @@ def _share_a_child(items: Sequence[_Item], means: _Means, *, folder: Path) -> li
     found: list[Detection | None] = []
     # One answer less than there are lines at most, and none for what came after the end.
     for item, answer in zip(items, read_answers(path), strict=False):
-        if answer["spec"] is None or item.key != _key_again(item):
+        result: ModelSpec | FerryError
+        if answer["spec"] is not None:
+            result = ModelSpec.from_json(answer["spec"])
+        elif answer["refusal"] is not None:
+            result = ModelError(answer["refusal"], kind=ErrorKind.UNSUPPORTED)
+        else:
             found.append(None)
             continue
-        spec = ModelSpec.from_json(answer["spec"])
-        assert item.key is not None
-        cache.write(item.key, spec, folder=item.source, scratch=folder)
-        found.append(Detection(found=spec, key=item.key, seconds=answer["seconds"], cached=False))
+        # A config that was changed meanwhile is not the one that was looked up.
+        if item.key is None or item.key != _key_again(item):
+            found.append(None)
+            continue
+        cache.write(item.key, result, folder=item.source, scratch=folder)
+        found.append(Detection(found=result, key=item.key, seconds=answer["seconds"], cached=False))
     means.told(sum(detection is not None for detection in found))
     return found
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 
@@ -50,7 +49,7 @@ def stored_floats(path: Path) -> Iterator[tuple[str, tuple[int, ...], Array]]:
             if tensor.data_type == onnx.TensorProto.FLOAT:
                 numbers = _outside(tensor, path.parent) if raw is None else pages[raw.begin : raw.end].view(_FLOAT)
                 yield tensor.name, tuple(tensor.dims), numbers
-    except (ValueError, IndexError, DecodeError) as error:
+    except (ValueError, IndexError) as error:
         raise ModelError(f"{str(path)!r} is no ONNX graph: {error}", kind=ErrorKind.RUNTIME_FAILED) from error
 
 
@@ -80,7 +79,11 @@ def _tensor(data: memoryview, place: _Field) -> tuple[onnx.TensorProto, _Field |
             raw = field
         else:
             head += data[field.start : field.end]
-    return onnx.TensorProto.FromString(bytes(head)), raw
+    try:
+        return onnx.TensorProto.FromString(bytes(head)), raw
+    # protobuf raises its own.
+    except Exception as error:
+        raise ValueError(f"the tensor at byte {place.begin:,} cannot be read: {error}") from error
 
 
 def _outside(tensor: onnx.TensorProto, folder: Path) -> Array:

@@ -49,7 +49,9 @@ def detect(request: JSON) -> JSON:
         case "stumble":
             raise ZeroDivisionError("nobody foresaw this")
         case "be-shy" if not first:
-            raise ModelError("others were here before", kind=ErrorKind.UNSUPPORTED)
+            raise RuntimeError("others were here before")
+        case "lack-memory":
+            raise ModelError("It said: can't allocate memory", kind=ErrorKind.UNSUPPORTED)
         case "crash":
             ctypes.string_at(0)
         case "leave":

@@ -84,9 +84,10 @@ def test_many_models_share_few_children(tmp_path, server):
 @pytest.mark.parametrize(
     ("does", "kind", "words", "runs"),
     [
-        pytest.param("refuse", "unsupported", "is not supported", 2, id="an-error-of-ours"),
+        pytest.param("refuse", "unsupported", "is not supported", 1, id="a-refusal-of-the-class"),
         pytest.param("stumble", "unsupported", "ZeroDivisionError: nobody foresaw this", 2, id="any-error"),
         pytest.param("be-shy", "found", "", 2, id="an-error-of-others"),
+        pytest.param("lack-memory", "unsupported", "can't allocate", 2, id="a-refusal-for-want-of-memory"),
         pytest.param("crash", "crashed", "SIGSEGV", 2, id="segfault"),
         pytest.param("leave", "crashed", "exit status 7", 2, id="exit"),
         pytest.param("hang", "timeout", r"limit of 0\.8 s", 2, id="hang"),
@@ -111,7 +112,7 @@ def test_one_model_costs_no_other_model_anything(monkeypatch, tmp_path, server, 
     if isinstance(answer, FerryError):
         assert re.search(words, answer.message), answer.message
     bad = pids(folders[1])
-    assert len(bad) == len(set(bad)) == runs, "a failure counts in a child of its own"
+    assert len(bad) == len(set(bad)) == runs, "what is no refusal of the class counts in a child of its own"
     assert len(pids(folders[0])) == len(pids(folders[2])) == len(pids(folders[3])) == 1
     assert pids(folders[2]) == pids(folders[3])
     if does in ("refuse", "stumble", "be-shy"):
