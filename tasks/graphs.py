@@ -397,7 +397,8 @@ def _simplify_and_check(
         progress.saw(checked.cost)
         if checked.entry.verdict is Verdict.VERIFIED and template is not None and not proven:
             template.note_proven(simplified=stored.simplified)
-        if checked.entry.verdict is Verdict.VERIFIED or not stored.simplified:
+        # What is unstable is so by itself, whatever the graph is.
+        if checked.entry.verdict is not Verdict.MISMATCH or not stored.simplified:
             return stored, checked
     with progress.during(Step.SIMPLIFY):
         plain = steps.simplify(job, spec, exported, metadata, enabled=False)
