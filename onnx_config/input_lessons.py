@@ -12,18 +12,20 @@ from onnx_config.draft import GEOMETRY, MASK_ENDING, Draft
 from onnx_config.grid_texts import generates_from_grids, marked_drafts
 from onnx_config.patch_inputs import patch_drafts
 from onnx_config.probe import ProbeResult
-from onnx_config.refusals import asked_for, exclusive
+from onnx_config.refusals import asked_for, exclusive, unwanted
 from onnx_config.spec import ValueRule
 
 __all__ = [
     "TEXT_ONLY",
     "fewer_inputs",
     "masked_data",
+    "missing_group",
     "missing_inputs",
     "more_inputs",
     "not_both",
     "patches",
     "text_only",
+    "unexpected",
 ]
 
 TEXT_ONLY = "the graph takes text only"
@@ -47,6 +49,37 @@ def missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Cand
             for marked, why in marked_drafts(other, name):
                 yield Candidate(draft=marked, why=why, sure=True)
             yield Candidate(draft=other, why=f"{name} was added since the model asks for it", sure=True)
+
+
+def missing_group(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Add all arguments whose names begin as that of a result does that a statement needed and was ``None``."""
+    if "None" not in (answer.refusal or "") or not answer.frames:
+        return
+    left_out = [
+        argument.name
+        for argument in draft.declaration.arguments
+        if argument.role is Role.DATA and argument.shape and argument.name not in draft.specs
+    ]
+    for stem in dict.fromkeys(name.partition("_")[0] for name in answer.frames[-1].names if "_" in name):
+        group = [name for name in left_out if name.startswith(f"{stem}_") and not GEOMETRY.search(name)]
+        if len(group) > 1:
+            other = draft.copy()
+            for name in group:
+                other.add(name)
+            why = f"{', '.join(group)} were added, of which a result was missing: {answer.frames[-1].source}"
+            yield Candidate(draft=other, why=why[:300], sure=True)
+
+
+def unexpected(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give what takes the place of an input that the class has in its signature and does not take."""
+    for name in [name for name in unwanted(answer.refusal or "") if name in draft.specs]:
+        for argument in draft.declaration.arguments:
+            if argument.role is Role.ALTERNATIVE and argument.name not in draft.specs:
+                other = draft.copy()
+                other.remove(name)
+                other.add(argument.name)
+                why = f"{argument.name} is given in the place of {name}: {answer.refusal}"
+                yield Candidate(draft=other, why=why[:300], sure=True)
 
 
 def not_both(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:

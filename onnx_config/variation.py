@@ -218,8 +218,8 @@ def _find_smallest(draft: Draft, axes: Sequence[str], run: Run) -> None:
             axis, (least[axis], draft.sizes[axis]), accepts, step=draft.steps.get(axis, 1)
         )
     # Each alone is large enough beside the others' usual sizes; all of them together need not be.
-    for part in (0, 1, 2, 3):
-        together = {axis: _between(draft, axis, part) for axis in axes}
+    for rows, part in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (2, 2), (3, 3)):
+        together = {axis: _between(draft, axis, rows if is_batch(axis) else part) for axis in axes}
         if accepts(**together):
             draft.smallest.update(together)
             return

@@ -119,6 +119,11 @@ def test_which_of_two_names_stays(sizes, law, ids, crops):
             id="two-limits",
         ),
         pytest.param(lambda s: s["batch_size"] > 1, {"batch_size": 2}, id="rows"),
+        pytest.param(
+            lambda s: s["sequence_length"] * s["crop_size"] > 60,
+            {"sequence_length": 12, "crop_size": 6, "num_crops": 5},
+            id="two-limits-together-and-any-rows",
+        ),
     ],
 )  # fmt: skip
 def test_the_smallest_sizes_are_found(law, smallest):
