@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from onnx_config.candidate import Ask, Candidate
 from onnx_config.config_sizes import modality_of
 from onnx_config.declarations import Role
-from onnx_config.draft import GEOMETRY, MASK_ENDING, Draft
+from onnx_config.draft import GEOMETRY, MASK_ENDING, Draft, is_batch
 from onnx_config.grid_texts import generates_from_grids, marked_drafts
 from onnx_config.patch_inputs import patch_drafts
 from onnx_config.probe import ProbeResult
@@ -46,9 +46,21 @@ def missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Cand
                 yield from text_only(draft, f"sizes would depend on the values of {name}")
             other = draft.copy()
             other.add(name)
+            _cover(other, name)
             for marked, why in marked_drafts(other, name):
                 yield Candidate(draft=marked, why=why, sure=True)
             yield Candidate(draft=other, why=f"{name} was added since the model asks for it", sure=True)
+
+
+def _cover(draft: Draft, mask: str) -> None:
+    """Let a mask that was added have the steps of what it hides parts of, where its own are no other input's."""
+    data, spec = draft.specs.get(MASK_ENDING.sub("", mask)), draft.specs[mask]
+    if data is None or data is spec or len(spec.shape) != len(("rows", "steps")):
+        return
+    steps = [axis for axis in data.axis_names if not is_batch(axis)]
+    others = {axis for other in draft.specs.values() if other is not spec for axis in other.axis_names}
+    if len(steps) == 1 and spec.shape[1] not in others:
+        draft.reshape(mask, (data.shape[0], steps[0]))
 
 
 def missing_group(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:

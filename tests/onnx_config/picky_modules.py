@@ -259,6 +259,20 @@ class Letters(Picky):
         return pixel_values.reshape(b, t, h // side, side, w // side, side, c).sum(dim=(2, 3, 4, 5, 6))
 
 
+class Covered(Picky):
+    """Cannot do without a mask over steps that its documentation calls otherwise."""
+
+    def forward(self, input_features: torch.FloatTensor, input_features_mask: torch.LongTensor | None = None):
+        """
+        input_features (`torch.FloatTensor` of shape `(batch_size, num_frames, feature_size)`):
+            Features.
+        input_features_mask (`torch.LongTensor` of shape `(batch_size, feature_sequence_length)`):
+            Which of them count.
+        """
+        lengths = input_features_mask.sum(-1)
+        return (input_features * input_features_mask[..., None]).sum(dim=(1, 2)) / lengths
+
+
 class Captions(Picky):
     """Puts the features of an image where a text holds a place for each."""
 

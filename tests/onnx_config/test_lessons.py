@@ -81,6 +81,11 @@ IMAGE_TOKEN = {"image_token_id": 9, "image_eos_token_id": 8}
             "entity_ids, entity_spans were added, of which a result was missing", id="a-group-whose-result-is-none",
         ),
         pytest.param(
+            picky.Covered, {"feature_size": 8},
+            {"input_features": ("batch_size", "num_frames", 8), "input_features_mask": ("batch_size", "num_frames")},
+            "input_features_mask was added since the model asks for it", id="a-mask-of-the-steps-there-are",
+        ),
+        pytest.param(
             picky.Embedded, {"hidden_size": 8}, {"inputs_embeds": (*TEXT, 8)},
             "inputs_embeds is given in the place of input_ids", id="not-expected",
         ),
