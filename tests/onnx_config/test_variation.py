@@ -290,6 +290,26 @@ def test_an_axis_of_which_one_step_is_made_is_made_longer(stride, size, steps):
     assert found.axis_ranges["audio_length"][0] == 4
 
 
+class Coded(Picky):
+    """Returns a sound as it came, and one step of it beside, as the codec of a sound does."""
+
+    def forward(self, input_values):
+        """
+        input_values (`torch.FloatTensor` of shape `(batch_size, num_channels, sequence_length)`):
+            A sound.
+        """
+        return {"values": input_values, "codes": input_values[:, 0, :: self.config.stride]}
+
+
+@pytest.mark.parametrize(
+    ("stride", "size"), [pytest.param(4001 * 3, 4001 * 4, id="longer"), pytest.param(400, 4001, id="long-enough")]
+)
+def test_one_step_is_seen_beside_outputs_that_move(stride, size):
+    found = inferred(Coded, stride=stride, audio_channels=2)
+    assert shapes(found) == {"input_values": ("batch_size", 2, "sequence_length")}
+    assert found.sizes["sequence_length"] == size
+
+
 class Noisy(Picky):
     """Draws what it is not given."""
 
