@@ -59,7 +59,9 @@ def sub_configs(config: Any) -> list[Any]:
 def config_size(config: Any, axis: str, modality: str) -> int | None:
     """Return the size that a config declares for an axis; what describes ``modality`` is asked first."""
     for holder in (config_for(config, modality), *sub_configs(config)):
-        for name in (axis, axis.replace("number_of_", "num_"), *CONFIG_SIZES.get(axis, ())):
+        # Where a config names what has so many of something: channels of its sounds, say.
+        of_modality = axis.replace("num_", f"{modality}_")
+        for name in (axis, axis.replace("number_of_", "num_"), of_modality, *CONFIG_SIZES.get(axis, ())):
             value = getattr(holder, name, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value

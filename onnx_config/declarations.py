@@ -182,11 +182,15 @@ def declare(cls: type) -> Declaration:
             continue
         head, text = documented.get(parameter.name) or usual(parameter.name)
         annotation = _annotation_text(parameter.annotation)
+        role = _role(parameter.name, annotation, head, text)
+        if role is Role.OPTION and parameter.default is parameter.empty and not annotation and not head:
+            # Of what has to be given and of which nothing is said, nearly all are tensors.
+            role = Role.DATA
         arguments.append(
             Argument(
                 name=parameter.name,
                 required=parameter.default is parameter.empty,
-                role=_role(parameter.name, annotation, head, text),
+                role=role,
                 dtype=_dtype(annotation) or _dtype(head),
                 shape=(shape := read_shape(head)),
                 elsewhere=next((other for other in others.get(parameter.name, ()) if other != shape), None),

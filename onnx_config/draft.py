@@ -38,6 +38,9 @@ _STREAM = re.compile(r"^(\w+)_(?:input_ids|attention_mask|token_type_ids)$")
 _OTHER_SIZE = 6
 _COLOURS = 3
 _RAW_AUDIO_LENGTH = 4000
+_CODED_AUDIO_LENGTH = 4001
+"""Of sounds with channels, which codecs fill up to whole strides and cut again; a prime, since of a multiple nothing is
+to be cut."""
 
 
 def is_batch(axis: int | str) -> bool:
@@ -251,8 +254,8 @@ class Draft:
     def _start_size(self, name: str, axis: str) -> int:
         if axis == "sequence_length" and modality_of(name) == "time":
             return config_size(self.config, "context_length", "time") or DEFAULT_SIZES[axis]
-        if axis == "sequence_length" and name == "input_values" and len(self.specs[name].shape) == 2:
-            return _RAW_AUDIO_LENGTH
+        if axis == "sequence_length" and name == "input_values" and self.specs[name].shape[-1] == axis:
+            return _RAW_AUDIO_LENGTH if len(self.specs[name].shape) == len(("rows", "samples")) else _CODED_AUDIO_LENGTH
         return DEFAULT_SIZES.get(axis, _OTHER_SIZE)
 
     def place_image(self, name: str) -> None:

@@ -415,7 +415,7 @@ def read_config_dict(folder: Path) -> dict[str, Any]:
 def config_from_dict(
     value: Mapping[str, Any], *, origin: str = "The config", code: RemoteCode | None = None
 ) -> PreTrainedConfig:
-    """Return the config that the dict describes, by its ``model_type``, or by the model's own ``code``.
+    """Return the config that the dict describes, by its ``model_type``, its architecture, or the model's own ``code``.
 
     ``{"__float__": "Infinity"}``, as transformers writes a number that JSON has no word for, is read as that number.
 
@@ -433,9 +433,10 @@ def config_from_dict(
     if is_timm_config(value):
         value = as_wrapper_config(value, origin=origin)
     model_type = value.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
+    own_class = _config_class_of_architecture(value)
+    if own_class is None and (not isinstance(model_type, str) or not model_type):
         raise InputError(f"{origin} names no model_type, so transformers cannot tell what it configures.")
-    if model_type not in CONFIG_MAPPING:
+    if own_class is None and model_type not in CONFIG_MAPPING:
         newer = newer_release(value)
         advice = (
             f"It was written by transformers {newer}: upgrade transformers."
@@ -449,11 +450,28 @@ def config_from_dict(
             f"know. {advice}",
             kind=ErrorKind.UNSUPPORTED,
         )
+    config_class = own_class or CONFIG_MAPPING[str(model_type)]
     try:
-        return CONFIG_MAPPING[model_type].from_dict(_with_special_floats(dict(value)))
+        return config_class.from_dict(_with_special_floats(dict(value)))
     # A config class checks its values in its own way and raises what it likes.
     except Exception as error:
         raise InputError(f"{origin} is not valid for {model_type!r}: {type(error).__name__}: {error}") from error
+
+
+def _config_class_of_architecture(value: Mapping[str, Any]) -> type[PreTrainedConfig] | None:
+    """Return the config class of the class that a config is for, unless it says that it is of another type.
+
+    A part of a model has a class and a config of its own, and a type that the auto mappings list for none, or for
+    another model. Some configs, old ones among them, have no type.
+    """
+    import transformers
+
+    named = value.get("architectures")
+    name = named[0] if isinstance(named, list) and named else None
+    found = getattr(getattr(transformers, name, None), "config_class", None) if isinstance(name, str) else None
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedConfig):
+        return None
+    return found if value.get("model_type") in (None, "", found.model_type) else None
 
 
 def _fetch_modules(model_id: str, revision: str | None) -> Path | None:

@@ -8,22 +8,24 @@ from collections.abc import Iterator
 from onnx_config.candidate import Ask, Candidate
 from onnx_config.config_sizes import modality_of
 from onnx_config.declarations import Role
-from onnx_config.draft import GEOMETRY, MASK_ENDING, Draft
+from onnx_config.draft import GEOMETRY, MASK_ENDING, Draft, is_batch
 from onnx_config.grid_texts import generates_from_grids, marked_drafts
 from onnx_config.patch_inputs import patch_drafts
 from onnx_config.probe import ProbeResult
-from onnx_config.refusals import asked_for, exclusive
+from onnx_config.refusals import asked_for, exclusive, unwanted
 from onnx_config.spec import ValueRule
 
 __all__ = [
     "TEXT_ONLY",
     "fewer_inputs",
     "masked_data",
+    "missing_group",
     "missing_inputs",
     "more_inputs",
     "not_both",
     "patches",
     "text_only",
+    "unexpected",
 ]
 
 TEXT_ONLY = "the graph takes text only"
@@ -44,9 +46,52 @@ def missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Cand
                 yield from text_only(draft, f"sizes would depend on the values of {name}")
             other = draft.copy()
             other.add(name)
+            _cover(other, name)
             for marked, why in marked_drafts(other, name):
                 yield Candidate(draft=marked, why=why, sure=True)
             yield Candidate(draft=other, why=f"{name} was added since the model asks for it", sure=True)
+
+
+def _cover(draft: Draft, mask: str) -> None:
+    """Let a mask that was added have the steps of what it hides parts of, where its own are no other input's."""
+    data, spec = draft.specs.get(MASK_ENDING.sub("", mask)), draft.specs[mask]
+    if data is None or data is spec or len(spec.shape) != len(("rows", "steps")):
+        return
+    steps = [axis for axis in data.axis_names if not is_batch(axis)]
+    others = {axis for other in draft.specs.values() if other is not spec for axis in other.axis_names}
+    if len(steps) == 1 and spec.shape[1] not in others:
+        draft.reshape(mask, (data.shape[0], steps[0]))
+
+
+def missing_group(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Add all arguments whose names begin as that of a result does that a statement needed and was ``None``."""
+    if "None" not in (answer.refusal or "") or not answer.frames:
+        return
+    left_out = [
+        argument.name
+        for argument in draft.declaration.arguments
+        if argument.role is Role.DATA and argument.shape and argument.name not in draft.specs
+    ]
+    for stem in dict.fromkeys(name.partition("_")[0] for name in answer.frames[-1].names if "_" in name):
+        group = [name for name in left_out if name.startswith(f"{stem}_") and not GEOMETRY.search(name)]
+        if len(group) > 1:
+            other = draft.copy()
+            for name in group:
+                other.add(name)
+            why = f"{', '.join(group)} were added, of which a result was missing: {answer.frames[-1].source}"
+            yield Candidate(draft=other, why=why[:300], sure=True)
+
+
+def unexpected(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give what takes the place of an input that the class has in its signature and does not take."""
+    for name in [name for name in unwanted(answer.refusal or "") if name in draft.specs]:
+        for argument in draft.declaration.arguments:
+            if argument.role is Role.ALTERNATIVE and argument.name not in draft.specs:
+                other = draft.copy()
+                other.remove(name)
+                other.add(argument.name)
+                why = f"{argument.name} is given in the place of {name}: {answer.refusal}"
+                yield Candidate(draft=other, why=why[:300], sure=True)
 
 
 def not_both(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:

@@ -10,10 +10,20 @@ from collections.abc import Callable, Iterator
 
 from onnx_config.candidate import Ask, Candidate
 from onnx_config.draft import Draft
-from onnx_config.input_lessons import fewer_inputs, masked_data, missing_inputs, more_inputs, not_both, patches
+from onnx_config.input_lessons import (
+    fewer_inputs,
+    masked_data,
+    missing_group,
+    missing_inputs,
+    more_inputs,
+    not_both,
+    patches,
+    unexpected,
+)
 from onnx_config.probe import ProbeResult
 from onnx_config.shape_lessons import (
     columns,
+    convolved,
     documented_elsewhere,
     documented_rank,
     mask_as_long,
@@ -28,10 +38,13 @@ __all__ = ["candidates"]
 
 _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] = (
     not_both,
+    unexpected,
     patches,
     missing_inputs,
+    missing_group,
     unpacked_axes,
     documented_rank,
+    convolved,
     documented_elsewhere,
     mask_as_long,
     placeholders,

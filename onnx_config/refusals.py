@@ -15,6 +15,7 @@ __all__ = [
     "reshaped",
     "token_counts",
     "unpacked",
+    "unwanted",
     "wrong_sizes",
 ]
 
@@ -36,6 +37,9 @@ _TOO_SMALL = re.compile(
 )
 _ONE_ROW = re.compile(r"batch[ _]sizes? (?:> ?1|(?:greater|larger|bigger) than 1)\b", re.IGNORECASE)
 _NOT_BOTH = re.compile(r"\b(?:cannot|can't|can not|must not|should not|do not|don't)\b[\w ]* both:? (?P<names>[^.;]*)")
+_NOT_TAKEN = re.compile(
+    r"(?P<name>[a-z]\w+)`?'? (?:(?:is|are) not (?:expected|supported|allowed|accepted)|(?:should|must) be None)\b"
+)
 _ASKS_FOR = (
     re.compile(r"missing \d+ required positional arguments?: (?P<names>.*)"),
     re.compile(r"(?:specify|provide|pass(?:ed)?|given?|required|expects?|\bset)(?P<names>.*)", re.IGNORECASE),
@@ -130,6 +134,16 @@ def exclusive(refusal: str) -> list[str]:
     """
     found = _NOT_BOTH.search(refusal)
     return re.findall(r"\b(?!and\b|or\b)[a-z]\w+", found["names"]) if found else []
+
+
+def unwanted(refusal: str) -> list[str]:
+    """Return the names that a refusal says are not taken.
+
+    >>> unwanted("input_ids is not expected"), unwanted("`input_ids` should be None")
+    (['input_ids'], ['input_ids'])
+    """
+    found = _NOT_TAKEN.search(refusal)
+    return [found["name"]] if found else []
 
 
 def asked_for(refusal: str, declaration: Declaration) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from onnx_config.candidate import Ask, Candidate, candidate_of_shape
 from onnx_config.config_sizes import config_for, modality_of, sub_configs
 from onnx_config.declarations import read_shape
-from onnx_config.draft import MASK_ENDING, Draft
+from onnx_config.draft import DEFAULT_SIZES, MASK_ENDING, Draft
 from onnx_config.patterns import AXIS_SYNONYMS, CONFIG_SIZES
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import token_counts, unpacked, wrong_sizes
@@ -17,6 +17,7 @@ from onnx_config.shared_axes import shapes_with_shared_axes
 
 __all__ = [
     "columns",
+    "convolved",
     "documented_elsewhere",
     "documented_rank",
     "mask_as_long",
@@ -50,6 +51,17 @@ def unpacked_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candi
         yield candidate_of_shape(draft, name, shape, f"{name} has the axes of: {frame.source}")
 
 
+_CONVOLVED = {
+    3: ("sequence_length",),
+    4: ("height", "width"),
+    5: ("num_frames", "height", "width"),
+}
+"""How many axes a convolution's weight has -> the axes of its input behind the channels."""
+_LETTERS = {"b": "batch_size", "c": "num_channels", "t": "num_frames", "h": "height", "w": "width"}
+"""What torch's documentation calls axes."""
+_FEATURE_MAP = {"height": 24, "width": 32}
+
+
 def _shape_statement(source: str) -> tuple[str, list[str], int] | None:
     """Return (variable, targets, axes beyond them) of ``a, b = x.shape``, ``x.size()`` or ``x.shape[:-1]``."""
     try:
@@ -76,6 +88,7 @@ def _shape_statement(source: str) -> tuple[str, list[str], int] | None:
 def _axis_name(name: str, fallback: str) -> str:
     """Return the name of an axis that the library's code calls ``name``."""
     plain = re.sub(r"\W+", "_", name.lower()).strip("_")
+    plain = _LETTERS.get(plain, plain)
     known = set(AXIS_SYNONYMS.values()) | set(CONFIG_SIZES)
     for variant in (plain, f"{plain}s", f"num_{plain}", f"num_{plain}s"):
         axis = AXIS_SYNONYMS.get(variant, variant)
@@ -107,6 +120,31 @@ def documented_elsewhere(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterato
         if shape is not None and len(shape) != len(spec.shape):
             why = f"{name} has the shape that another method documents: {answer.refusal}"
             yield candidate_of_shape(draft, name, shape, why, sure=False)
+
+
+def convolved(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Give an input that goes into a convolution as it is the axes that the weight beside it has."""
+    if not answer.frames or not re.search(r"input to conv\dd|weight of size .* channels", answer.refusal or ""):
+        return
+    held = answer.frames[-1].tensors
+    weight, given = held.get("weight"), held.get("input")
+    inner = None if weight is None else _CONVOLVED.get(len(weight.shape))
+    if weight is None or given is None or inner is None:
+        return
+    groups = re.search(r"groups=(\d+)", answer.refusal or "")
+    channels = weight.shape[1] * (int(groups[1]) if groups else 1)
+    for name, spec in draft.specs.items():
+        argument = draft.declaration.argument(name)
+        documented = argument is not None and argument.shape is not None
+        if documented or spec.dtype != "float32" or spec.resolve(draft.sizes) != given.shape:
+            continue
+        shape = (spec.shape[0], channels, *inner)
+        if spec.shape == shape:
+            continue
+        candidate = candidate_of_shape(draft, name, shape, f"{name} has the axes of a convolution: {answer.refusal}")
+        # Features lie less densely than the pixels that they were made of.
+        candidate.draft.sizes.update({axis: size for axis, size in _FEATURE_MAP.items() if axis not in draft.sizes})
+        yield candidate
 
 
 def mask_as_long(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -154,6 +192,15 @@ def more_axes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate
         yield candidate_of_shape(draft, name, shared, why, sure=False)
     text = answer.refusal or ""
     numbers = [int(n) for n in re.findall(r"\b\d{1,4}\b", text) if int(n) > 1]
+    for name, spec in draft.specs.items():
+        argument = draft.declaration.argument(name)
+        if argument is None or argument.shape is not None or spec.dtype != "float32" or len(spec.shape) != 2:
+            continue
+        size = spec.resolve(draft.sizes)[-1]
+        why = f"{name} has steps, of {size} numbers each: {answer.refusal}"[:200]
+        stepwise = candidate_of_shape(draft, name, (spec.shape[0], "sequence_length", size), why, sure=False)
+        stepwise.draft.sizes["sequence_length"] = DEFAULT_SIZES["sequence_length"]
+        yield stepwise
     for name, spec in draft.specs.items():
         if name.endswith("mask") and name != draft.declaration.main_input:
             continue

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from onnx_config.candidate import Ask, Candidate, candidate_of_size
-from onnx_config.config_sizes import modality_of
+from onnx_config.config_sizes import config_size, modality_of
 from onnx_config.draft import IMAGE_AXES, Draft, is_batch
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import is_one_row_only, is_too_small, reshaped, wrong_sizes
@@ -131,7 +131,9 @@ def image_sizes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candida
     """Try other image sizes."""
     if not set(IMAGE_AXES) <= set(draft.axes()):
         return
-    for size in _IMAGE_SIZES:
+    # Some encoders are given patches, each as an image.
+    patch = config_size(draft.config, "patch_size", "image")
+    for size in (*_IMAGE_SIZES, *(() if patch is None else (patch,))):
         if draft.sizes["height"] == draft.sizes["width"] == size:
             continue
         other = draft.copy()

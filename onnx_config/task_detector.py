@@ -296,8 +296,9 @@ def _declared(config: PreTrainedConfig, name: str, model_type: str) -> DetectedT
     heads = [m for m in mappings if m in _tasks_by_mapping() and m not in ("", *_PRETRAINING_MAPPINGS)]
     if heads:
         return named_task(_tasks_by_mapping()[heads[0]], name, f"{name} is listed for {_tasks_by_mapping()[heads[0]]}")
-    # Without its tied embedding the head of a saved backbone would be random.
-    tied = _is_encoder_decoder(config) and getattr(config, "tie_word_embeddings", True)
+    # Without its tied embedding the head of a saved backbone would be random. What no auto mapping lists is a part of
+    # one, such as its encoder, whatever the config says of the whole.
+    tied = bool(mappings) and _is_encoder_decoder(config) and getattr(config, "tie_word_embeddings", True)
     if tied and (generation := _generation_class(model_type)) is not None and _ties_its_head(generation[1]):
         return named_task(*generation, f"{name} is an encoder-decoder, which means generation")
     pretraining = any(m in _PRETRAINING_MAPPINGS for m in mappings) or "ForPreTraining" in name

@@ -57,18 +57,33 @@ def grow_unseen_axes(draft: Draft, moved: Moved, outputs: Shapes, run: Run) -> N
     Of a sound of two frames an encoder makes one step, and so it does of three. A graph that is traced there takes one
     step for granted, as tracing does with every size of one. Changes ``draft.sizes``.
     """
-    if not any(1 in shape[1:] for shape, _ in outputs.values()):
+    if not _single_steps(outputs):
         return
+    read = [spec for name, spec in draft.specs.items() if modality_of(name) == "text" and not name.endswith("mask")]
+    texts = {axis for spec in read for axis in spec.axis_names}
     for axis, (_, there) in moved.items():
-        if is_batch(axis) or axis not in draft.sizes or axis in IMAGE_AXES or _shapes(there) != _shapes(outputs):
+        if is_batch(axis) or axis not in draft.sizes or axis in IMAGE_AXES:
+            continue
+        # Of a text, no step is made of many tokens where others are made of one.
+        if _shapes(there) != _shapes(outputs) and (axis in texts or not _single_steps(outputs) & _single_steps(there)):
             continue
         most = draft.ranges()[axis][1]
         for factor in _GROWTHS:
             size = draft.sizes[axis] * factor
             longer = None if most is not None and size > most else run({**draft.sizes, axis: size}).outputs
-            if longer is not None and _shapes(longer) != _shapes(outputs):
+            if longer is not None and _single_steps(longer) < _single_steps(outputs) & _single_steps(there):
                 draft.sizes[axis] = size
                 break
+
+
+def _single_steps(outputs: Shapes) -> set[tuple[str, int]]:
+    """Return where outputs have one step, by name and axis; rows, which come first, are none."""
+    return {
+        (name, position)
+        for name, (shape, _) in outputs.items()
+        for position, size in enumerate(shape)
+        if position and size == 1
+    }
 
 
 def _shapes(outputs: Shapes) -> dict[str, tuple[int, ...]]:
@@ -218,8 +233,8 @@ def _find_smallest(draft: Draft, axes: Sequence[str], run: Run) -> None:
             axis, (least[axis], draft.sizes[axis]), accepts, step=draft.steps.get(axis, 1)
         )
     # Each alone is large enough beside the others' usual sizes; all of them together need not be.
-    for part in (0, 1, 2, 3):
-        together = {axis: _between(draft, axis, part) for axis in axes}
+    for rows, part in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 1), (2, 2), (3, 3)):
+        together = {axis: _between(draft, axis, rows if is_batch(axis) else part) for axis in axes}
         if accepts(**together):
             draft.smallest.update(together)
             return

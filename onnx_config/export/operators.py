@@ -2,7 +2,8 @@
 
 ``max_pool1d`` reads the length of what it pools as a number; as a two-dimensional pooling of one row it does not.
 ``div`` makes a tensor of a quotient of two sizes, whose value nobody knows while a graph is made; ``linspace`` makes as
-many numbers as for the sample, and a list of sizes becomes a tensor of the sample's. Pooling to a number of cells reads
+many numbers as for the sample, ``eye`` is taken apart into ones of the sample's size, and a list of sizes becomes a
+tensor of the sample's. Pooling to a number of cells reads
 which cells lie at which sizes of the sample. What is counted from the end by a size is counted from the start, and a
 range that is as long as an axis picks what a tensor of its numbers does. An axis that is squeezed where it has one
 step, and has more, stays.
@@ -116,6 +117,19 @@ def _linspace(original: Any) -> Any:
         return torch.where(index < half, first + step * index, last - step * (behind - index))
 
     return linspace
+
+
+def _eye(original: Any) -> Any:
+    def eye(n: Any, m: Any = None, **options: Any) -> Any:
+        rows, columns = n, n if m is None else m
+        known = {"dtype", "device", "requires_grad"}
+        symbols = any(isinstance(size, torch.SymInt) for size in (rows, columns))
+        if not symbols or options.keys() - known or options.get("requires_grad"):
+            return original(*((n,) if m is None else (n, m)), **options)
+        row, column = (torch.arange(size, device=options.get("device")) for size in (rows, columns))
+        return (row.unsqueeze(-1) == column).to(options.get("dtype") or torch.get_default_dtype())
+
+    return eye
 
 
 def _tensor_of(original: Any) -> Any:
@@ -304,6 +318,7 @@ def symbolic_operators(model: torch.nn.Module) -> Iterator[None]:
         (functional, "adaptive_avg_pool2d", _adaptive_avg_pool(2)),
         (torch, "div", _div),
         (torch, "linspace", _linspace),
+        (torch, "eye", _eye),
         (torch, "as_tensor", _tensor_of),
         (torch, "tensor", _tensor_of),
         (torch, "from_numpy", _from_numpy),

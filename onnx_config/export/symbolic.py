@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = ["Positions", "Rows", "symbolic_builtins"]
 
@@ -143,6 +144,9 @@ class _Range(metaclass=_Like):
 
     def __new__(cls, *arguments: Any) -> Any:
         start, stop, step = (0, *arguments, 1) if builtins.len(arguments) == 1 else (*arguments, 1)[:3]
+        if isinstance(step, torch.SymInt) and statically_known_true(stop - start == step):
+            # One step over the whole of an axis.
+            return builtins.range(1) if isinstance(start, int) and start == 0 else [start]
         if not any(isinstance(a, torch.SymInt) for a in (start, stop)) or not isinstance(step, int) or step < 1:
             return builtins.range(*arguments)
         return Positions([], start=start, step=step, count=(stop - start + step - 1) // step)

@@ -29,6 +29,7 @@ from onnx_config.export.fourier import transforms_by_tables
 from onnx_config.export.granted import condition_name, conditions_returned, refuse_otherwise
 from onnx_config.export.grids import grids_in_tensors
 from onnx_config.export.idle_work import no_idle_work
+from onnx_config.export.kept_numbers import numbers_of_tensors
 from onnx_config.export.loops import loops_as_scans
 from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
 from onnx_config.export.operators import symbolic_operators
@@ -348,6 +349,7 @@ def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
         preserved_state(model),
         symbolic_builtins(model),
         loops_as_scans(model),
+        numbers_of_tensors(model),
         symbolic_operators(model),
         _nothing_prepared(),
         written_parts_kept(),

@@ -1,7 +1,7 @@
 """Detect and convert classes of transformers that nobody chose: all that its auto mappings list.
 
     python tests/benchmarks/bench_heldout.py --workdir DIR [--only REGEX] [--without CASES.jsonl]
-        [--sample N] [--seed S] [--convert] [--batch 40] [--workers 1] [--again STEP]
+        [--unlisted] [--sample N] [--seed S] [--convert] [--batch 40] [--workers 1] [--again STEP]
 
 Of each class a tiny model is made: the default config of its model type, shrunk as detection shrinks it, with random
 weights. Classes that cannot be built so are listed. So are those whose model does not run once in PyTorch, neither on
@@ -13,9 +13,10 @@ inputs that conversion does not try: texts padded on the left, masks with holes,
 sizes (``outside.py``).
 
 ``--sample N`` takes one class of each model type first; ``--without`` leaves out the classes that the lines of a file
-name (``"cls"``). All is kept in ``--workdir``, one line of JSON a class, so that a second call goes on where the first
-one ended; ``--again detect``, ``convert`` or ``check`` does a step once more. Detecting all takes about an hour of one
-core, converting half a minute a class.
+name (``"cls"``); ``--unlisted`` takes the classes that transformers exports and no auto mapping lists, parts of other
+models for the most part. All is kept in ``--workdir``, one line of JSON a class, so that a second call goes on where
+the first one ended; ``--again detect``, ``convert`` or ``check`` does a step once more. Detecting all takes about an
+hour of one core, converting half a minute a class.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--only", default="", help="regular expression over classes and model types")
     parser.add_argument("--without", type=Path, help="classes to leave out, one JSON object a line")
+    parser.add_argument("--unlisted", action="store_true", help="the classes that no auto mapping lists")
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--convert", action="store_true")
@@ -101,13 +103,15 @@ def main() -> None:
 
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """Return (class, model type) of the auto mappings, each class once."""
+    """Return (class, model type) of the auto mappings, or of what they do not list, each class once."""
     types: dict[str, str] = {}
     for name in sorted(vars(modeling_auto)):
         if "MODEL" in name and name.endswith("_MAPPING_NAMES"):
             for model_type, classes in getattr(modeling_auto, name).items():
                 for cls in (classes,) if isinstance(classes, str) else classes:
                     types.setdefault(cls, model_type)
+    if arguments.unlisted:
+        types = unlisted(types)
     if arguments.without:
         for line in arguments.without.read_text().splitlines():
             types.pop(json.loads(line)["cls"], None)
@@ -122,6 +126,21 @@ def chosen(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         order = sorted(range(len(cases)), key=lambda i: rounds[i])
         cases = [cases[i] for i in order[: arguments.sample]]
     return cases
+
+
+def unlisted(listed: dict[str, str]) -> dict[str, str]:
+    """Return class -> model type of what transformers exports beside ``listed``, where it is called as a model is."""
+    found = {}
+    for name in sorted(set(dir(transformers)) - listed.keys()):
+        if not name[0].isupper() or name.endswith("PreTrainedModel"):
+            continue
+        # Some names need what is not installed, and say so only when they are looked at.
+        made = getattr(transformers, name, None)
+        if not inspect.isclass(made) or not issubclass(made, transformers.PreTrainedModel):
+            continue
+        if made.config_class is not None and made.forward is not transformers.PreTrainedModel.forward:
+            found[name] = made.config_class.model_type
+    return found
 
 
 def step(
@@ -186,9 +205,12 @@ def build(cls: str, model_type: str, work: Path) -> Json:
 
     folder = work / "models" / cls
     made = getattr(transformers, cls)
+    # A part of a model has a config of its own, under a type that no auto mapping may know.
+    own = made.config_class.model_type == model_type
+    config = made.config_class() if own else default_config(model_type)
     refusals = []
     # What was cut so that the class cannot run may be cut otherwise.
-    for twin in islice(twins(default_config(model_type), made, budget=BUDGET, asked=False), MOST_TWINS):
+    for twin in islice(twins(config, made, budget=BUDGET, asked=False), MOST_TWINS):
         shutil.rmtree(folder, ignore_errors=True)
         try:
             write_model(made, twin.config, folder)

@@ -192,6 +192,87 @@ class Unnamed(Picky):
         return input_ids + (positions + 1)
 
 
+class Entities(Picky):
+    """Answers about entities, whose features are missing where the entities are."""
+
+    def forward(self, input_ids, entity_ids: torch.LongTensor | None = None, entity_spans=None, spans=None):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        entity_ids (`torch.LongTensor` of shape `(batch_size, entity_length)`):
+            Entities.
+        entity_spans (`torch.LongTensor` of shape `(batch_size, entity_length, span_length)`):
+            Where each stands.
+        spans (`torch.LongTensor` of shape `(batch_size, span_length)`):
+            Others.
+        """
+        entity_states = None if entity_ids is None else (entity_ids + entity_spans.sum(dim=-1)).float()
+        return entity_states[:, 0] + input_ids.float().mean(dim=-1)
+
+
+class Embedded(Picky):
+    """Has ids in its signature, and takes nothing but embeddings."""
+
+    def forward(self, input_ids=None, inputs_embeds: torch.FloatTensor | None = None):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Ids.
+        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            Embeddings, instead of passing `input_ids`.
+        """
+        if input_ids is not None:
+            raise ValueError("input_ids is not expected")
+        return inputs_embeds.mean(dim=-1)
+
+
+class Convolved(Picky):
+    """Convolves what nothing is said of."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.convolution = nn.Conv2d(5, 2, 1) if config.axes == 2 else nn.Conv1d(6, 3, 1, groups=3)
+
+    def forward(self, hidden_states):
+        return self.convolution(hidden_states).sum(dim=1)
+
+
+class Steps(Picky):
+    """Takes features of steps, of which nothing is said."""
+
+    def forward(self, hidden_states: torch.Tensor):
+        scaled = nn.functional.linear(hidden_states, torch.ones(4, 9))
+        if scaled.dim() != 3:
+            raise ValueError("steps are wanted")
+        return scaled.sum(dim=-1)
+
+
+class Letters(Picky):
+    """Takes a video of patches apart, by letters."""
+
+    def forward(self, pixel_values: torch.FloatTensor):
+        """
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Pixels.
+        """
+        b, t, h, w, c = pixel_values.shape
+        side = self.config.patch_size
+        return pixel_values.reshape(b, t, h // side, side, w // side, side, c).sum(dim=(2, 3, 4, 5, 6))
+
+
+class Covered(Picky):
+    """Cannot do without a mask over steps that its documentation calls otherwise."""
+
+    def forward(self, input_features: torch.FloatTensor, input_features_mask: torch.LongTensor | None = None):
+        """
+        input_features (`torch.FloatTensor` of shape `(batch_size, num_frames, feature_size)`):
+            Features.
+        input_features_mask (`torch.LongTensor` of shape `(batch_size, feature_sequence_length)`):
+            Which of them count.
+        """
+        lengths = input_features_mask.sum(-1)
+        return (input_features * input_features_mask[..., None]).sum(dim=(1, 2)) / lengths
+
+
 class Captions(Picky):
     """Puts the features of an image where a text holds a place for each."""
 

@@ -262,6 +262,21 @@ def test_a_dict_that_configures_nothing(value, error, words):
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("value", "config_class"),
+    [
+        pytest.param({"model_type": "coarse_acoustics", "architectures": ["BarkCoarseModel"]}, "BarkCoarseConfig",
+                     id="a-part-whose-type-nothing-lists"),
+        pytest.param({"architectures": ["BertModel"]}, "BertConfig", id="no-type"),
+        pytest.param({"model_type": "bert", "architectures": ["GPT2Model"]}, "BertConfig", id="the-type-of-another"),
+        pytest.param({"model_type": "bert", "architectures": ["Nonesuch"]}, "BertConfig", id="no-such-class"),
+        pytest.param({"model_type": "bert", "architectures": ["BertTokenizer"]}, "BertConfig", id="no-model"),
+    ],
+)  # fmt: skip
+def test_a_type_that_is_missing_or_unlisted_is_that_of_the_architecture(value, config_class):
+    assert type(config_from_dict(value)).__name__ == config_class
+
+
 def test_reading_a_config_changes_nothing_of_the_dict():
     value = {"model_type": "bert", "hidden_size": 48, "architectures": ["BertModel"]}
     assert config_from_dict(value).hidden_size == 48

@@ -75,6 +75,38 @@ IMAGE_TOKEN = {"image_token_id": 9, "image_eos_token_id": 8}
             picky.Unnamed, {}, {"input_ids": TEXT, "positions": TEXT}, "positions was added", id="none-where-needed"
         ),
         pytest.param(
+            picky.Entities, {},
+            {"input_ids": TEXT, "entity_ids": ("batch_size", "entity_length"),
+             "entity_spans": ("batch_size", "entity_length", "span_length")},
+            "entity_ids, entity_spans were added, of which a result was missing", id="a-group-whose-result-is-none",
+        ),
+        pytest.param(
+            picky.Covered, {"feature_size": 8},
+            {"input_features": ("batch_size", "num_frames", 8), "input_features_mask": ("batch_size", "num_frames")},
+            "input_features_mask was added since the model asks for it", id="a-mask-of-the-steps-there-are",
+        ),
+        pytest.param(
+            picky.Embedded, {"hidden_size": 8}, {"inputs_embeds": (*TEXT, 8)},
+            "inputs_embeds is given in the place of input_ids", id="not-expected",
+        ),
+        pytest.param(
+            picky.Convolved, {"axes": 2}, {"hidden_states": ("batch_size", 5, "height", "width")},
+            "hidden_states has the axes of a convolution: Expected 3D", id="a-convolution-of-images",
+        ),
+        pytest.param(
+            picky.Convolved, {"axes": 1}, {"hidden_states": ("batch_size", 6, "sequence_length")},
+            "hidden_states has the axes of a convolution: Given groups=3", id="a-convolution-in-groups",
+        ),
+        pytest.param(
+            picky.Steps, {}, {"hidden_states": (*TEXT, 9)}, "hidden_states has steps, of 9 numbers each",
+            id="steps-of-features",
+        ),
+        pytest.param(
+            picky.Letters, {"patch_size": 20, "num_channels": 3},
+            {"pixel_values": ("batch_size", "num_frames", "height", "width", 3)}, "b, t, h, w, c = pixel_values.shape",
+            id="axes-called-by-letters",
+        ),
+        pytest.param(
             picky.Speakers, {}, {"input_features": TEXT, "speaker": ("batch_size", 1)},
             "speaker holds whole numbers: Expected tensor", id="whole-numbers",
         ),

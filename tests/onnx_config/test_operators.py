@@ -61,6 +61,17 @@ class Picked(Small):
         return {"y": marked * self.scale, "z": x[range(x.shape[0]), ends], "rows": x[list(range(len(x)))[::-1]]}
 
 
+class Itself(Small):
+    """Hides each column from itself, and from one beyond the last."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        length = x.shape[-1]
+        others = 1 - torch.eye(length, dtype=x.dtype, device=x.device)
+        beyond = torch.eye(length, length + 1)
+        # Nothing but sizes goes in, and what is made of it is taken apart.
+        return {"y": x @ others * self.scale, "z": (x @ beyond).tril(), "eye": torch.eye(length, dtype=torch.int64)}
+
+
 class Doubled(torch.autograd.Function):
     """A function with a derivative of its own."""
 
@@ -85,7 +96,7 @@ class Functional(Small):
         return {"y": self.function(x) * self.scale + Doubled.apply(x)}
 
 
-@pytest.mark.parametrize("cls", [Pooled, Spaced, Cells, Picked, Functional])
+@pytest.mark.parametrize("cls", [Pooled, Spaced, Cells, Picked, Itself, Functional])
 def test_sizes_stay_symbols(cls: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(symbolic, "_MODELS", __name__)
     model = cls()

@@ -28,6 +28,26 @@ class Counting(Small):
         return {"y": x.reshape(len(x), -1) * self.scale + backwards, "z": behind * len(positions)}
 
 
+class Whole(Small):
+    """Goes through its rows by pieces, of which the first is the whole."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        length = x.shape[1]
+        pieces = [x[:, start : start + length] * self.scale for start in range(0, length, length)]
+        late = [x[:, start:] for start in range(1, length + 1, length)]
+        return {"y": torch.stack(pieces), "z": torch.stack(late)}
+
+
+def test_a_range_of_one_step_over_an_axis_leaves_it_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "_MODELS", __name__)
+    model = Whole()
+    result = traced(model, {"x": (("batch_size", 2), ("sequence_length", 6))}, ["y", "z"])
+    assert shapes(result)["x"] == ("batch_size", "sequence_length")
+    x = torch.rand(5, 9)
+    for name, value in run(result, tmp_path / "model.onnx", x=x).items():
+        torch.testing.assert_close(torch.from_numpy(value), model(x)[name].detach())
+
+
 class Planning(Small):
     """Makes arrays of NumPy as long as its rows, and tensors of those."""
 

@@ -38,6 +38,7 @@ def config_of(model_type: str, *architectures: str, **settings: object) -> PreTr
         pytest.param("t5", "T5ForConditionalGeneration", "text2text-generation", None, id="t5"),
         pytest.param("t5", "T5Model", "text2text-generation", "T5ForConditionalGeneration", id="t5-backbone"),
         pytest.param("t5", "T5EncoderModel", "feature-extraction", None, id="t5-encoder"),
+        pytest.param("prophetnet", "ProphetNetEncoder", "feature-extraction", None, id="a-part-that-nothing-lists"),
         pytest.param("bart", "BartModel", "text2text-generation", "BartForConditionalGeneration", id="bart-backbone"),
         pytest.param("bart", "BartForSequenceClassification", "text-classification", None, id="bart-head"),
         pytest.param("gpt2", "GPT2LMHeadModel", "text-generation", None, id="gpt2"),

@@ -119,6 +119,11 @@ def test_which_of_two_names_stays(sizes, law, ids, crops):
             id="two-limits",
         ),
         pytest.param(lambda s: s["batch_size"] > 1, {"batch_size": 2}, id="rows"),
+        pytest.param(
+            lambda s: s["sequence_length"] * s["crop_size"] > 60,
+            {"sequence_length": 12, "crop_size": 6, "num_crops": 5},
+            id="two-limits-together-and-any-rows",
+        ),
     ],
 )  # fmt: skip
 def test_the_smallest_sizes_are_found(law, smallest):
@@ -283,6 +288,26 @@ def test_an_axis_of_which_one_step_is_made_is_made_longer(stride, size, steps):
     assert found.sizes["audio_length"] == size
     assert found.outputs[0].shape == ("batch_size", steps, 4)
     assert found.axis_ranges["audio_length"][0] == 4
+
+
+class Coded(Picky):
+    """Returns a sound as it came, and one step of it beside, as the codec of a sound does."""
+
+    def forward(self, input_values):
+        """
+        input_values (`torch.FloatTensor` of shape `(batch_size, num_channels, sequence_length)`):
+            A sound.
+        """
+        return {"values": input_values, "codes": input_values[:, 0, :: self.config.stride]}
+
+
+@pytest.mark.parametrize(
+    ("stride", "size"), [pytest.param(4001 * 3, 4001 * 4, id="longer"), pytest.param(400, 4001, id="long-enough")]
+)
+def test_one_step_is_seen_beside_outputs_that_move(stride, size):
+    found = inferred(Coded, stride=stride, audio_channels=2)
+    assert shapes(found) == {"input_values": ("batch_size", 2, "sequence_length")}
+    assert found.sizes["sequence_length"] == size
 
 
 class Noisy(Picky):
