@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from onnx_config.draft import IMAGE_AXES
 from onnx_config.shape_inference import Inference
 from onnx_config.spec import TensorSpec, ValueRule
 
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from onnx_config.probe import Probe, ProbeResult
     from onnx_config.twin import Twin
 
-__all__ = ["answer_at_full_size", "at_full_size", "is_confirmed"]
+__all__ = ["answer_at_full_size", "at_full_size", "is_confirmed", "with_larger_images"]
 
 _TELLING_SIZE = 8
 _TEXT = ("input_ids", "attention_mask")
+_GROWTHS = (2, 4, 8)
 
 
 def answer_at_full_size(
@@ -44,6 +46,20 @@ def answer_at_full_size(
         by_text = _answer(found, alone, twin, shallow=shallow, full=full, flags=flags)
         return answer if by_text.outputs is None else by_text
     return answer
+
+
+def with_larger_images(found: Inference) -> Iterator[Inference]:
+    """Yield what a twin showed at larger images, which are also the smallest then.
+
+    A detector picks as many places of an image as it has queries, and the full model has more of those than the twin.
+    """
+    sides = [axis for axis in found.sizes if axis.endswith(IMAGE_AXES)]
+    for factor in _GROWTHS if sides else ():
+        sizes = {axis: found.sizes[axis] * factor for axis in sides}
+        most = {axis: found.axis_ranges[axis][1] for axis in sides}
+        if all(high is None or sizes[axis] <= high for axis, high in most.items()):
+            ranges = {axis: (sizes[axis], most[axis]) for axis in sides}
+            yield replace(found, sizes={**found.sizes, **sizes}, axis_ranges={**found.axis_ranges, **ranges})
 
 
 def _answer(

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.config_sizes import sub_configs
-from onnx_config.full_size import answer_at_full_size, at_full_size, is_confirmed
+from onnx_config.full_size import answer_at_full_size, at_full_size, is_confirmed, with_larger_images
 from onnx_config.shape_inference import Inference, infer
 
 if TYPE_CHECKING:
     from onnx_config.declarations import Declaration
     from onnx_config.preprocessors import Preprocessor
-    from onnx_config.probe import Probe
+    from onnx_config.probe import Probe, ProbeResult
     from onnx_config.trial import Trial
     from onnx_config.twin import Twin
 
 __all__ = ["Settled", "Subject", "settle"]
 
 _MAX_TWINS = 3
+_MOST_PARAMETERS = 100_000_000
+"""Of a model that is really run at its full size where no twin can be: 400 MB, and seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +151,47 @@ def settle(subject: Subject) -> Settled:
             if twin.is_full:
                 return Settled(inference=found, twin=twin, trial=trial)
             shallow = subject.shallow(twin)
-            answer = answer_at_full_size(found, twin, shallow=shallow, full=subject.probe, flags=subject.flags)
+            found, answer = _at_sizes_for_all(subject, found, twin, shallow)
             if not compared and not is_confirmed(found, answer):
                 break
             return Settled(inference=at_full_size(found, twin, answer), twin=twin, trial=trial, shallow=shallow)
-    return _by_shapes(subject, refused)
+    return _by_itself(subject) or _by_shapes(subject, refused)
+
+
+def _by_itself(subject: Subject) -> Settled | None:
+    """Return what the full model really takes and gives, where it is small enough; ``None`` where that is not found.
+
+    A config may say one size in several ways, of a backbone and of what reads it say, that no cut keeps together.
+    """
+    from onnx_config.twin import Twin
+
+    parameters = subject.probe.parameters
+    if parameters > _MOST_PARAMETERS:
+        return None
+    itself = Twin(config=copy.deepcopy(subject.config), parameters=parameters, full_parameters=parameters, changes={})
+    try:
+        shown = subject.tried(itself, guesses=True)
+    # What a class raises when it is built with weights, it may not have raised without.
+    except Exception:  # noqa: BLE001
+        return None
+    if shown is None or shown[1] is None:
+        return None
+    return Settled(inference=shown[0], twin=itself, trial=shown[1])
+
+
+def _at_sizes_for_all(
+    subject: Subject, found: Inference, twin: Twin, shallow: Callable[[], Probe]
+) -> tuple[Inference, ProbeResult]:
+    """Return what a twin showed, at images that are large enough for the full model, and what that says."""
+    ask = partial(answer_at_full_size, twin=twin, shallow=shallow, full=subject.probe, flags=subject.flags)
+    first = ask(found)
+    if first.outputs is None and not first.undecidable:
+        for larger in with_larger_images(found):
+            answer = ask(larger)
+            if answer.outputs is not None or answer.undecidable:
+                note = f"images are larger than the smallest that a shrunken model takes: {first.refusal}"[:300]
+                return replace(larger, learned=(*larger.learned, note)), answer
+    return found, first
 
 
 def _by_shapes(subject: Subject, refused: Inference | None) -> Settled:

@@ -72,3 +72,28 @@ def test_a_twin_that_was_cut_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(twin, "twins", twins)
     assert large("bert-model", **BERT).spec == expected
+
+
+def test_a_model_that_no_cut_keeps_together_is_run_itself_where_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = large("bert-model", **BERT).spec
+    asked: list[str] = []
+    by_shapes = settlement._by_shapes
+    monkeypatch.setattr(settlement, "_by_shapes", lambda *given: asked.append("by shapes") or by_shapes(*given))
+    monkeypatch.setattr(twin, "twins", lambda *_, **__: iter(()))
+    assert large("bert-model", **BERT).spec.outputs == expected.outputs
+    assert asked == []
+    monkeypatch.setattr(settlement, "_MOST_PARAMETERS", 1000)
+    assert large("bert-model", **BERT).spec.outputs == expected.outputs
+    assert asked == ["by shapes"]
+
+
+def test_images_are_large_enough_for_as_many_queries_as_the_full_model_has() -> None:
+    config = transformers.RTDetrConfig(
+        num_queries=300, encoder_layers=1, decoder_layers=1, d_model=256, backbone_config=None
+    )
+    spec = UniversalOnnxConfig(config, task="object-detection").spec
+    # Of 96 x 128 pixels it has 252 places to pick from.
+    assert (spec.sizes["height"], spec.sizes["width"]) == (192, 256)
+    assert spec.axis_ranges["height"] == (192, None)
+    logits = next(output for output in spec.outputs if output.name == "logits")
+    assert logits.shape[:2] == ("batch_size", 300)
