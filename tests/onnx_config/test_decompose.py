@@ -161,10 +161,6 @@ def paddings_in_words(y: torch.Tensor) -> torch.Tensor:
     return rows.squeeze(1)
 
 
-def an_uneven_padding(y: torch.Tensor) -> torch.Tensor:
-    return torch.conv1d(y.unsqueeze(1), torch.ones(1, 1, 2), padding="same").squeeze(1)
-
-
 def one_of_several_parts(y: torch.Tensor) -> torch.Tensor:
     first = y.split(2, 1)[0]
     y[:, 0].add_(5.0)
