@@ -16,6 +16,8 @@ from unittest.mock import patch
 import torch
 
 from onnx_config.export.apart import take_apart
+from onnx_config.export.paddings import padded_by_numbers, says_padding
+from onnx_config.export.written_views import drop_unread_writes, write_to_new_tensor
 
 __all__ = ["decomposed_where_needed"]
 
@@ -86,6 +88,7 @@ def decomposed_where_needed() -> Any:
     def decompose(program: Any, registry: Any) -> Any:
         for node in program.graph_module.graph.nodes:
             node.target = _UNTRANSLATED.get(node.target, node.target)
+        drop_unread_writes(program.graph_module.graph, is_new=_is_new)
         translated = set(_decomp.get_onnx_implemented_overloads(registry))
         take_apart(program.graph_module.graph, lambda node: _has_spelling(node, translated), translated)
         spelled = _spelled(program.graph_module.graph, translated)
@@ -117,6 +120,8 @@ def _spelled(graph: torch.fx.Graph, translated: set[Any]) -> bool:
         if node.target is _aten.batch_norm.default:
             _normalize_as_stored(node, order)
             continue
+        if says_padding(node) is not None:
+            padded_by_numbers(node)
         if node.target in _POOLED:
             node.args, node.target = (node.args[0], list(_POOLED[node.target]), True), _aten.mean.dim
         if node.target in _NOTHING or (node.target in _CASTS and not _converts(node)):
@@ -130,8 +135,13 @@ def _spelled(graph: torch.fx.Graph, translated: set[Any]) -> bool:
             # One of the exporter's own; torch reads the shape of each.
             arguments, named = torch.fx.node.map_arg((node.args, node.kwargs), lambda given: given.meta["val"])
             node.meta["val"] = node.target(*arguments, **named)
-        if _writes(node) and not _write_to_copy(node, order):
-            return False
+        if _writes(node):
+            if not _keeps_type(node):
+                return False
+            if not _write_to_copy(node, order):
+                if not write_to_new_tensor(node, order, is_new=_is_new, copying=_copying):
+                    return False
+                continue
         if node.target in _SAME:
             node.target = _SAME[node.target]
         elif node.target in _CASTS:
@@ -182,6 +192,7 @@ def _has_spelling(node: torch.fx.Node, translated: set[Any]) -> bool:
         return set(node.args[1]) == {1} and _aten.mean.dim in translated  # type: ignore[arg-type]  # its sizes
     if target._schema.is_mutable:
         target = _copying(target)
+    target = says_padding(node) or target
     return target in translated or target in _SAME or target in _CASTS
 
 
@@ -191,7 +202,13 @@ def _copying(target: torch._ops.OpOverload) -> Any:
     changed = [a.name for a in target._schema.arguments if a.alias_info is not None]
     if not name.endswith("_") or name.endswith("__") or changed != ["self"]:
         return None
-    return getattr(getattr(_aten, name[:-1], None), target._overloadname, None)
+    operators = getattr(_aten, name[:-1], None)
+    copying = getattr(operators, target._overloadname, None) or getattr(operators, "default", None)
+    # One that takes other arguments computes something else.
+    same = copying is not None and [a.name for a in copying._schema.arguments] == [
+        a.name for a in target._schema.arguments
+    ]
+    return copying if same else None
 
 
 def _write_to_copy(node: torch.fx.Node, order: Mapping[torch.fx.Node, int]) -> bool:
@@ -205,15 +222,22 @@ def _write_to_copy(node: torch.fx.Node, order: Mapping[torch.fx.Node, int]) -> b
         return False
     if any(order[user] < order[node] and not _is_new(user) for user in written.users):
         return False
-    arguments = [a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, torch.fx.Node)]
-    types = {v.dtype for a in arguments if isinstance(v := a.meta.get("val"), torch.Tensor)}
-    kept = written.meta["val"].dtype
-    # In place, the type stays; that of a new tensor may be a larger one.
-    if any(dtype.is_floating_point and dtype != kept for dtype in types):
-        return False
     node.target = _copying(node.target)  # type: ignore[arg-type]  # an operator's overload
     written.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])
     return True
+
+
+def _keeps_type(node: torch.fx.Node) -> bool:
+    """Return whether a write would give the written type also if it gave a new tensor, which may be of a larger one."""
+    written = node.args[0]
+    if not isinstance(written, torch.fx.Node) or "val" not in written.meta:
+        return False
+    arguments = [a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, torch.fx.Node)]
+    types = {v.dtype for a in arguments if isinstance(v := a.meta.get("val"), torch.Tensor)}
+    kept = written.meta["val"].dtype
+    if torch.Tag.pointwise in node.target.tags and any(torch.promote_types(kept, dtype) != kept for dtype in types):  # type: ignore[union-attr]  # an overload
+        return False
+    return not any(dtype.is_floating_point and dtype != kept for dtype in types)
 
 
 def _is_new(node: torch.fx.Node) -> bool:
@@ -224,6 +248,9 @@ def _is_new(node: torch.fx.Node) -> bool:
         return False
     if node.target in _NEW or node.target is _aten._to_copy.default:
         return True
+    if node.target is _aten.einsum.default:
+        # Of one tensor, it may be another look at that.
+        return len(node.args[1]) > 1  # type: ignore[arg-type]  # tensors
     schema = node.target._schema
     # A composite may return its argument itself, whatever its schema says.
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(node.target.name(), "CompositeImplicitAutograd")

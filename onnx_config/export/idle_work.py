@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -23,7 +24,7 @@ _MODELS = "transformers.models."
 def no_idle_work() -> Iterator[None]:
     """Trace and translate without it, until the exit."""
     with ExitStack() as stack:
-        for spare in (_no_strangers, _no_origins, _no_parsing, _no_second_run, _no_moves, _no_modes):
+        for spare in (_no_strangers, _no_origins, _no_parsing, _no_second_run, _no_moves, _no_modes, _no_layouts):
             with suppress(ImportError, AttributeError):
                 stack.enter_context(spare())
         yield
@@ -106,3 +107,11 @@ def _no_modes() -> Any:
     name = "_side_effectful_need_to_be_preserved_pre_dispatch"
     noted = [function for function in getattr(proxy_tensor, name) if function is not torch._C._set_grad_enabled]
     return patch.object(proxy_tensor, name, noted)
+
+
+def _no_layouts() -> Any:
+    """Do not find out for each value of a program how it lies in memory: of symbolic sizes, a fifth of a trace."""
+    from torch.fx.experimental import proxy_tensor
+
+    name = "_extract_tensor_metadata"
+    return patch.object(proxy_tensor, name, partial(getattr(proxy_tensor, name), include_contiguity=False))

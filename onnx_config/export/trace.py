@@ -31,7 +31,9 @@ from onnx_config.export.grids import grids_in_tensors
 from onnx_config.export.idle_work import no_idle_work
 from onnx_config.export.kept_numbers import numbers_of_tensors
 from onnx_config.export.loops import loops_as_scans
+from onnx_config.export.narrowed import narrowed_sizes_told
 from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
+from onnx_config.export.one_symbol import Place, one_symbol_per_axis
 from onnx_config.export.operators import symbolic_operators
 from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
@@ -104,6 +106,10 @@ class _FixedAxesError(ValueError):
         super().__init__(f"the model's code fixes {', '.join(sorted(self.axes))} at the size that it is traced at")
 
 
+_LASTING = (OutOfTimeError, _FixedAxesError)
+"""How an attempt ends that the next one with the same axes would end in, too."""
+
+
 def trace_model(
     model: PreTrainedModel,
     inputs: Mapping[str, torch.Tensor],
@@ -159,7 +165,7 @@ def trace_model(
     attempts = _attempts(axes, sides=sides)
     while attempts := attempts or _attempts_by_rows(failures, tensors):
         attempt = attempts.pop(0)
-        if failures and isinstance(failures[-1][1], OutOfTimeError) and failures[-1][0].axes == attempt.axes:
+        if failures and isinstance(failures[-1][1], _LASTING) and failures[-1][0].axes == attempt.axes:
             continue
         try:
             with cpu_limit(attempt.cpu_seconds):
@@ -191,9 +197,7 @@ def trace_model(
             continue
         refuse_otherwise(program, kept)
         names, said, lost = _name_axes(program, tensors, attempt)
-        # A graph for the one image size that a preprocessor makes is of use; one for the batch or the length that
-        # happened to be traced is not.
-        if useless := sorted(axis for axis in lost if axis.endswith(_FREE_AXES)):
+        if useless := _useless(lost):
             failures.append((attempt, _FixedAxesError(useless)))
             continue
         if untraceable := sorted(axes - attempt.axes - {attempt.rows}):
@@ -220,6 +224,15 @@ def trace_model(
         f"The last one ended with {_first_line(last)}{hint}",
         kind=ErrorKind.EXPORT_FAILED,
     ) from last
+
+
+def _useless(fixed: Iterable[str]) -> list[str]:
+    """Return the axes without which a graph is of no use.
+
+    One for the one image size that a preprocessor makes is; one for the batch or the length that happened to be traced
+    is not.
+    """
+    return sorted(axis for axis in fixed if axis.endswith(_FREE_AXES))
 
 
 def reads_values(error: BaseException | None) -> bool:
@@ -251,7 +264,7 @@ def _attempts_by_rows(failures: Iterable[tuple[_Attempt, Exception]], specs: tup
             return []
         rows = row_axis(specs, attempt.axes)
         if rows is not None and isinstance(error, _FixedAxesError) and error.axes == {rows}:
-            again.append(replace(attempt, axes=attempt.axes - {rows}, rows=rows))
+            again.append(replace(attempt, axes=attempt.axes - {rows}, automatic=True, rows=rows))
     return again
 
 
@@ -284,12 +297,21 @@ def _export(
     from transformers.exporters.exporter_onnx import OnnxExporter
 
     bounds: dict[str, tuple[int, int]] = {}
+    places = {(s.name, i): axis for s in specs for i, axis in s.axes.items() if attempt.axes & set(axes_of(axis))}
+
+    def refuse_constants(constant: Collection[Place]) -> None:
+        fixed = {axis for place in constant if place in places for axis in axes_of(places[place])}
+        # The graph would be made in vain.
+        if useless := _useless(fixed):
+            raise _FixedAxesError(useless)
 
     # Stands between the two, where the traced program passes by.
     class Listening(DynamoExporter):
         def export_program(self, *arguments: Any, **options: Any) -> Any:
-            traced, metadata = super().export_program(*arguments, **options)
-            for symbol, limits in _ranges(traced):
+            with narrowed_sizes_told(refuse_constants) as range_of:
+                traced, metadata = super().export_program(*arguments, **options)
+            for symbol, declared in _ranges(traced):
+                limits = declared & range_of(symbol)
                 # Numbers that were read of values may be negative without an end.
                 bounds[str(symbol)] = (int(max(limits.lower, 0)), int(min(limits.upper, _UNBOUNDED)))
             return traced, metadata
@@ -324,6 +346,7 @@ def _export(
     )
     with _while_traced(model, lengths), contextlib.ExitStack() as stack:
         asked = stack.enter_context(compared_with_one())
+        stack.enter_context(one_symbol_per_axis(places))
         if tied:
             stack.enter_context(ties_as_in_torch())
         if before_optimizing is not None:

@@ -136,6 +136,62 @@ def a_step_that_compares_sizes(y: torch.Tensor) -> torch.Tensor:
     return torch.gru_cell(y, state, weights, hidden) + y[:, :2]
 
 
+def writes_into_parts_of_parts(y: torch.Tensor) -> torch.Tensor:
+    grid = torch.zeros(y.shape[0], 3, 4, 2)
+    turned = grid.transpose(1, 2)
+    turned[:, 1:3, 0] = y.new_ones(2)
+    turned[:, -1:, :2, 1].add_(y[:, :2].unsqueeze(1))
+    rows = turned[:, 2]
+    grid[:, 0, 2:] = 7
+    grid.unsqueeze(1)[:, :, 1].mul_(2.0)
+    return torch.cat([grid.flatten(1), rows.flatten(1) * y[:, :1], turned.sum(1).flatten(1)], 1)
+
+
+def a_write_of_a_larger_whole_number(y: torch.Tensor) -> torch.Tensor:
+    counts = (y * 10).to(torch.int32) + 1
+    counts[:, 1:].mul_(torch.tensor([3, 2_000_000_000]))
+    return y + counts
+
+
+def paddings_in_words(y: torch.Tensor) -> torch.Tensor:
+    weight = torch.arange(1.0, 4.0).view(1, 1, 3)
+    rows = torch.conv1d(y.unsqueeze(1), weight, padding="same") + torch.conv1d(
+        y.unsqueeze(1), weight[..., :2], padding="valid"
+    ).sum(-1, keepdim=True)
+    return rows.squeeze(1)
+
+
+def one_of_several_parts(y: torch.Tensor) -> torch.Tensor:
+    first = y.split(2, 1)[0]
+    y[:, 0].add_(5.0)
+    return first * 1.0
+
+
+def an_axis_is_added_in_place(y: torch.Tensor) -> torch.Tensor:
+    row = y[:, 0]
+    row.unsqueeze_(1)
+    return row + y
+
+
+def writes_into_a_product_and_a_reshaped_copy(y: torch.Tensor) -> torch.Tensor:
+    product = torch.einsum("ij,kj->ik", y, y[:2]).unsqueeze_(1)
+    product.mul_(2.0)
+    copy = (y + 1).reshape(-1, 3, 1)
+    copy[:, :2].mul_(3.0)
+    filled = y.new_zeros(y.shape[0], 6).view(y.shape[0], 3, 2).transpose(1, 2)
+    filled[:, 0].copy_(y)
+    return filled.flatten(1) + product.sum(2) + copy.flatten(1).repeat(1, 2)
+
+
+def a_write_that_nobody_reads(y: torch.Tensor) -> torch.Tensor:
+    torch.empty(3).detach().uniform_(0.0, 1.0)
+    return y + 1
+
+
+def a_division(y: torch.Tensor) -> torch.Tensor:
+    return (y * 7).floor_divide_(torch.arange(1.0, 4.0)) + y
+
+
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 SPARED = [
@@ -155,14 +211,22 @@ SPARED = [
     grids,
     turns,
     statistics,
-]
-TRACED_AGAIN = [
     a_write_seen_through_a_view,
     a_view_between_two_writes,
     a_write_into_a_part,
-    a_write_of_a_larger_type,
     a_truth_and_a_write_into_a_part,
+    writes_into_parts_of_parts,
+    a_write_that_nobody_reads,
+    a_division,
+    paddings_in_words,
+    writes_into_a_product_and_a_reshaped_copy,
     an_operator_of_parts_that_is_written_to,
+]
+TRACED_AGAIN = [
+    a_write_of_a_larger_type,
+    one_of_several_parts,
+    a_write_of_a_larger_whole_number,
+    an_axis_is_added_in_place,
     a_step_that_compares_sizes,
 ]
 

@@ -137,3 +137,17 @@ def test_a_program_is_not_cut_apart_where_gradients_are_turned_off(monkeypatch: 
     assert torch.equal(program.module()(**inputs)["y"], torch.full((2, 8), 15.0))
     with torch.no_grad(), pytest.raises(AssertionError, match="cut apart"):
         torch.export.export(WithoutGradients(), (), inputs)
+
+
+def test_how_values_lie_in_memory_is_not_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.fx.passes import shape_prop
+
+    def ask(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(shape_prop, "is_contiguous_for_memory_format_or_false", ask)
+    inputs = {"values": torch.ones(2, 8)}
+    with no_idle_work(), torch.no_grad():
+        torch.export.export(WithoutGradients(), (), inputs)
+    with torch.no_grad(), pytest.raises(AssertionError, match="asked"):
+        torch.export.export(WithoutGradients(), (), inputs)
