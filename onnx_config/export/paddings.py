@@ -31,7 +31,12 @@ def padded_by_numbers(node: torch.fx.Node) -> None:
 
 
 def _parts(node: torch.fx.Node) -> Any:
-    return (node.args[:2], *node.args[2:], *_DEFAULTS[len(node.args) - 2 :])
+    """Return the arguments; of strides and dilations, torch takes one for all axes, and ONNX one for each."""
+    given: list[Any] = [*node.args, *_DEFAULTS[len(node.args) - 2 :]]
+    tensors, (bias, stride, word, dilation, groups) = given[:2], given[2:]
+    axes = len(tensors[1].meta["val"].shape) - 2
+    each = [list(steps) * (axes if len(steps) == 1 else 1) for steps in (stride, dilation)]
+    return tensors, bias, each[0], word, each[1], groups
 
 
 def _numbers(node: torch.fx.Node) -> list[int] | None:
@@ -39,7 +44,6 @@ def _numbers(node: torch.fx.Node) -> list[int] | None:
     kernel = tensors[1].meta["val"].shape[2:]
     if node.kwargs or not all(isinstance(size, int) for size in kernel):
         return None
-    steps = list(dilation) * (len(kernel) if len(dilation) == 1 else 1)
-    filled = [step * (size - 1) if word == "same" else 0 for step, size in zip(steps, kernel, strict=True)]
+    filled = [step * (size - 1) if word == "same" else 0 for step, size in zip(dilation, kernel, strict=True)]
     # As many on either side, or it takes another operator.
     return [both // 2 for both in filled] if all(both % 2 == 0 for both in filled) else None

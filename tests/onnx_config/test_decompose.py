@@ -158,7 +158,8 @@ def paddings_in_words(y: torch.Tensor) -> torch.Tensor:
     rows = torch.conv1d(y.unsqueeze(1), weight, padding="same") + torch.conv1d(
         y.unsqueeze(1), weight[..., :2], padding="valid"
     ).sum(-1, keepdim=True)
-    return rows.squeeze(1)
+    flat = torch.conv2d(y.view(-1, 1, 1, y.shape[1]), torch.ones(1, 1, 1, 1), padding="valid")
+    return rows.squeeze(1) + flat.flatten(1)
 
 
 def one_of_several_parts(y: torch.Tensor) -> torch.Tensor:
