@@ -172,8 +172,9 @@ def declare(cls: type) -> Declaration:
     """
     forward = inspect.unwrap(cls.forward)  # type: ignore[attr-defined]
     documented = _documented_arguments(cls.forward.__doc__ or "")  # type: ignore[attr-defined]
+    is_of_library = cls.__module__.partition(".")[0] == "transformers"
     # transformers documents its own classes by these words, where they mean no others.
-    usual = _no_words if cls.__module__.partition(".")[0] == "transformers" else _usual_words
+    usual = _no_words if is_of_library else _usual_words
     others = _documented_by_methods(cls)
     unread: list[str] = []
     arguments: list[Argument] = []
@@ -183,8 +184,9 @@ def declare(cls: type) -> Declaration:
         head, text = documented.get(parameter.name) or usual(parameter.name)
         annotation = _annotation_text(parameter.annotation)
         role = _role(parameter.name, annotation, head, text)
-        if role is Role.OPTION and parameter.default is parameter.empty and not annotation and not head:
-            # Of what has to be given and of which nothing is said, nearly all are tensors.
+        unsaid = parameter.default is parameter.empty and not annotation and not head
+        if role is Role.OPTION and unsaid and is_of_library:
+            # Of what has to be given in the library and of which nothing is said, nearly all are tensors.
             role = Role.DATA
         arguments.append(
             Argument(
