@@ -232,7 +232,7 @@ class Convolved(Picky):
         super().__init__(config)
         self.convolution = nn.Conv2d(5, 2, 1) if config.axes == 2 else nn.Conv1d(6, 3, 1, groups=3)
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: torch.Tensor):
         return self.convolution(hidden_states).sum(dim=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
+import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,3 +147,12 @@ def test_the_debt_of_patterns_does_not_grow(record_property):
 
 def test_a_synonym_leads_to_a_name_that_is_none():
     assert not set(AXIS_SYNONYMS.values()) & set(AXIS_SYNONYMS)
+
+
+@pytest.mark.parametrize(("home", "role"), [("transformers.models.made", Role.DATA), ("somebody.made", Role.OPTION)])
+def test_what_the_library_asks_for_and_says_nothing_of_is_data(home: str, role: Role) -> None:
+    def forward(self, hidden_states, scale=1.0):  # type: ignore[no-untyped-def]  # which is the point
+        return hidden_states * scale
+
+    declared = declare(type("Made", (torch.nn.Module,), {"forward": forward, "__module__": home}))
+    assert [argument.role for argument in declared.arguments] == [role, Role.OPTION]
