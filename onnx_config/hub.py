@@ -455,7 +455,9 @@ def config_from_dict(
         return config_class.from_dict(_with_special_floats(dict(value)))
     # A config class checks its values in its own way and raises what it likes.
     except Exception as error:
-        raise InputError(f"{origin} is not valid for {model_type!r}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{origin} is not valid for {model_type or config_class.__name__!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _config_class_of_architecture(value: Mapping[str, Any]) -> type[PreTrainedConfig] | None:

@@ -68,8 +68,8 @@ def check(
 
     Of a graph whose template was ``reused``, the model's own error is measured only where it decides, since its
     structure was looked at before; so is that of a large model, for the memory. One that was ``proven`` with other
-    weights is not compared at a long text again. Where the model's share of the memory
-    is less than it may need, both sides read their weights from the disk as they go, and float64 is not used.
+    weights is not compared at a long text again. Where the model's share of the memory is less than it may need, both
+    sides read their weights from the disk as they go, and float64 is not used.
 
     Raises:
         InputError: If the device is not there.
