@@ -27,6 +27,8 @@ __all__ = ["Branch", "branches_of", "without_branches"]
 _LARGEST_TRIED = 4096
 _NEXT_TRIED = 32
 _MOST_TURNS = 2
+_SHORTER = 2
+"""A sound of so small a share of the usual one is none that anybody gives a model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,14 +99,15 @@ def without_branches(
             break
     for turn in turns:
         notes.append(
-            f"up to {turn.axis} {turn.most} the graph computes in one way, and in another beyond, as the model does"
+            f"up to {turn.axis} {turn.bound} the graph computes in one way, and in another beyond, as the model does"
         )
     for branch in branches:
         limit = _limit_before(branch, spec, sample)
         limit_axis(trace.model, limit, spec.inputs)
+        end = "most" if limit.least is None else "least"
         notes.append(
-            f"{limit.axis} is at most {limit.most}, and the graph refuses more: the model computes otherwise then, and "
-            f"one graph holds one way of computing only ({branch.why})"
+            f"{limit.axis} is at {end} {limit.bound}, and the graph refuses {'more' if end == 'most' else 'less'}: the "
+            f"model computes otherwise then, and one graph holds one way of computing only ({branch.why})"
         )
     for branch in found:
         if _refuses_by_itself(branch, spec, sample):
@@ -148,21 +151,33 @@ def _turn_at(
 
 
 def _limit_before(branch: Branch, spec: ModelSpec, sample: Sample) -> AxisLimit:
-    """Return the limit up to which a graph holds.
+    """Return the limit up to which, or from which, a graph holds.
 
     Raises:
-        ModelError: If the model computes otherwise below some size, or already at sizes that are in daily use.
+        ModelError: If the model computes otherwise at sizes that are in daily use.
     """
     limit = AxisLimit(axis=branch.axis, most=branch.size - 1)
     largest = spec.axis_ranges.get(branch.axis, (1, None))[1]
-    above = branch.size > sample.sizes.get(branch.axis, branch.size)
+    traced = sample.sizes.get(branch.axis, branch.size)
+    above = branch.size > traced
     if above and is_worth_having(limit, largest):
         return limit
-    up_to = f" The graph would hold up to {limit.most} only, which is too little to be of use." if above else ""
+    if branch.size < traced // _SHORTER and _counts_readings(branch.axis, spec):
+        return AxisLimit(axis=branch.axis, least=branch.size + 1)
+    up_to = f" The graph would hold up to {limit.bound} only, which is too little to be of use." if above else ""
     raise ModelError(
         f"{spec.architecture} computes otherwise at other sizes of {branch.axis}, and one graph holds one way of "
         f"computing only: {branch.why}.{up_to}",
         kind=ErrorKind.EXPORT_FAILED,
+    )
+
+
+def _counts_readings(axis: str, spec: ModelSpec) -> bool:
+    """Return whether an axis counts what a sensor gave, of which a few are no sound; a text may be one token."""
+    return any(
+        axis in tensor.axis_names and tensor.dtype.startswith("float")
+        for tensor in spec.inputs
+        if axis not in SIDES and not axis.endswith("batch_size")
     )
 
 

@@ -240,9 +240,9 @@ def _allowed_beyond(pair: _Pair, session: InferenceSession) -> str | None:
     from onnx_config.export.session import refuses
 
     for limit in pair.limits:
-        beyond = CheckShape(label="beyond the limit", sizes={**pair.sizes, limit.axis: limit.most + 1})
+        beyond = CheckShape(label="beyond the limit", sizes={**pair.sizes, limit.axis: limit.beyond})
         if limit.refuses and not refuses(session, pair.feed_of(beyond), by=limit.node):
-            return f"the graph does not refuse {limit.axis}={limit.most + 1}, where the model computes otherwise"
+            return f"the graph does not refuse {limit.axis}={limit.beyond}, where the model computes otherwise"
     return None
 
 
@@ -251,11 +251,11 @@ def _around(limit: AxisLimit, sizes: Mapping[str, int], spec: ModelSpec, *, mask
     if not limit.refuses and spec.states:
         # That of a model with states, which is compared at one token and at more in any case.
         return
-    yield CheckShape(label="at the limit", sizes={**sizes, limit.axis: limit.most})
+    yield CheckShape(label="at the limit", sizes={**sizes, limit.axis: limit.bound})
     if limit.refuses:
         return
     largest = spec.axis_ranges[limit.axis][1]
-    for number, size in enumerate((limit.most + 1, *(size_beyond(limit, largest, whole=w) for w in (True, False)))):
+    for number, size in enumerate((limit.bound + 1, *(size_beyond(limit, largest, whole=w) for w in (True, False)))):
         yield CheckShape(
             label=("after the turn", "blocks after the turn", "padded rows after the turn")[number],
             sizes={**sizes, limit.axis: size},

@@ -17,6 +17,7 @@ import torch
 
 from onnx_config.export.apart import take_apart
 from onnx_config.export.paddings import padded_by_numbers, says_padding
+from onnx_config.export.recurrent import WHOLE_LAYERS
 from onnx_config.export.written_views import drop_unread_writes, write_to_new_tensor
 
 __all__ = ["decomposed_where_needed"]
@@ -94,7 +95,12 @@ def decomposed_where_needed() -> Any:
         spelled = _spelled(program.graph_module.graph, translated)
         _name_outputs(program)
         program.graph_module.recompile()
-        return program if spelled else original(program, registry)
+        if not spelled:
+            program = original(program, registry)
+        # Under their own names, torch would have taken them apart.
+        for node in program.graph_module.graph.nodes:
+            node.target = WHOLE_LAYERS.get(node.target, node.target)
+        return program
 
     # Looked up by its name at each call.
     return patch.object(_fx_passes, "decompose_with_registry", decompose)
@@ -193,7 +199,7 @@ def _has_spelling(node: torch.fx.Node, translated: set[Any]) -> bool:
     if target._schema.is_mutable:
         target = _copying(target)
     target = says_padding(node) or target
-    return target in translated or target in _SAME or target in _CASTS
+    return target in translated or target in _SAME or target in _CASTS or target in WHOLE_LAYERS
 
 
 def _copying(target: torch._ops.OpOverload) -> Any:

@@ -190,9 +190,9 @@ def trace_sample(
     found = _of_any_number_of_chunks(trace, spec, universal, sample, fixed=options.get("fixed", ()))
     traced = {**sample.sizes, **found.sizes}
     for turn in (*turns, *((ONE_TOKEN,) if spec.states else ())):
-        beyond = turn.most >= traced[turn.axis]
-        other = one_token_spec(spec, turn.axis) if turn.most == 1 else spec
-        size = size_beyond(turn, spec.axis_ranges[turn.axis][1]) if beyond else turn.most
+        beyond = turn.bound >= traced[turn.axis]
+        other = one_token_spec(spec, turn.axis) if turn.bound == 1 else spec
+        size = size_beyond(turn, spec.axis_ranges[turn.axis][1]) if beyond else turn.bound
         sizes = {**traced, turn.axis: size}
         way = trace(other, sizes, tensors_of(other, universal, sizes))
         few, many = (found, way) if beyond else (way, found)
@@ -256,9 +256,9 @@ def _of_any_number_of_chunks(
 
 def _untried_together(few: Trace, many: Trace, turn: AxisLimit) -> tuple[tuple[str, int], ...]:
     """Return what of two ways is still to be tried: what neither holds for, and the sizes next to the turn."""
-    low = [(axis, size) for axis, size in few.untried if axis != turn.axis or size <= turn.most]
-    high = [(axis, size) for axis, size in many.untried if axis != turn.axis or size > turn.most]
-    return tuple(sorted({*low, *high, (turn.axis, turn.most), (turn.axis, turn.most + 1)}))
+    low = [(axis, size) for axis, size in few.untried if axis != turn.axis or size <= turn.bound]
+    high = [(axis, size) for axis, size in many.untried if axis != turn.axis or size > turn.bound]
+    return tuple(sorted({*low, *high, (turn.axis, turn.bound), (turn.axis, turn.bound + 1)}))
 
 
 def tensors_of(

@@ -35,6 +35,7 @@ from onnx_config.export.narrowed import narrowed_sizes_told
 from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
 from onnx_config.export.one_symbol import Place, one_symbol_per_axis
 from onnx_config.export.operators import symbolic_operators
+from onnx_config.export.recurrent import recurrent_layers_whole
 from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.scattered import scattered_if_any
@@ -374,6 +375,7 @@ def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
         loops_as_scans(model),
         numbers_of_tensors(model),
         symbolic_operators(model),
+        recurrent_layers_whole(),
         _nothing_prepared(),
         written_parts_kept(),
         scattered_if_any(),

@@ -30,7 +30,7 @@ def in_two_ways(few: onnx_ir.Model, many: onnx_ir.Model, turn: AxisLimit, specs:
     Its inputs and outputs are those of ``many``; those of ``few`` have the same names.
 
     Args:
-        few: The graph of sizes up to ``turn.most``.
+        few: The graph of sizes up to ``turn.bound``.
         many: The graph of larger ones.
         turn: The axis, and the largest size for which ``few`` holds.
         specs: The inputs, by their axes.
@@ -42,7 +42,7 @@ def in_two_ways(few: onnx_ir.Model, many: onnx_ir.Model, turn: AxisLimit, specs:
 
     def turning(inputs: Mapping[str, onnx_ir.Value], _: onnx_ir.Graph) -> Condition:
         size = onnx_ir.node("Shape", [inputs[name]], attributes={"start": position, "end": position + 1})
-        most = onnx_ir.tensor(np.array([turn.most], dtype=np.int64), name=f"{turn.node}_most")
+        most = onnx_ir.tensor(np.array([turn.bound], dtype=np.int64), name=f"{turn.node}_most")
         largest = onnx_ir.Value(name=most.name, const_value=most)
         compared = onnx_ir.node("LessOrEqual", [size.outputs[0], largest], name=turn.node)
         squeezed = onnx_ir.node("Squeeze", [compared.outputs[0]])
@@ -55,7 +55,7 @@ def one_way(model: onnx_ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None
     """Leave of a graph that turns only the way that inputs of these shapes take, in place; others stay as they are."""
     while (found := _turning(model.graph)) is not None:
         node, size, most = found
-        shape = shapes[size.inputs[0].name or ""]  # type: ignore[union-attr]  # a shape is that of something
+        shape = shapes[_given(size.inputs[0]).name or ""]
         fits = shape[size.attributes["start"].as_int()] <= most
         branch = node.attributes["then_branch" if fits else "else_branch"].as_graph()
         ends = list(branch.outputs)
@@ -80,8 +80,16 @@ def _turning(graph: onnx_ir.Graph) -> tuple[onnx_ir.Node, onnx_ir.Node, int] | N
         if node.op_type == "If" and compared is not None and (turn := limit_of(compared)) is not None:
             size = compared.inputs[0].producer() if compared.inputs[0] is not None else None
             if size is not None and size.op_type == "Shape":
-                return node, size, turn.most
+                return node, size, turn.bound
     return None
+
+
+def _given(value: onnx_ir.Value | None) -> onnx_ir.Value:
+    """Return the input that a value is, which may have passed by limits."""
+    while value is not None and (node := value.producer()) is not None:
+        value = node.inputs[0]
+    assert value is not None
+    return value
 
 
 def size_beyond(turn: AxisLimit, largest: int | None, *, whole: bool = False) -> int:
@@ -93,7 +101,7 @@ def size_beyond(turn: AxisLimit, largest: int | None, *, whole: bool = False) ->
     >>> size_beyond(turn, 4096), size_beyond(turn, 4096, whole=True), size_beyond(turn, 706)
     (715, 768, 706)
     """
-    size = (turn.most // _STEP + 1) * _STEP if whole else (turn.most + _BEYOND) | 1
+    size = (turn.bound // _STEP + 1) * _STEP if whole else (turn.bound + _BEYOND) | 1
     return size if largest is None else min(size, largest)
 
 

@@ -1,4 +1,4 @@
-"""A graph that holds up to a size refuses more, by itself, whatever optimisers do to it."""
+"""A graph that holds up to a size or from it on refuses what is beyond, by itself, whatever optimisers do to it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from onnx_config.spec import TensorSpec
 from tests.onnx_config.converted import Converted
 
 LIMIT = AxisLimit(axis="sequence_length", most=8)
+FLOOR = AxisLimit(axis="sequence_length", least=8)
+LIMITS = [pytest.param(LIMIT, id="most"), pytest.param(FLOOR, id="least")]
 
 
-def limited(folder: Path, *, shape: tuple[int | str, ...]) -> Path:
+def limited(folder: Path, *, shape: tuple[int | str, ...], limit: AxisLimit = LIMIT) -> Path:
     """A graph that doubles what it is given, up to the limit; its axes are named, its first input is not used."""
     given = {
         name: onnx_ir.Value(name=name, type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape(shape))
@@ -34,7 +36,7 @@ def limited(folder: Path, *, shape: tuple[int | str, ...]) -> Path:
         list(given.values()), [doubled.outputs[0]], nodes=[doubled], opset_imports={"": 20}, name="doubling"
     )
     model = onnx_ir.Model(graph, ir_version=10)
-    limit_axis(model, LIMIT, [TensorSpec(name=name, dtype="float32", shape=shape) for name in given])
+    limit_axis(model, limit, [TensorSpec(name=name, dtype="float32", shape=shape) for name in given])
     write_graph(model, folder / "model.onnx")
     return folder / "model.onnx"
 
@@ -49,29 +51,30 @@ def limited(folder: Path, *, shape: tuple[int | str, ...]) -> Path:
     ],
 )
 @pytest.mark.parametrize("simplified", [pytest.param(False, id="plain"), pytest.param(True, id="simplified")])
+@pytest.mark.parametrize("limit", LIMITS)
 def test_up_to_the_limit_nothing_changes_and_beyond_nothing_comes_out(
-    shape: tuple[int | str, ...], simplified: bool, tmp_path: Path
+    shape: tuple[int | str, ...], simplified: bool, limit: AxisLimit, tmp_path: Path
 ) -> None:
-    path = limited(tmp_path, shape=shape)
+    path = limited(tmp_path, shape=shape, limit=limit)
     if simplified:
         result = simplify_file(path)
         assert result.reason is None
         assert result.model is not None
         write_graph(result.model, path)
-    assert limits_in(read_graph(path)) == summarize(read_graph(path)).limits == (LIMIT,)
+    assert limits_in(read_graph(path)) == summarize(read_graph(path)).limits == (limit,)
     session = open_session(path, device="cpu")
     for size in (0, 1, 2, 7, 8, 9, 16, 800):
         sizes = {"batch_size": 2, "sequence_length": size}
         x = np.random.default_rng(0).standard_normal([sizes.get(str(axis), axis) for axis in shape])
         feed = {"unused": x.astype(np.float32), "x": x.astype(np.float32)}
-        if size > LIMIT.most:
-            with pytest.raises(Exception, match=r"'sequence_length_is_at_most_8'.*invalid expand shape"):
+        if size > 8 if limit is LIMIT else size < 8:
+            with pytest.raises(Exception, match=rf"'{limit.node}'.*invalid expand shape"):
                 session.run(None, feed)
-            assert refuses(session, feed, by=LIMIT.node)
+            assert refuses(session, feed, by=limit.node)
             assert not refuses(session, feed, by="another node")
         else:
             np.testing.assert_array_equal(session.run(None, feed)[0], 2 * feed["x"])
-            assert not refuses(session, feed, by=LIMIT.node)
+            assert not refuses(session, feed, by=limit.node)
 
 
 def test_an_axis_that_no_input_has_cannot_be_limited(bert: Converted) -> None:
@@ -96,12 +99,13 @@ def test_a_simplified_graph_without_its_limit_gives_way_to_the_plain_one(
     assert result.reason == "onnxsim took out what refuses sizes beyond the graph's limits"
 
 
-def test_the_limit_survives_every_optimisation_of_onnx_runtime(tmp_path: Path) -> None:
-    path = limited(tmp_path, shape=("batch_size", "sequence_length"))
+@pytest.mark.parametrize("limit", LIMITS)
+def test_the_limit_survives_every_optimisation_of_onnx_runtime(limit: AxisLimit, tmp_path: Path) -> None:
+    path = limited(tmp_path, shape=("batch_size", "sequence_length"), limit=limit)
     levels: Any = onnxruntime.GraphOptimizationLevel
     for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_BASIC, levels.ORT_ENABLE_EXTENDED, levels.ORT_ENABLE_ALL):
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = level
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        long = np.zeros((2, 9), np.float32)
-        assert refuses(session, {"unused": long, "x": long}, by=LIMIT.node)
+        beyond = np.zeros((2, limit.beyond), np.float32)
+        assert refuses(session, {"unused": beyond, "x": beyond}, by=limit.node)

@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_config.errors import ModelError
-from onnx_config.export.branches import Branch, without_branches
-from onnx_config.export.limits import AxisLimit, limits_in
+from onnx_config.export.branches import Branch, _limit_before, without_branches
+from onnx_config.export.limits import AxisLimit, limit_axis, limits_in
 from onnx_config.export.one_token import ONE_TOKEN, one_token_spec
 from onnx_config.export.sample import Sample
 from onnx_config.export.ties import TieWatch
@@ -86,10 +86,29 @@ def test_one_way_of_a_graph_that_turns_twice_computes_what_the_whole_does(steps:
         return merged(graph("Sub", 1), inner)
 
     alone = model()
-    assert [limit.most for limit in limits_in(alone)] == [1, 3]
+    assert [limit.bound for limit in limits_in(alone)] == [1, 3]
     ids, state = feeds(steps)
     one_way(alone, {"input_ids": ids.shape, "past_key_values.0.state": state.shape})
     assert "If" not in {node.op_type for node in alone.graph}
+    for got, want in zip(answers(alone, steps), answers(model(), steps), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_one_way_of_a_graph_that_is_limited_too(steps: int) -> None:
+    ids = TensorSpec(name="input_ids", dtype="int64", shape=("batch_size", "sequence_length", 1))
+    limits = AxisLimit(axis="sequence_length", least=2), AxisLimit(axis="sequence_length", most=3)
+
+    def model() -> onnx_ir.Model:
+        made = merged(graph("Mul", "sequence_length"), graph("Add", "sequence_length"), 2)
+        for limit in limits:
+            limit_axis(made, limit, [ids])
+        return made
+
+    alone = model()
+    shapes = [array.shape for array in feeds(steps)]
+    one_way(alone, dict(zip(("input_ids", "past_key_values.0.state"), shapes, strict=True)))
+    assert {limit for limit in limits_in(alone) if limit.refuses} == {*limits}
     for got, want in zip(answers(alone, steps), answers(model(), steps), strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -187,7 +206,7 @@ def test_where_a_model_branches_its_graph_turns(branches: dict[str, int], turns:
     asked = []
 
     def trace_with(_: tuple[str, ...], turns: tuple[AxisLimit, ...]) -> tuple[Trace, tuple[Branch, ...]]:
-        asked.append([turn.most for turn in turns])
+        asked.append([turn.bound for turn in turns])
         trace = Trace(model=graph("Mul", 1), notes=())
         return trace, () if turns else found
 
@@ -201,3 +220,27 @@ def test_where_a_model_branches_its_graph_turns(branches: dict[str, int], turns:
     assert notes == [
         f"up to sequence_length {turns[0]} the graph computes in one way, and in another beyond, as the model does"
     ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "least"),
+    [
+        pytest.param("float32", 32, 33, id="few-readings"),
+        pytest.param("float32", 2000, None, id="as-many-as-usual"),
+        pytest.param("int64", 32, None, id="few-tokens"),
+    ],
+)
+def test_too_few_readings_are_refused_and_too_few_tokens_are_not(dtype: str, size: int, least: int | None) -> None:
+    given = TensorSpec(name="x", dtype=dtype, shape=("batch_size", "sequence_length"))
+    spec = ModelSpec(
+        model_type="t", task="fill-mask", task_family="fill-mask", architecture="T", inputs=(given,), outputs=(),
+        axis_ranges={"sequence_length": (1, None), "batch_size": (1, None)}, preprocessor=None, parameters=None,
+        sizes={"batch_size": 2, "sequence_length": 2001},
+    )  # fmt: skip
+    sample = Sample(sizes=spec.sizes, inputs={}, returned=(), watch=TieWatch(), image_size=None)
+    branch = Branch(axis="sequence_length", size=size, why="y differs")
+    if least is None:
+        with pytest.raises(ModelError, match="computes otherwise at other sizes of sequence_length"):
+            _limit_before(branch, spec, sample)
+        return
+    assert _limit_before(branch, spec, sample) == AxisLimit(axis="sequence_length", least=least)
