@@ -33,8 +33,12 @@ def propose_inputs(
         made.discard("decoder_input_ids")
     elif getattr(config, "is_encoder_decoder", False):
         made.add("decoder_input_ids")
-    if getattr(config_for(config, "text"), "type_vocab_size", None) == 0:
+    text = config_for(config, "text")
+    if getattr(text, "type_vocab_size", None) == 0:
         made.discard("token_type_ids")
+    elif getattr(text, "use_bidirectional_attention", False):
+        # They tell where tokens see later ones; without them, such a model asks whether anything is padded.
+        made.add("token_type_ids")
     chosen = [a for a in declaration.arguments if _is_fed(a, declaration, made)]
     axes = {
         axis
