@@ -23,13 +23,9 @@ from onnx_config.export.checkpoint import not_finite_text, weight_files
 from onnx_config.export.graph_file import EMBED_LIMIT_BYTES
 from onnx_config.export.safetensors_file import StoredTensor, read_header
 from onnx_config.export.template import TemplateGraph, Weight
+from onnx_config.export.wire_format import begun, point
 
 __all__ = ["bind"]
-
-_GRAPH_FIELD = 7
-_INITIALIZER_FIELD = 5
-_RAW_DATA_FIELD = 9
-_LENGTH_DELIMITED = 2
 
 # Runtimes map weights beside a graph into memory by pages.
 _PAGE_BYTES = 4096
@@ -118,7 +114,7 @@ def bind(
         for tensor in tensors:
             _write(file, b"\0" * (-file.tell() % _PAGE_BYTES))
             proto = _header(tensor.weight.name, tensor.weight.bound_shape)
-            _point(proto, data.name, file.tell(), tensor.nbytes)
+            point(proto, data.name, file.tell(), tensor.nbytes)
             model.graph.initializer.append(proto)
             tensor.write(file)
     output.write_bytes(model.SerializeToString())
@@ -224,13 +220,6 @@ def _header(name: str, shape: Sequence[int]) -> onnx.TensorProto:
     return onnx.TensorProto(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT)
 
 
-def _point(proto: onnx.TensorProto, location: str, offset: int, nbytes: int) -> None:
-    """Let a tensor's values be those at a place in a file beside the graph."""
-    proto.data_location = onnx.TensorProto.EXTERNAL
-    place = {"location": location, "offset": offset, "length": nbytes}
-    proto.external_data.extend(onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items())
-
-
 def _link(
     model: onnx.ModelProto, tensors: Sequence[_Tensor], source: Path, folder: Path
 ) -> tuple[list[Path], list[_Tensor]]:
@@ -256,7 +245,7 @@ def _link(
         weight = tensor.weight
         name = weight.name if weight.permutation is None else f"{weight.name}.stored"
         proto = _header(name, weight.shape)
-        _point(proto, files[path].relative_to(folder).as_posix(), stored.offset, stored.nbytes)
+        point(proto, files[path].relative_to(folder).as_posix(), stored.offset, stored.nbytes)
         model.graph.initializer.append(proto)
         if weight.permutation is not None:
             # Runtimes do this once, when they load the graph.
@@ -268,29 +257,8 @@ def _link(
 
 
 def _write_message(file: IO[bytes], model: onnx.ModelProto, tensors: Sequence[_Tensor]) -> None:
-    graph = model.graph.SerializeToString()
-    model.ClearField("graph")
-    heads = []
-    for tensor in tensors:
-        head = _header(tensor.weight.name, tensor.weight.bound_shape).SerializeToString() + _tag(
-            _RAW_DATA_FIELD, tensor.nbytes
-        )
-        heads.append(_tag(_INITIALIZER_FIELD, len(head) + tensor.nbytes) + head)
-    length = len(graph) + sum(len(head) + tensor.nbytes for head, tensor in zip(heads, tensors, strict=True))
-    _write(file, model.SerializeToString() + _tag(_GRAPH_FIELD, length) + graph)
+    before, heads = begun(model, [(_header(t.weight.name, t.weight.bound_shape), t.nbytes) for t in tensors])
+    _write(file, before)
     for head, tensor in zip(heads, tensors, strict=True):
         _write(file, head)
         tensor.write(file)
-
-
-def _tag(field: int, length: int) -> bytes:
-    """Return how a field of so many bytes begins."""
-    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes((*out, number))

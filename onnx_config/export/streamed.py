@@ -15,11 +15,10 @@ from typing import IO
 import onnx
 
 from onnx_config.export.graph_file import EMBED_LIMIT_BYTES
+from onnx_config.export.wire_format import GRAPH, INITIALIZER, LENGTH_DELIMITED, RAW_DATA, begun, fields, point, tag
 
 __all__ = ["StreamedTensor", "read_without_weights", "stamp", "write_streamed"]
 
-_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
-_LENGTH_DELIMITED = 2
 _SMALLEST_BYTES = 1024
 _PAGE_BYTES = 4096
 _BLOCK_BYTES = 16 * 1024**2
@@ -59,17 +58,17 @@ def read_without_weights(path: Path) -> onnx.ModelProto:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         kept = bytearray()
         weights: list[onnx.TensorProto] = []
-        for start, field, kind, begin, end in _fields(data, 0, len(data)):
-            if field != _GRAPH or kind != _LENGTH_DELIMITED:
+        for start, field, kind, begin, end in fields(data, 0, len(data)):
+            if field != GRAPH or kind != LENGTH_DELIMITED:
                 kept += data[start:end]
                 continue
             graph = bytearray()
-            for inner, name, how, first, last in _fields(data, begin, end):
-                if name != _INITIALIZER or how != _LENGTH_DELIMITED or last - first < _SMALLEST_BYTES:
+            for inner, name, how, first, last in fields(data, begin, end):
+                if name != INITIALIZER or how != LENGTH_DELIMITED or last - first < _SMALLEST_BYTES:
                     graph += data[inner:last]
                 else:
                     weights.append(_pointer(data, first, last, path.name))
-            kept += _tag(_GRAPH, len(graph)) + graph
+            kept += tag(GRAPH, len(graph)) + graph
         model: onnx.ModelProto = onnx.ModelProto.FromString(bytes(kept))
         model.graph.initializer.extend(weights)
         return model
@@ -79,69 +78,15 @@ def _pointer(data: mmap.mmap, begin: int, end: int, location: str) -> onnx.Tenso
     """Return a weight whose values, where they are many, are where they are in the file."""
     head = bytearray()
     place: tuple[int, int] | None = None
-    for start, field, kind, first, last in _fields(data, begin, end):
-        if field == _RAW_DATA and kind == _LENGTH_DELIMITED and last - first >= _SMALLEST_BYTES:
+    for start, field, kind, first, last in fields(data, begin, end):
+        if field == RAW_DATA and kind == LENGTH_DELIMITED and last - first >= _SMALLEST_BYTES:
             place = first, last - first
         else:
             head += data[start:last]
     tensor: onnx.TensorProto = onnx.TensorProto.FromString(bytes(head))
     if place is not None:
-        _point(tensor, location, *place)
+        point(tensor, location, *place)
     return tensor
-
-
-def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield where each field starts, its number and kind, and where its content begins and ends."""
-    at = begin
-    while at < end:
-        start = at
-        key, at = _read_varint(data, at)
-        kind = key & 7
-        match kind:
-            case 0:
-                first = at
-                _, at = _read_varint(data, at)
-            case 1:
-                first, at = at, at + 8
-            case 2:
-                length, first = _read_varint(data, at)
-                at = first + length
-            case 5:
-                first, at = at, at + 4
-            case _:
-                raise ValueError(f"a field of the unknown kind {kind} at byte {start}")
-        if at > end:
-            raise ValueError(f"the field at byte {start} goes beyond the end")
-        yield start, key >> 3, kind, first, at
-
-
-def _read_varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    number = shift = 0
-    while True:
-        byte = data[at]
-        number |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return number, at
-
-
-def _tag(field: int, length: int) -> bytes:
-    """Return how a field of so many bytes begins."""
-    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes((*out, number))
-
-
-def _point(tensor: onnx.TensorProto, location: str, offset: int, nbytes: int) -> None:
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    place = {"location": location, "offset": offset, "length": nbytes}
-    tensor.external_data.extend(onnx.StringStringEntryProto(key=key, value=str(value)) for key, value in place.items())
 
 
 def write_streamed(
@@ -166,20 +111,14 @@ def write_streamed(
             for weight in weights:
                 file.write(b"\0" * (-file.tell() % _PAGE_BYTES))
                 header = weight.header()
-                _point(header, data.name, file.tell(), weight.nbytes)
+                point(header, data.name, file.tell(), weight.nbytes)
                 model.graph.initializer.append(header)
                 _write_blocks(file, weight)
         output.write_bytes(model.SerializeToString())
         return (output, data)
-    graph = model.graph.SerializeToString()
-    model.ClearField("graph")
-    heads = []
-    for weight in weights:
-        head = weight.header().SerializeToString() + _tag(_RAW_DATA, weight.nbytes)
-        heads.append(_tag(_INITIALIZER, len(head) + weight.nbytes) + head)
-    length = len(graph) + sum(len(head) + weight.nbytes for head, weight in zip(heads, weights, strict=True))
+    before, heads = begun(model, [(weight.header(), weight.nbytes) for weight in weights])
     with output.open("wb") as file:
-        file.write(model.SerializeToString() + _tag(_GRAPH, length) + graph)
+        file.write(before)
         for head, weight in zip(heads, weights, strict=True):
             file.write(head)
             _write_blocks(file, weight)

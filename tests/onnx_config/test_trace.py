@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export import trace as trace_module
 from onnx_config.export.graph_file import summarize, write_graph
+from onnx_config.export.graph_names import keep_outputs, name_axes
 from onnx_config.export.trace import Trace, trace_model
 from onnx_config.spec import TensorSpec
 from tests.onnx_config.converted import Converted
@@ -206,7 +207,7 @@ def test_an_axis_that_is_computed_is_a_formula_of_names(halving: tuple[Halving, 
 def test_only_the_outputs_asked_for_and_what_they_need_are_kept(bert: Converted) -> None:
     source = onnx_ir.load(bert.traced)
     before = len(list(source.graph))
-    trace_module._keep_outputs(source, ("last_hidden_state",))
+    keep_outputs(source, ("last_hidden_state",))
     assert [value.name for value in source.graph.outputs] == ["last_hidden_state"]
     assert len(list(source.graph)) == before - 3
     assert not {"pooler.dense.weight", "pooler.dense.bias"} & source.graph.initializers.keys()
@@ -402,9 +403,8 @@ def test_sizes_of_inputs_that_are_formulas_or_numbers_get_plain_names() -> None:
     node = onnx_ir.Node("", "Made", [x], outputs=[y])
     model = onnx_ir.Model(onnx_ir.Graph([x], [y], nodes=[node]), ir_version=10)
     specs = (TensorSpec(name="x", dtype="float32", shape=("batch_size", "height", "width")),)
-    attempt = trace_module._Attempt(axes=frozenset({"batch_size", "height", "width"}), automatic=True)
     named = ({"s1": "batch_size", "2*s2": "height"}, ["width of x is fixed at 7 in the graph"], {"width"})
-    assert trace_module._name_axes(model, specs, attempt) == named
+    assert name_axes(model, specs, {"batch_size", "height", "width"}) == named
     summary = summarize(model)
     assert summary.inputs[0].shape == ("batch_size", "height", 7)
     assert summary.outputs[0].shape == ("batch_size", "y_dim_1", "y_dim_2", "y_dim_3")
