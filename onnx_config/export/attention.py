@@ -4,6 +4,10 @@ A row whose mask hides every key has no defined attention. PyTorch answers zeros
 holds infinities, and the mean of all values where it holds the lowest number instead, since that takes from all scores
 alike. The exporter answers zeros in both cases.
 
+Where a mask hides nothing, transformers makes none for causal attention, and leaves it to the layers to look at the
+past alone. Layers that say of themselves that they are not causal then see all: PyTorch attends in one way to texts that
+are padded, and in another to those that are not. A traced graph would hold the former only.
+
 The translation of attention swaps the last two axes of keys of any rank: it reads their sizes, makes one axis of all
 the first ones, transposes, and takes them apart again. For keys of four axes one transposition does, which ONNX
 Runtime merges with the one before it.
@@ -18,13 +22,20 @@ from unittest.mock import patch
 
 import torch
 
-__all__ = ["hidden_rows_as_in_torch", "keys_transposed_at_once"]
+__all__ = ["attention_as_in_torch", "hidden_rows_as_in_torch", "keys_transposed_at_once", "seen_ahead_as_in_torch"]
 
 _TRANSLATIONS = (
     "_aten_scaled_dot_product_attention_no_mask_onnx",
     "_aten_scaled_dot_product_attention_float_mask_onnx",
 )
 _PATCHED = ("torch.nn.functional", "scaled_dot_product_attention")
+
+
+@contextmanager
+def attention_as_in_torch(model: torch.nn.Module) -> Iterator[None]:
+    """Have attention traced and translated so until the exit."""
+    with hidden_rows_as_in_torch(), seen_ahead_as_in_torch(model), keys_transposed_at_once():
+        yield
 
 
 @contextmanager
@@ -56,6 +67,37 @@ def _keeping(made: Any) -> Any:
         return attention
 
     return factory
+
+
+@contextmanager
+def seen_ahead_as_in_torch(model: torch.nn.Module) -> Iterator[None]:
+    """Have causal masks that hide nothing else hide nothing at all, of a model none of whose layers is causal."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as FUNCTIONS
+
+    causal = {part.is_causal for part in model.modules() if isinstance(getattr(part, "is_causal", None), bool)}
+    if causal != {False}:
+        yield
+        return
+    original = FUNCTIONS["sdpa"]
+    FUNCTIONS["sdpa"] = _seeing_ahead(original)
+    try:
+        yield
+    finally:
+        FUNCTIONS["sdpa"] = original
+
+
+def _seeing_ahead(original: Any) -> Any:
+    def mask(*, attention_mask: Any = None, allow_is_causal_skip: bool = True, **options: Any) -> Any:
+        made = original(attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **options)
+        # As `transformers.masking_utils._ignore_causal_mask_sdpa` asks, of the values too.
+        skips = allow_is_causal_skip and options.get("local_size") is None
+        if not skips or made is None or attention_mask is None or attention_mask.dim() != 2:
+            return made
+        padded = (attention_mask == 0).to(torch.int64).sum()
+        past = options["kv_length"] - options["q_length"]
+        return made | ((padded + past) == 0)
+
+    return mask
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from onnx_ir.passes.common import NameFixPass
 
 from onnx_config.errors import ErrorKind, ModelError
 from onnx_config.export.asked_sizes import compared_with_one
-from onnx_config.export.attention import hidden_rows_as_in_torch, keys_transposed_at_once
+from onnx_config.export.attention import attention_as_in_torch
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
 from onnx_config.export.escapes import DecisionError, Escapes, replayed
@@ -388,8 +388,7 @@ def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
         reckoned_by_chunks(),
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
-        hidden_rows_as_in_torch(),
-        keys_transposed_at_once(),
+        attention_as_in_torch(model),
     ):
         yield
 

@@ -182,8 +182,9 @@ def in_two_steps(model: Any, graph: Mapping[str, Any], seed: int = 5) -> Iterato
             want = model(**{k: torch.from_numpy(v) for k, v in whole.items()}, **flags_of(model)).logits.float().numpy()
 
         def part(start: int, end: int, past: Feed, whole: Feed = whole) -> Feed:
-            cut = {k: v[:, :end] if k == "attention_mask" else v[:, start:end] for k, v in whole.items()}
-            return {**cut, **past}
+            # What keeps states has no use for a mask of what it has read.
+            begin = {k: 0 if k == "attention_mask" and shapes[k] != shapes["input_ids"] else start for k in whole}
+            return {**{k: v[:, begin[k] : end] for k, v in whole.items()}, **past}
 
         empty = {
             name: np.zeros([rows if s == "batch_size" else 0 if isinstance(s, str) else s for s in shape], types[name])

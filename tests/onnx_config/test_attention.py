@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask
 
 from tests.onnx_config.test_trace import Small, run, traced
 
@@ -63,3 +66,40 @@ def test_keys_are_transposed_at_once(masked: bool, tmp_path: Path) -> None:
     given = {"x": torch.rand(3, 3, 5, 4)} | ({"added": torch.rand(3, 3, 5, 5)} if masked else {})
     got = run(result, tmp_path / "model.onnx", **given)["y"]
     torch.testing.assert_close(torch.from_numpy(got), model(**given)["y"].detach())
+
+
+class Causal(Small):
+    """Has transformers make a causal mask, or none where that is what its layer does anyway."""
+
+    def __init__(self, *, is_causal: bool) -> None:
+        super().__init__()
+        self.settings = transformers.LlamaConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=1)
+        self.settings._attn_implementation = "sdpa"
+        self.layer = torch.nn.Identity()
+        self.layer.is_causal = is_causal
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        mask = create_causal_mask(
+            config=self.settings, inputs_embeds=x, attention_mask=attention_mask, past_key_values=None
+        )
+        heads = x[:, None] * self.scale
+        seen, _ = sdpa_attention_forward(self.layer, heads, heads, heads, mask)
+        return {"y": seen}
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_layers_that_are_not_causal_see_ahead_where_nothing_is_padded(is_causal: bool, tmp_path: Path) -> None:
+    model = Causal(is_causal=is_causal)
+    axes = (("batch_size", 2), ("sequence_length", 6))
+    result = traced(model, {"x": (*axes, ("", 4)), "attention_mask": axes}, ["y"])
+    x, mask = torch.rand(2, 5, 4), torch.ones(2, 5)
+    padded = mask.clone()
+    padded[1, 3:] = 0
+    answers = []
+    for given in (mask, padded):
+        want = model(x, given)["y"].detach()
+        got = run(result, tmp_path / "model.onnx", x=x, attention_mask=given)["y"]
+        torch.testing.assert_close(torch.from_numpy(got), want)
+        answers.append(want[0])
+    # That PyTorch answers otherwise is what this is about.
+    assert torch.equal(*answers) == is_causal
