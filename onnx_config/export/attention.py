@@ -5,8 +5,8 @@ holds infinities, and the mean of all values where it holds the lowest number in
 alike. The exporter answers zeros in both cases.
 
 Where a mask hides nothing, transformers makes none for causal attention, and leaves it to the layers to look at the
-past alone. Layers that say of themselves that they are not causal then see all: PyTorch attends in one way to texts that
-are padded, and in another to those that are not. A traced graph would hold the former only.
+past alone. Layers that say of themselves that they are not causal then see all: PyTorch attends in one way to padded
+texts, and in another to the others. A traced graph would hold the former only.
 
 The translation of attention swaps the last two axes of keys of any rank: it reads their sizes, makes one axis of all
 the first ones, transposes, and takes them apart again. For keys of four axes one transposition does, which ONNX
