@@ -174,11 +174,9 @@ def _limit_before(branch: Branch, spec: ModelSpec, sample: Sample) -> AxisLimit:
 
 def _counts_readings(axis: str, spec: ModelSpec) -> bool:
     """Return whether an axis counts what a sensor gave, of which a few are no sound; a text may be one token."""
-    return any(
-        axis in tensor.axis_names and tensor.dtype.startswith("float")
-        for tensor in spec.inputs
-        if axis not in SIDES and not axis.endswith("batch_size")
-    )
+    if axis.endswith((*SIDES, "batch_size")):
+        return False
+    return any(axis in tensor.axis_names and tensor.dtype.startswith("float") for tensor in spec.inputs)
 
 
 def branches_of(
