@@ -15,8 +15,9 @@ Runtime merges with the one before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -32,9 +33,9 @@ _PATCHED = ("torch.nn.functional", "scaled_dot_product_attention")
 
 
 @contextmanager
-def attention_as_in_torch(model: torch.nn.Module) -> Iterator[None]:
+def attention_as_in_torch() -> Iterator[None]:
     """Have attention traced and translated so until the exit."""
-    with hidden_rows_as_in_torch(), seen_ahead_as_in_torch(model), keys_transposed_at_once():
+    with hidden_rows_as_in_torch(), seen_ahead_as_in_torch(), keys_transposed_at_once():
         yield
 
 
@@ -70,34 +71,56 @@ def _keeping(made: Any) -> Any:
 
 
 @contextmanager
-def seen_ahead_as_in_torch(model: torch.nn.Module) -> Iterator[None]:
-    """Have causal masks that hide nothing else hide nothing at all, of a model none of whose layers is causal."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as FUNCTIONS
+def seen_ahead_as_in_torch() -> Iterator[None]:
+    """Have layers that are not causal see all where a causal mask hides nothing else."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    causal = {part.is_causal for part in model.modules() if isinstance(getattr(part, "is_causal", None), bool)}
-    if causal != {False}:
+    made: dict[int, _Skippable] = {}
+    with ExitStack() as stack:
+        for functions, change in ((ALL_MASK_ATTENTION_FUNCTIONS, _kept), (ALL_ATTENTION_FUNCTIONS, _seeing_ahead)):
+            original = functions["sdpa"]
+            stack.callback(functions.__setitem__, "sdpa", original)
+            functions["sdpa"] = change(original, made)
         yield
-        return
-    original = FUNCTIONS["sdpa"]
-    FUNCTIONS["sdpa"] = _seeing_ahead(original)
-    try:
-        yield
-    finally:
-        FUNCTIONS["sdpa"] = original
 
 
-def _seeing_ahead(original: Any) -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Skippable:
+    """A mask in the place of which there would be none if it hid nothing."""
+
+    mask: torch.Tensor
+    hides_nothing: Callable[[], torch.Tensor]
+    """Returns whether it is so."""
+
+
+def _kept(original: Any, made: dict[int, _Skippable]) -> Any:
+    """Return what makes masks, and keeps those that `transformers.masking_utils` would have spared."""
+
     def mask(*, attention_mask: Any = None, allow_is_causal_skip: bool = True, **options: Any) -> Any:
-        made = original(attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **options)
-        # As `transformers.masking_utils._ignore_causal_mask_sdpa` asks, of the values too.
+        found = original(attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **options)
         skips = allow_is_causal_skip and options.get("local_size") is None
-        if not skips or made is None or attention_mask is None or attention_mask.dim() != 2:
-            return made
-        padded = (attention_mask == 0).to(torch.int64).sum()
-        past = options["kv_length"] - options["q_length"]
-        return made | ((padded + past) == 0)
+        if skips and found is not None and attention_mask is not None and attention_mask.dim() == 2:
+            past = options["kv_length"] - options["q_length"]
+            made[id(found)] = _Skippable(
+                mask=found, hides_nothing=lambda: ((attention_mask == 0).to(torch.int64).sum() + past) == 0
+            )
+        return found
 
     return mask
+
+
+def _seeing_ahead(original: Any, made: Mapping[int, _Skippable]) -> Any:
+    """Return attention that asks of such a mask what PyTorch would have asked."""
+
+    def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+        kept = made.get(id(attention_mask))
+        causal = options.get("is_causal")
+        if kept is not None and not (getattr(module, "is_causal", True) if causal is None else causal):
+            attention_mask = kept.mask | kept.hides_nothing()
+        return original(module, query, key, value, attention_mask, **options)
+
+    return attention
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass
 
 from onnx_config.errors import ErrorKind, ModelError
-from onnx_config.export.asked_sizes import compared_with_one
+from onnx_config.export.asked_sizes import compared_with_one, something_picked
 from onnx_config.export.attention import attention_as_in_torch
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
@@ -347,6 +347,7 @@ def _export(
     )
     with _while_traced(model, lengths), contextlib.ExitStack() as stack:
         asked = stack.enter_context(compared_with_one())
+        stack.enter_context(something_picked())
         stack.enter_context(one_symbol_per_axis(places))
         if tied:
             stack.enter_context(ties_as_in_torch())
@@ -388,7 +389,7 @@ def _while_traced(model: Any, lengths: Collection[int]) -> Iterator[None]:
         reckoned_by_chunks(),
         # To keep a result of symbolic sizes for the next time takes longer than to work it out again.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
-        attention_as_in_torch(model),
+        attention_as_in_torch(),
     ):
         yield
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.onnx_config.test_trace import Small, run, traced
 
@@ -71,8 +71,9 @@ def test_keys_are_transposed_at_once(masked: bool, tmp_path: Path) -> None:
 class Causal(Small):
     """Has transformers make a causal mask, or none where that is what its layer does anyway."""
 
-    def __init__(self, *, is_causal: bool) -> None:
+    def __init__(self, *, is_causal: bool, told: bool | None) -> None:
         super().__init__()
+        self.told = told
         self.settings = transformers.LlamaConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=1)
         self.settings._attn_implementation = "sdpa"
         self.layer = torch.nn.Identity()
@@ -83,13 +84,25 @@ class Causal(Small):
             config=self.settings, inputs_embeds=x, attention_mask=attention_mask, past_key_values=None
         )
         heads = x[:, None] * self.scale
-        seen, _ = sdpa_attention_forward(self.layer, heads, heads, heads, mask)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", None)
+        seen, _ = attend(self.layer, heads, heads, heads, mask, is_causal=self.told)
         return {"y": seen}
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_layers_that_are_not_causal_see_ahead_where_nothing_is_padded(is_causal: bool, tmp_path: Path) -> None:
-    model = Causal(is_causal=is_causal)
+@pytest.mark.parametrize(
+    ("is_causal", "told", "sees_ahead"),
+    [
+        pytest.param(False, None, True, id="not-causal"),
+        pytest.param(True, None, False, id="causal"),
+        # As CLIP's texts are.
+        pytest.param(False, True, False, id="told-to-be"),
+        pytest.param(True, False, True, id="told-not-to-be"),
+    ],
+)
+def test_layers_that_are_not_causal_see_ahead_where_nothing_is_padded(
+    is_causal: bool, told: bool | None, sees_ahead: bool, tmp_path: Path
+) -> None:
+    model = Causal(is_causal=is_causal, told=told)
     axes = (("batch_size", 2), ("sequence_length", 6))
     result = traced(model, {"x": (*axes, ("", 4)), "attention_mask": axes}, ["y"])
     x, mask = torch.rand(2, 5, 4), torch.ones(2, 5)
@@ -102,4 +115,4 @@ def test_layers_that_are_not_causal_see_ahead_where_nothing_is_padded(is_causal:
         torch.testing.assert_close(torch.from_numpy(got), want)
         answers.append(want[0])
     # That PyTorch answers otherwise is what this is about.
-    assert torch.equal(*answers) == is_causal
+    assert torch.equal(*answers) != sees_ahead

@@ -24,7 +24,7 @@ class Recurrent(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps = torch.nn.GRU(4, 5, batch_first=True)
+        self.steps = torch.nn.RNN(4, 5, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.steps(x)[0]
