@@ -262,7 +262,7 @@ def _squeezed(original: Any) -> Any:
     def squeeze(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         axis = arguments[0] if arguments else options.get("dim")
         # A symbol stands for no size of one; the operator of the graph takes no other.
-        if isinstance(axis, int) and tensor.dim() and isinstance(tensor.shape[axis], torch.SymInt):
+        if isinstance(axis, int) and tensor.dim() and (isinstance(n := tensor.shape[axis], torch.SymInt) or n != 1):
             return tensor.view_as(tensor)
         return original(tensor, *arguments, **options)
 
