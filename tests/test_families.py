@@ -23,7 +23,6 @@ KINDS = (
     "resnet-image-classification",
     "detr-object-detection",
     "wav2vec2-ctc",
-    "encodec-model",
     "whisper-conditional-generation",
     "clip-model",
     "layoutlmv3-token-classification",

@@ -762,14 +762,6 @@ for _family, _prefix, _heads in (("wav2vec2", "Wav2Vec2", _SPEECH_HEADS), ("hube
             settings={**_SPEECH_ENCODER, **_extra},
             files=_together(_characters, _SPEECH) if _suffix == "ForCTC" else _SPEECH, optional=("attention_mask",),
         )
-_add(
-    "encodec-model", "EncodecModel", "feature-extraction", ("input_values",), config_class="EncodecConfig",
-    settings={
-        "hidden_size": 32, "num_filters": 8, "codebook_size": 64, "codebook_dim": 32, "audio_channels": 2,
-        "upsampling_ratios": [8, 4], "num_lstm_layers": 1, "chunk_length_s": None,
-    },
-    files=None, optional=("padding_mask",),
-)
 _WHISPER_MARKS = (
     "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>",
     "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>",

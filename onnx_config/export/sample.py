@@ -151,7 +151,7 @@ def trace_sample(
     from onnx_config.export.one_token import ONE_TOKEN, one_token_spec
     from onnx_config.export.rows import joined_outputs
     from onnx_config.export.trace import trace_model
-    from onnx_config.export.turns import in_two_ways, size_beyond
+    from onnx_config.export.turns import in_two_ways, size_beyond, size_within
 
     def trace(
         spec: ModelSpec, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor], lengths: Collection[int] = ()
@@ -192,7 +192,7 @@ def trace_sample(
     for turn in (*turns, *((ONE_TOKEN,) if spec.states else ())):
         beyond = turn.bound >= traced[turn.axis]
         other = one_token_spec(spec, turn.axis) if turn.bound == 1 else spec
-        size = size_beyond(turn, spec.axis_ranges[turn.axis][1]) if beyond else turn.bound
+        size = size_beyond(turn, spec.axis_ranges[turn.axis][1]) if beyond else size_within(turn)
         sizes = {**traced, turn.axis: size}
         way = trace(other, sizes, tensors_of(other, universal, sizes))
         few, many = (found, way) if beyond else (way, found)

@@ -18,7 +18,7 @@ from onnx_config.export.either import Condition, either_way
 from onnx_config.export.limits import AxisLimit, limit_of
 from onnx_config.spec import TensorSpec
 
-__all__ = ["in_two_ways", "one_way", "size_beyond"]
+__all__ = ["in_two_ways", "one_way", "size_beyond", "size_within"]
 
 _BEYOND = 10
 _STEP = 64
@@ -103,6 +103,15 @@ def size_beyond(turn: AxisLimit, largest: int | None, *, whole: bool = False) ->
     """
     size = (turn.bound // _STEP + 1) * _STEP if whole else (turn.bound + _BEYOND) | 1
     return size if largest is None else min(size, largest)
+
+
+def size_within(turn: AxisLimit) -> int:
+    """Return a size before a turn to trace at, the last one or the one before where that may be whole blocks.
+
+    >>> [size_within(AxisLimit(axis="sequence_length", most=most, refuses=False)) for most in (1, 4, 63, 704)]
+    [1, 4, 63, 703]
+    """
+    return turn.bound if turn.bound % 2 or turn.bound <= _BEYOND else turn.bound - 1
 
 
 def _place(axis: str, specs: Iterable[TensorSpec]) -> tuple[str, int]:
