@@ -12,7 +12,7 @@ answer is that there were some; that it makes no difference is for the compariso
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -20,52 +20,38 @@ from unittest.mock import patch
 import torch
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-__all__ = ["compared_with_one", "something_picked"]
+__all__ = ["asked_of_sizes"]
 
 _MODELS = "transformers.models."
-_QUESTIONS = ("__eq__", "__ne__", "__gt__", "__le__")
-_OF_NONE = {"__eq__": False, "__ne__": True, "__gt__": True, "__le__": False}
-"""Question about a number and zero -> the answer of a number that is more."""
+_QUESTIONS = {"__eq__": False, "__ne__": True, "__gt__": True, "__le__": False}
+"""Question about a size and a number -> the answer if the size is larger."""
 
 
 @contextmanager
-def compared_with_one() -> Iterator[list[torch.SymInt]]:
-    """Note, until the exit, the sizes that code of a model compares with one; a symbol may get another name yet."""
+def asked_of_sizes() -> Iterator[list[torch.SymInt]]:
+    """Note, until the exit, the sizes that code of a model compares with one, and answer it what torch would not.
+
+    A symbol that is noted may get another name yet.
+    """
     found: list[torch.SymInt] = []
     with ExitStack() as stack:
-        for name in _QUESTIONS:
-            stack.enter_context(patch.object(torch.SymInt, name, _noting(getattr(torch.SymInt, name), found)))
+        for name, larger in _QUESTIONS.items():
+            stack.enter_context(patch.object(torch.SymInt, name, _heard(getattr(torch.SymInt, name), larger, found)))
         yield found
 
 
-def _noting(original: Any, found: list[torch.SymInt]) -> Any:
+def _heard(original: Any, larger: bool, found: list[torch.SymInt]) -> Any:
     def compare(size: torch.SymInt, other: Any) -> Any:
         # True and the number one are equal, and nobody compares a size with the former.
-        if type(other) is int and other == 1 and _asks_a_model():
-            found.append(size)
+        if type(other) is int and other in (0, 1) and _is_of_a_model(sys._getframe(1).f_globals):
+            if other == 1:
+                found.append(size)
+            elif free_unbacked_symbols(size):
+                return larger
         return original(size, other)
 
     return compare
 
 
-@contextmanager
-def something_picked() -> Iterator[None]:
-    """Have code of a model hear, until the exit, that a number of things that nobody knows is not none."""
-    with ExitStack() as stack:
-        for name, answer in _OF_NONE.items():
-            stack.enter_context(patch.object(torch.SymInt, name, _some(getattr(torch.SymInt, name), answer)))
-        yield
-
-
-def _some(original: Any, answer: bool) -> Any:
-    def compare(size: torch.SymInt, other: Any) -> Any:
-        if type(other) is int and other == 0 and _asks_a_model() and free_unbacked_symbols(size):
-            return answer
-        return original(size, other)
-
-    return compare
-
-
-def _asks_a_model() -> bool:
-    """Return whether what called the function that called this one is code of a model."""
-    return bool(sys._getframe(2).f_globals.get("__name__", "").startswith(_MODELS))
+def _is_of_a_model(code: Mapping[str, Any]) -> bool:
+    return str(code.get("__name__", "")).startswith(_MODELS)

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import torch
 
-__all__ = ["attention_as_in_torch", "hidden_rows_as_in_torch", "keys_transposed_at_once", "seen_ahead_as_in_torch"]
+__all__ = ["attention_as_in_torch"]
 
 _TRANSLATIONS = (
     "_aten_scaled_dot_product_attention_no_mask_onnx",
@@ -35,12 +35,12 @@ _PATCHED = ("torch.nn.functional", "scaled_dot_product_attention")
 @contextmanager
 def attention_as_in_torch() -> Iterator[None]:
     """Have attention traced and translated so until the exit."""
-    with hidden_rows_as_in_torch(), seen_ahead_as_in_torch(), keys_transposed_at_once():
+    with _hidden_rows_as_in_torch(), _seen_ahead_as_in_torch(), _keys_transposed_at_once():
         yield
 
 
 @contextmanager
-def hidden_rows_as_in_torch() -> Iterator[None]:
+def _hidden_rows_as_in_torch() -> Iterator[None]:
     """Have the exporter set to zero only those rows that PyTorch does."""
     from transformers.exporters.utils import _PATCHES
 
@@ -71,7 +71,7 @@ def _keeping(made: Any) -> Any:
 
 
 @contextmanager
-def seen_ahead_as_in_torch() -> Iterator[None]:
+def _seen_ahead_as_in_torch() -> Iterator[None]:
     """Have layers that are not causal see all where a causal mask hides nothing else."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -113,18 +113,20 @@ def _kept(original: Any, made: dict[int, _Skippable]) -> Any:
 def _seeing_ahead(original: Any, made: Mapping[int, _Skippable]) -> Any:
     """Return attention that asks of such a mask what PyTorch would have asked."""
 
-    def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
+    def attention(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *rest: Any, **options: Any
+    ) -> Any:
         kept = made.get(id(attention_mask))
         causal = options.get("is_causal")
         if kept is not None and not (getattr(module, "is_causal", True) if causal is None else causal):
             attention_mask = kept.mask | kept.hides_nothing()
-        return original(module, query, key, value, attention_mask, **options)
+        return original(module, query, key, value, attention_mask, *rest, **options)
 
     return attention
 
 
 @contextmanager
-def keys_transposed_at_once() -> Iterator[None]:
+def _keys_transposed_at_once() -> Iterator[None]:
     """Have attention translated so until the exit; a release that translates it otherwise goes on doing that."""
     with ExitStack() as stack:
         with suppress(ImportError, AttributeError):

@@ -6,7 +6,7 @@ graph that grows with it. The translation of both is there in ``onnxscript``; it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -16,65 +16,28 @@ import torch
 __all__ = ["WHOLE_LAYERS", "recurrent_layers_whole"]
 
 _aten = torch.ops.aten
+_OURS = torch.library.Library("onnx_ferry", "DEF")
 
 
-@torch.library.custom_op("onnx_ferry::lstm", mutates_args=())
-def _lstm(  # noqa: PLR0917  # as torch calls it
-    values: torch.Tensor,
-    hx: Sequence[torch.Tensor],
-    params: Sequence[torch.Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _aten.lstm.input(  # type: ignore[no-any-return]  # an operator
-        values, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    )
+def _whole(layer: Any) -> Any:
+    """Return an operator of ours that computes what one of torch's does, and that torch does not take apart."""
+    name = layer._schema.name.removeprefix("aten::")
+    _, bracket, signature = str(layer._schema).partition("(")
+    _OURS.define(f"{name}{bracket}{signature}")
+    _OURS.impl(name, layer, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"onnx_ferry::{name}", _shapes, lib=_OURS)
+    return getattr(torch.ops.onnx_ferry, name).default
 
 
-@_lstm.register_fake
-def _lstm_shapes(
-    values: torch.Tensor, hx: Sequence[torch.Tensor], *arguments: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _shapes(values: torch.Tensor, hx: Any, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    """Return what a layer tells of each step, both directions beside each other, and its states at the end."""
     directions = 2 if arguments[5] else 1
-    # Of one that projects its state, the state is narrower than the cell.
-    return _over_time(values, hx[0], directions), hx[0].new_empty(hx[0].shape), hx[1].new_empty(hx[1].shape)
+    states = hx if isinstance(hx, (list, tuple)) else (hx,)
+    steps = values.new_empty((*values.shape[:2], directions * states[0].shape[-1]))
+    return (steps, *(state.new_empty(state.shape) for state in states))
 
 
-@torch.library.custom_op("onnx_ferry::gru", mutates_args=())
-def _gru(  # noqa: PLR0917  # as torch calls it
-    values: torch.Tensor,
-    hx: torch.Tensor,
-    params: Sequence[torch.Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _aten.gru.input(  # type: ignore[no-any-return]  # an operator
-        values, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    )
-
-
-@_gru.register_fake
-def _gru_shapes(values: torch.Tensor, hx: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return _over_time(values, hx, 2 if arguments[5] else 1), hx.new_empty(hx.shape)
-
-
-def _over_time(values: torch.Tensor, state: torch.Tensor, directions: int) -> torch.Tensor:
-    """Return what a layer tells of each step, beside each other for both directions."""
-    return values.new_empty((*values.shape[:2], directions * state.shape[-1]))
-
-
-WHOLE_LAYERS: Mapping[Any, Any] = {
-    torch.ops.onnx_ferry.lstm.default: _aten.lstm.input,
-    torch.ops.onnx_ferry.gru.default: _aten.gru.input,
-}
+WHOLE_LAYERS: Mapping[Any, Any] = {_whole(layer): layer for layer in (_aten.lstm.input, _aten.gru.input)}
 """What stands for a layer in a trace -> the operator that has a translation, with the same arguments."""
 
 
@@ -82,7 +45,8 @@ WHOLE_LAYERS: Mapping[Any, Any] = {
 def recurrent_layers_whole() -> Iterator[None]:
     """Have the exporter meet one operator for each such layer, until the exit."""
     with ExitStack() as stack:
-        for name, whole in (("lstm", torch.ops.onnx_ferry.lstm), ("gru", torch.ops.onnx_ferry.gru)):
+        for whole in WHOLE_LAYERS:
+            name = whole._schema.name.removeprefix("onnx_ferry::")
             stack.enter_context(patch.object(torch._VF, name, _kept_whole(whole, getattr(torch._VF, name))))
         yield
 

@@ -20,7 +20,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass
 
 from onnx_config.errors import ErrorKind, ModelError
-from onnx_config.export.asked_sizes import compared_with_one, something_picked
+from onnx_config.export.asked_sizes import asked_of_sizes
 from onnx_config.export.attention import attention_as_in_torch
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
 from onnx_config.export.decompose import decomposed_where_needed
@@ -346,8 +346,7 @@ def _export(
         prefer_deferred_runtime_asserts_over_guards=not attempt.automatic,
     )
     with _while_traced(model, lengths), contextlib.ExitStack() as stack:
-        asked = stack.enter_context(compared_with_one())
-        stack.enter_context(something_picked())
+        asked = stack.enter_context(asked_of_sizes())
         stack.enter_context(one_symbol_per_axis(places))
         if tied:
             stack.enter_context(ties_as_in_torch())

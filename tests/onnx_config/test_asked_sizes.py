@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from onnx_config.errors import ModelError
+from onnx_config.export.asked_sizes import asked_of_sizes
 from tests.onnx_config.test_trace import Small, run, traced
 
 # As the experts of LongCat-Flash spare themselves work; whose code it is, is told by its module.
@@ -44,3 +46,17 @@ def test_a_model_that_asks_whether_anything_was_picked_hears_that_it_was(tmp_pat
 def test_anybody_else_is_refused_an_answer() -> None:
     with pytest.raises(ModelError, match="data-dependent"):
         traced(Picking("somebody.made"), {"x": (("batch_size", 4), ("", 3))}, ["y"])
+
+
+def test_sizes_that_a_model_compares_with_one_are_noted_and_no_others() -> None:
+    code: dict[str, Any] = {"__name__": "transformers.models.made"}
+    exec("def asks(size): return size == 1, size == 2, size > 0", code)  # noqa: S102  # code of ours
+    environment = ShapeEnv()
+    size = environment.create_unbacked_symint()
+    torch._check(size >= 2)
+    with asked_of_sizes() as found:
+        assert (size == 1) is not None  # nobody's code
+        assert not found
+        code["asks"](size)
+    assert len(found) == 1
+    assert found[0] is size
