@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,7 +48,7 @@ def collect(workspace: Workspace, *, unused_days: float, dry_run: bool = False) 
     before = datetime.now(UTC) - timedelta(days=unused_days)
     store = TemplateStore(workspace.templates)
     found = [_collected("template", folder) for folder in store.unused(before=before)]
-    found += [_collected("detection", path) for path in _old_files(workspace.detections, before)]
+    found += _old_detections(workspace.detections, before)
     elsewhere = store_of(workspace)
     if isinstance(elsewhere, RemoteStore):
         cache = elsewhere.cache
@@ -81,12 +82,14 @@ def collect(workspace: Workspace, *, unused_days: float, dry_run: bool = False) 
     return removed
 
 
-def _collected(what: str, path: Path) -> Collected:
-    size = folder_bytes(path) if path.is_dir() else path.stat().st_size
-    return Collected(what=what, path=path, size_bytes=size)
+def _collected(what: str, folder: Path) -> Collected:
+    return Collected(what=what, path=folder, size_bytes=folder_bytes(folder))
 
 
-def _old_files(root: Path, before: datetime) -> Iterator[Path]:
+def _old_detections(root: Path, before: datetime) -> Iterator[Collected]:
     for path in sorted(root.glob("??/*.json")):
-        if path.stat().st_mtime < before.timestamp():
-            yield path
+        # Somebody else may clear up as well.
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_mtime < before.timestamp():
+                yield Collected(what="detection", path=path, size_bytes=status.st_size)

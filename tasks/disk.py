@@ -40,9 +40,11 @@ def disk_errors(what: str) -> Iterator[None]:
 def folder_bytes(folder: Path) -> int:
     """Return the size of a folder's files; of those that go away meanwhile nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            total += path.stat().st_size if path.is_file() else 0
+    # Not rglob, which raises where a folder goes away between its being listed and its being read.
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(place) / name).stat().st_size
     return total
 
 

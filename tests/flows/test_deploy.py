@@ -310,7 +310,7 @@ def test_a_part_whose_process_is_killed_is_run_again_and_nothing_is_converted_tw
     )
     try:
         # In the middle of an export: the process of the run, whose children go with it.
-        wait_for(lambda: list((place.folder / "ferry-data" / "tmp").glob("**/export")))
+        wait_for(lambda: list((place.folder / "ferry-data" / "tmp").glob("*/export")))
         os.kill(next(child.pid for child in worker.children()), signal.SIGKILL)
         out, err = batch.communicate(timeout=200)
     finally:
