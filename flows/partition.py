@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from onnx_config import hub
+from onnx_config.config_file import read_config_dict
 from onnx_config.errors import FerryError
 from tasks.crew import Crew
 from tasks.key import content_sha256
@@ -29,7 +30,7 @@ def structures(requests: Sequence[ConversionRequest]) -> dict[ConversionRequest,
 def _structure(request: ConversionRequest) -> str:
     try:
         folder = hub.fetch_config(request.model_id, revision=request.revision)
-        config = structural_part(hub.read_config_dict(folder))
+        config = structural_part(read_config_dict(folder))
     except (FerryError, OSError, ValueError):
         config = {"model": request.model_id, "revision": request.revision}
     return content_sha256({"config": config, "options": request.options.to_json()})

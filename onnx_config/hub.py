@@ -1,13 +1,12 @@
 """Where models come from: folders, and the Hugging Face Hub through ``huggingface_hub``.
 
-The only module that knows the Hub. A model is resolved to one revision before anything is read:
-the commit of a repository, or the content hash of a folder.
+With ``hub_errors`` and ``hub_limits`` the only module that knows the Hub. A model is resolved to one revision before
+anything is read: the commit of a repository, or the content hash of a folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError, TransientError
+from onnx_config.config_file import config_from_dict, read_config_dict
+from onnx_config.errors import ErrorKind, InputError, TransientError
+from onnx_config.hub_errors import HubErrors
 from onnx_config.hub_limits import within_limits
 from onnx_config.sentence_modules import (
     MODULES_FILE,
@@ -24,16 +25,12 @@ from onnx_config.sentence_modules import (
     module_folders,
     transformer_settings,
 )
-from onnx_config.timm_models import as_wrapper_config, is_timm_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from onnx_config.remote_code import RemoteCode
-
 __all__ = [
     "Source",
-    "config_from_dict",
     "download",
     "download_chosen",
     "fetch_config",
@@ -43,17 +40,14 @@ __all__ = [
     "list_files",
     "list_models",
     "read_config",
-    "read_config_dict",
     "refuse_unpinned_code",
     "resolve",
-    "translate_hub_error",
     "upload",
 ]
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _CODE = ("*.py",)
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
-_SPECIAL_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -178,7 +172,7 @@ def _file_hash(path: Path) -> str:
 def _commit(model_id: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
-    with _HubErrors(model_id, revision):
+    with HubErrors(model_id, revision):
         # Of a thousand models that have not changed, this is all that is asked: the commit and nothing else.
         found = within_limits(lambda: HfApi().model_info(model_id, revision=revision, timeout=30, expand=["sha"]))
         sha = found.sha
@@ -202,7 +196,7 @@ def download(source: Source, *, code: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     def fetch(allowed: list[str], ignored: list[str]) -> Path:
-        with _HubErrors(source.model_id, source.revision):
+        with HubErrors(source.model_id, source.revision):
             found = snapshot_download(
                 source.model_id, revision=source.revision, allow_patterns=allowed, ignore_patterns=ignored
             )
@@ -229,7 +223,7 @@ def download_chosen(model_id: str, choose: Callable[[Collection[str]], Iterable[
 
     name, revision = _split_revision(model_id, None)
     if constants.HF_HUB_OFFLINE:
-        with _HubErrors(name, revision):
+        with HubErrors(name, revision):
             return Path(hf_hub_download(name, "config.json", revision=revision)).parent
     commit = _commit(name, revision)
     names = list_files(name, revision=commit)
@@ -237,91 +231,9 @@ def download_chosen(model_id: str, choose: Callable[[Collection[str]], Iterable[
     chosen = list(dict.fromkeys((*small, *choose(names.keys()))))
     if "config.json" not in small:
         raise InputError(f"{model_id!r} on the Hub has no config.json, so it is no transformers model.")
-    with _HubErrors(name, commit):
+    with HubErrors(name, commit):
         paths = {file: Path(hf_hub_download(name, file, revision=commit)) for file in chosen}
     return paths["config.json"].parent
-
-
-class _HubErrors:
-    """Translate what ``huggingface_hub`` raises."""
-
-    def __init__(self, model_id: str, revision: str | None) -> None:
-        self.model_id = model_id
-        self.revision = revision
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and isinstance(error, Exception):
-            raise translate_hub_error(error, self.model_id, self.revision) from error
-
-
-def translate_hub_error(error: Exception, model_id: str, revision: str | None = None) -> FerryError:
-    """Return the error of ours that says what the Hub, or the way to it, did not give."""
-    import errno
-
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    # huggingface_hub's HTTP client is httpx or httpx2 by release; its errors' root stands above the Hub's own.
-    client_errors = tuple(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-    what = f"{model_id!r}" + (f" at revision {revision!r}" if revision else "")
-    if isinstance(error, FerryError):
-        return error
-    if isinstance(error, GatedRepoError):
-        return InputError(
-            f"The Hub has {what}, but it is gated. Accept its terms on the Hub and set HF_TOKEN.",
-            kind=ErrorKind.NOT_FOUND,
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return InputError(f"The Hub has no {what}. Check the branch, tag or commit.", kind=ErrorKind.NOT_FOUND)
-    if isinstance(error, RepositoryNotFoundError):
-        return InputError(
-            f"The Hub has no public model {what}. Check the spelling; for a private one set HF_TOKEN.",
-            kind=ErrorKind.NOT_FOUND,
-        )
-    if isinstance(error, HFValidationError):
-        return InputError(f"{model_id!r} is neither a folder nor a Hub id: {error}")
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
-        # The Hub did answer; that the file is not in the cache either is no news.
-        return translate_hub_error(error.__cause__, model_id, revision)
-    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
-        return TransientError(
-            f"{what} was to be read from the Hub, which could not be reached ({type(error).__name__}). "
-            "Check the network and HF_HUB_OFFLINE, or give a local folder.",
-            kind=ErrorKind.NETWORK,
-        )
-    if isinstance(error, EntryNotFoundError):
-        return InputError(f"The Hub's {what} lacks a file: {error}", kind=ErrorKind.NOT_FOUND)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return TransientError(
-            f"The disk is full while downloading {what}. Free space and run again.", kind=ErrorKind.STORE
-        )
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code if error.response is not None else None
-        if status in {401, 403}:
-            return InputError(f"The Hub refuses {what} (HTTP {status}). Set HF_TOKEN.", kind=ErrorKind.NOT_FOUND)
-        if status == 404:
-            return InputError(f"The Hub has no {what} (HTTP 404). Check the spelling.", kind=ErrorKind.NOT_FOUND)
-        return TransientError(f"The Hub answered HTTP {status} for {what}. Run again later.", kind=ErrorKind.NETWORK)
-    if isinstance(error, (*client_errors, OSError)):
-        return TransientError(
-            f"The Hub could not be reached for {what}: {type(error).__name__}: {error}. "
-            "Check the network and run again.",
-            kind=ErrorKind.NETWORK,
-        )
-    return TransientError(
-        f"Reading {what} from the Hub failed: {type(error).__name__}: {error}. Run again later.",
-        kind=ErrorKind.NETWORK,
-    )
 
 
 def list_files(model_id: str, *, revision: str | None = None) -> dict[str, int]:
@@ -342,7 +254,7 @@ def list_files(model_id: str, *, revision: str | None = None) -> dict[str, int]:
             raise InputError(f"The folder {str(folder)!r} cannot be read: {error}.") from error
     from huggingface_hub import HfApi
 
-    with _HubErrors(name, revision):
+    with HubErrors(name, revision):
         found = within_limits(
             lambda: HfApi().model_info(name, revision=revision, timeout=30, files_metadata=True).siblings
         )
@@ -362,7 +274,7 @@ def list_models(query: Mapping[str, Any], *, limit: int) -> list[str]:
     from huggingface_hub import HfApi
 
     what = ", ".join(f"{name}={value}" for name, value in query.items())
-    with _HubErrors(what, None):
+    with HubErrors(what, None):
         return within_limits(lambda: [model.id for model in HfApi().list_models(**query, limit=limit)])
 
 
@@ -386,94 +298,12 @@ def upload(
 
     api = HfApi()
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()]
-    with _HubErrors(repository, branch):
+    with HubErrors(repository, branch):
         api.create_repo(repository, private=private or None, exist_ok=True)
         if branch is not None:
             api.create_branch(repository, branch=branch, exist_ok=True)
         done = api.create_commit(repository, operations, commit_message=message, revision=branch)
     return str(done.commit_url)
-
-
-def read_config_dict(folder: Path) -> dict[str, Any]:
-    """Return ``config.json`` of a folder; that of its transformer where sentence-transformers wrote the folder.
-
-    Raises:
-        InputError: If it is not there, no JSON, or no object.
-    """
-    path = config_folder(folder) / "config.json"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{str(path)!r} does not exist, so {str(folder)!r} is no transformers model.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(path)!r} is not JSON: {error}. Restore the file from its source.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{str(path)!r} holds a {type(value).__name__}, not an object of settings.")
-    return value
-
-
-def config_from_dict(
-    value: Mapping[str, Any], *, origin: str = "The config", code: RemoteCode | None = None
-) -> PreTrainedConfig:
-    """Return the config that the dict describes, by its ``model_type``, its architecture, or the model's own ``code``.
-
-    ``{"__float__": "Infinity"}``, as transformers writes a number that JSON has no word for, is read as that number.
-
-    Raises:
-        InputError: If it names no model type, or its values are contradictory.
-        ModelError: If the installed transformers has no such model type.
-    """
-    import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    from onnx_config.task_detector import newer_release
-
-    if code is not None and (own := code.config_of(_with_special_floats(dict(value)))) is not None:
-        return own
-    if is_timm_config(value):
-        value = as_wrapper_config(value, origin=origin)
-    model_type = value.get("model_type")
-    own_class = _config_class_of_architecture(value)
-    if own_class is None and (not isinstance(model_type, str) or not model_type):
-        raise InputError(f"{origin} names no model_type, so transformers cannot tell what it configures.")
-    if own_class is None and model_type not in CONFIG_MAPPING:
-        newer = newer_release(value)
-        advice = (
-            f"It was written by transformers {newer}: upgrade transformers."
-            if newer
-            else "If the model brings its own code, it needs trust_remote_code."
-            if "auto_map" in value
-            else "Check config.json, or upgrade transformers."
-        )
-        raise ModelError(
-            f"{origin} has the model_type {model_type!r}, which transformers {transformers.__version__} does not "
-            f"know. {advice}",
-            kind=ErrorKind.UNSUPPORTED,
-        )
-    config_class = own_class or CONFIG_MAPPING[str(model_type)]
-    try:
-        return config_class.from_dict(_with_special_floats(dict(value)))
-    # A config class checks its values in its own way and raises what it likes.
-    except Exception as error:
-        raise InputError(
-            f"{origin} is not valid for {model_type or config_class.__name__!r}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _config_class_of_architecture(value: Mapping[str, Any]) -> type[PreTrainedConfig] | None:
-    """Return the config class of the class that a config is for, unless it says that it is of another type.
-
-    A part of a model has a class and a config of its own, and a type that the auto mappings list for none, or for
-    another model. Some configs, old ones among them, have no type.
-    """
-    import transformers
-
-    named = value.get("architectures")
-    name = named[0] if isinstance(named, list) and named else None
-    found = getattr(getattr(transformers, name, None), "config_class", None) if isinstance(name, str) else None
-    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedConfig):
-        return None
-    return found if value.get("model_type") in (None, "", found.model_type) else None
 
 
 def _fetch_modules(model_id: str, revision: str | None) -> Path | None:
@@ -482,7 +312,7 @@ def _fetch_modules(model_id: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     def fetch(name: str) -> Path | None:
-        with _HubErrors(model_id, revision):
+        with HubErrors(model_id, revision):
             try:
                 return Path(hf_hub_download(model_id, name, revision=revision))
             except LocalEntryNotFoundError:
@@ -511,16 +341,6 @@ def _fetch_modules(model_id: str, revision: str | None) -> Path | None:
     return folder
 
 
-def _with_special_floats(value: Any) -> Any:
-    """Return JSON values with transformers' objects for infinities and NaN as the floats that they stand for."""
-    if isinstance(value, Mapping):
-        tag = value.get("__float__") if len(value) == 1 else None
-        if isinstance(tag, str) and tag in _SPECIAL_FLOATS:
-            return _SPECIAL_FLOATS[tag]
-        return {key: _with_special_floats(item) for key, item in value.items()}
-    return [_with_special_floats(item) for item in value] if isinstance(value, list) else value
-
-
 def fetch_config(model_id: str, *, revision: str | None = None, code: bool = False) -> Path:
     """Return a folder with the ``config.json`` of a model; of a repository only that and its modules' are fetched.
 
@@ -536,12 +356,12 @@ def fetch_config(model_id: str, *, revision: str | None = None, code: bool = Fal
 
         if code:
             refuse_unpinned_code(name, revision=revision)
-            with _HubErrors(name, revision):
+            with HubErrors(name, revision):
                 snapshot_download(name, revision=revision, allow_patterns=[*_CODE], ignore_patterns=["*/*"])
         modules = _fetch_modules(name, revision)
         if modules is not None and (config_folder(modules) / "config.json").is_file():
             return modules
-        with _HubErrors(name, revision):
+        with HubErrors(name, revision):
             return Path(hf_hub_download(name, "config.json", revision=revision)).parent
     folder = Path(name).expanduser().absolute()
     if not folder.is_dir():

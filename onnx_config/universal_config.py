@@ -154,7 +154,7 @@ class UniversalOnnxConfig:
             InputError: If the config cannot be read.
             ModelError: If its model type is unknown.
         """
-        from onnx_config.hub import config_from_dict, read_config_dict
+        from onnx_config.config_file import config_from_dict, read_config_dict
         from onnx_config.remote_code import RemoteCode, names_code
 
         value = read_config_dict(folder)
@@ -583,6 +583,6 @@ def _as_config(config: PreTrainedConfig | Mapping[str, Any]) -> PreTrainedConfig
         return config
     if not isinstance(config, Mapping):
         raise InputError(f"A config is a PreTrainedConfig or its dict; got {type(config).__name__}.")
-    from onnx_config.hub import config_from_dict
+    from onnx_config.config_file import config_from_dict
 
     return config_from_dict(config)

@@ -138,7 +138,7 @@ def _look_up(request: ConversionRequest, source: Path, workspace: Workspace) -> 
 
 
 def _model_type(source: Path) -> str:
-    from onnx_config.hub import read_config_dict
+    from onnx_config.config_file import read_config_dict
 
     try:
         return str(read_config_dict(source).get("model_type"))

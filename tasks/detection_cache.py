@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from onnx_config.config_file import read_config_dict
 from onnx_config.errors import ErrorKind, FerryError, error_of_kind
 from onnx_config.export.isolate import ChildError
-from onnx_config.hub import read_config_dict
 from onnx_config.preprocessors import TOKENIZER_FILE
 from onnx_config.remote_code import code_sha256, names_code
 from onnx_config.sentence_modules import MODULES_FILE, module_folders, transformer_settings

@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from onnx_config import hub
+from onnx_config.config_file import read_config_dict
 from onnx_config.errors import FerryError, InputError, TransientError
 from onnx_config.export import isolate
 from onnx_config.sentence_modules import MODULES_FILE, module_folders
@@ -407,7 +408,7 @@ def _needed(request: ConversionRequest, spec: ModelSpec, found: _Found) -> Estim
     side = None
     if found.files is not None and any(name.endswith(".safetensors") for name in found.files):
         side = sum(size for name, size in found.files.items() if "/" not in name and name.endswith(_SIDE_FILES))
-    return estimate(spec.parameters, hub.read_config_dict(found.source), dtype=request.options.dtype, side_bytes=side)
+    return estimate(spec.parameters, read_config_dict(found.source), dtype=request.options.dtype, side_bytes=side)
 
 
 def _rehearse_all(

@@ -25,7 +25,7 @@ def write_twin(request: Json) -> Json:
     """
     import torch
 
-    from onnx_config.hub import read_config_dict
+    from onnx_config.config_file import read_config_dict
     from onnx_config.remote_code import names_code
     from onnx_config.twin import shrink
     from onnx_config.universal_config import UniversalOnnxConfig

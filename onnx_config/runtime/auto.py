@@ -125,7 +125,8 @@ class AutoModelForONNX:
         """The transformers config, where the artifact has one."""
         from transformers import PreTrainedConfig
 
-        from onnx_config.hub import read_config, read_config_dict
+        from onnx_config.config_file import read_config_dict
+        from onnx_config.hub import read_config
         from onnx_config.remote_code import names_code
 
         try:

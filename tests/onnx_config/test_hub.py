@@ -14,17 +14,10 @@ from urllib.parse import unquote
 import pytest
 from huggingface_hub.errors import HFValidationError
 
+from onnx_config.config_file import config_from_dict, read_config_dict
 from onnx_config.errors import ErrorKind, FerryError, InputError, ModelError, TransientError
-from onnx_config.hub import (
-    config_from_dict,
-    download,
-    fetch_config,
-    is_folder,
-    read_config,
-    read_config_dict,
-    resolve,
-    translate_hub_error,
-)
+from onnx_config.hub import download, fetch_config, is_folder, read_config, resolve
+from onnx_config.hub_errors import translate_hub_error
 
 # Repository -> status of every answer and the Hub's own code for it.
 ANSWERS = {

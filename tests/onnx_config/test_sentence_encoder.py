@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from onnx_config import UniversalOnnxConfig
+from onnx_config.config_file import config_from_dict, read_config_dict
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.hub import config_from_dict, read_config_dict, resolve
+from onnx_config.hub import resolve
 from onnx_config.sentence_modules import (
     POOLING_MODES,
     SentenceModules,

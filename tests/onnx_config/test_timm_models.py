@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from onnx_config import UniversalOnnxConfig, timm_models
+from onnx_config.config_file import config_from_dict
 from onnx_config.errors import ErrorKind, InputError, ModelError
-from onnx_config.hub import config_from_dict
 from onnx_config.timm_models import as_wrapper_config, is_timm_config, require_timm
 from tests.onnx_config.converted import check_request
 
