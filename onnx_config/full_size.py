@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnx_config.probe import Probe, ProbeResult
     from onnx_config.twin import Twin
 
-__all__ = ["answer_at_full_size", "at_full_size", "is_confirmed", "with_larger_images"]
+__all__ = ["answer_at_full_size", "at_full_size", "is_confirmed", "with_full_widths", "with_larger_images"]
 
 _TELLING_SIZE = 8
 _TEXT = ("input_ids", "attention_mask")
@@ -46,6 +46,13 @@ def answer_at_full_size(
         by_text = _answer(found, alone, twin, shallow=shallow, full=full, flags=flags)
         return answer if by_text.outputs is None else by_text
     return answer
+
+
+def with_full_widths(found: Inference, twin: Twin) -> Iterator[Inference]:
+    """Yield what a twin showed with its inputs as wide as the full model's, where that was cut: embeddings, say."""
+    inputs = tuple(replace(t, shape=tuple(_translated(size, twin) for size in t.shape)) for t in found.inputs)
+    if inputs != found.inputs:
+        yield replace(found, inputs=inputs)
 
 
 def with_larger_images(found: Inference) -> Iterator[Inference]:

@@ -36,12 +36,19 @@ _NO_RULE = ValueRule()
 
 def missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     """Add what the message asks for, or what was ``None`` where the statement needed it."""
-    names = asked_for(answer.refusal or "", draft.declaration)
+    named = asked_for(answer.refusal or "", draft.declaration)
+    names = list(named)
     for frame in reversed(answer.frames if "None" in (answer.refusal or "") else ()):
         names += [name for name in frame.names if name in frame.nones]
     for name in dict.fromkeys(names):
         argument = draft.declaration.argument(name)
-        if argument is not None and argument.role is Role.DATA and name not in draft.specs:
+        if argument is None or name in draft.specs:
+            continue
+        if argument.role is Role.STATE and name in named:
+            yield Candidate(
+                draft=_with_states(draft, name), why=f"{name} was added since the model asks for it", sure=True
+            )
+        if argument.role is Role.DATA:
             if GEOMETRY.search(name) and not generates_from_grids(draft, name):
                 yield from text_only(draft, f"sizes would depend on the values of {name}")
             other = draft.copy()
@@ -50,6 +57,16 @@ def missing_inputs(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Cand
             for marked, why in marked_drafts(other, name):
                 yield Candidate(draft=marked, why=why, sure=True)
             yield Candidate(draft=other, why=f"{name} was added since the model asks for it", sure=True)
+
+
+def _with_states(draft: Draft, name: str) -> Draft:
+    """Return the draft with the states of another model, which has a length of its own."""
+    other = draft.copy()
+    other.add(name)
+    stem = name.partition("_")[0]
+    own = [f"{stem}_{axis}" if axis == "sequence_length" else axis for axis in other.specs[name].shape]
+    other.reshape(name, own)
+    return other
 
 
 def _cover(draft: Draft, mask: str) -> None:

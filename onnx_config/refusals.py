@@ -45,7 +45,7 @@ _ASKS_FOR = (
     re.compile(r"(?:specify|provide|pass(?:ed)?|given?|required|expects?|\bset)(?P<names>.*)", re.IGNORECASE),
     re.compile(
         r"(?P<names>.*)(?:(?:cannot|should not|must not) be None|is required|should be passed|"
-        r"must be (?:passed|provided|specified))"
+        r"must be (?:passed|provided|specified|given))"
     ),
 )
 
@@ -147,10 +147,13 @@ def unwanted(refusal: str) -> list[str]:
 
 
 def asked_for(refusal: str, declaration: Declaration) -> list[str]:
-    """Return the data arguments that ``refusal`` asks for, also by a name with the capital of a sentence."""
+    """Return the arguments that ``refusal`` asks for, also by a name with the capital of a sentence.
+
+    That is data, and states of another model where their shape is documented.
+    """
     words: list[str] = []
     for pattern in _ASKS_FOR:
         if found := pattern.search(refusal):
             words += (word[0].lower() + word[1:] for word in re.findall(r"\b[A-Za-z]\w+", found["names"]))
-    data = {a.name for a in declaration.arguments if a.role is Role.DATA}
-    return [word for word in dict.fromkeys(words) if word in data]
+    given = {a.name for a in declaration.arguments if a.role is Role.DATA or (a.role is Role.STATE and a.shape)}
+    return [word for word in dict.fromkeys(words) if word in given]

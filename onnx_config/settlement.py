@@ -10,7 +10,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from onnx_config.config_sizes import sub_configs
-from onnx_config.full_size import answer_at_full_size, at_full_size, is_confirmed, with_larger_images
+from onnx_config.full_size import (
+    answer_at_full_size,
+    at_full_size,
+    is_confirmed,
+    with_full_widths,
+    with_larger_images,
+)
 from onnx_config.shape_inference import Inference, infer
 
 if TYPE_CHECKING:
@@ -182,10 +188,14 @@ def _by_itself(subject: Subject) -> Settled | None:
 def _at_sizes_for_all(
     subject: Subject, found: Inference, twin: Twin, shallow: Callable[[], Probe]
 ) -> tuple[Inference, ProbeResult]:
-    """Return what a twin showed, at images that are large enough for the full model, and what that says."""
+    """Return what a twin showed, at widths and images that are large enough for the full model, and what that says."""
     ask = partial(answer_at_full_size, twin=twin, shallow=shallow, full=subject.probe, flags=subject.flags)
     first = ask(found)
     if first.outputs is None and not first.undecidable:
+        for wider in with_full_widths(found, twin):
+            answer = ask(wider)
+            if answer.outputs is not None or answer.undecidable:
+                return wider, answer
         for larger in with_larger_images(found):
             answer = ask(larger)
             if answer.outputs is not None or answer.undecidable:

@@ -12,11 +12,12 @@ from onnx_config.draft import IMAGE_AXES, Draft, is_batch
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import is_one_row_only, is_too_small, reshaped, wrong_sizes
 
-__all__ = ["growth", "image_sizes", "multiples", "named_numbers", "one_row", "solved_sizes"]
+__all__ = ["growth", "image_sizes", "multiples", "named_numbers", "one_row", "single", "solved_sizes"]
 
 _MAX_GROWTH = 1 << 17
 _IMAGE_SIZES = (32, 64, 224, 16, 30)
 _MAX_POSITIONS = 12
+_REFUSED_SIZE = re.compile(r"\b(?:got|found|is|has):? (?P<size>\d+)\.?$")
 
 
 def one_row(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
@@ -28,6 +29,17 @@ def one_row(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
         other.sizes[axis] = 1
         other.freeze(axis)
     yield Candidate(draft=other, why=f"the batch is fixed at one row: {answer.refusal}"[:300], sure=True)
+
+
+def single(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+    """Let an axis whose size is refused, and no other named in its place, be of one: sounds of one channel, say."""
+    refusal = answer.refusal or ""
+    refused = _REFUSED_SIZE.search(refusal)
+    if refused is None or wrong_sizes(refusal):
+        return
+    found = [item for item in _positions(draft) if item[2] == int(refused["size"])]
+    if len(found) == 1 and not is_batch(draft.specs[found[0][0]].shape[found[0][1]]):
+        yield candidate_of_size(draft, found[0][:2], 1, refusal)
 
 
 def solved_sizes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:

@@ -213,7 +213,10 @@ class Cutter:
         if len(kept) >= layers:
             return
         values = scope.values
+        by_stage = _has_stages(values)
         for key, value in list(values.items()):
+            if by_stage and FEATURES.search(key):
+                continue
             if is_indexes(value, key) and value and max(value) <= layers and value != list(range(len(kept))):
                 values[key] = _moved(key, value, layers, kept)
             elif LAYER_INDEX.search(key) and (is_int(value) or is_ints(value)):
@@ -227,6 +230,13 @@ class Cutter:
 
 def _first_depths(values: Values) -> list[int]:
     return next(v for k, v in values.items() if DEPTHS.search(k) and is_ints(v))
+
+
+def _has_stages(values: Values) -> bool:
+    """Return whether features are taken out of stages, all of which remain, rather than out of layers."""
+    stages = [len(v) for k, v in values.items() if DEPTHS.search(k) and is_ints(v)]
+    names = values.get("stage_names")
+    return bool(stages) and isinstance(names, list) and len(names) == stages[0] + 1
 
 
 def _features_wanted(values: Values, layers: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from onnx_config import shape_inference
 from onnx_config.declarations import declare
@@ -382,3 +383,55 @@ def test_a_shape_that_another_method_documents_is_tried():
     found = inferred(Pointed)
     assert found.refusal is None
     assert shapes(found)["input_points"] == ("batch_size", "point_batch_size", "num_points", 2)
+
+
+class Recording(picky.Picky):
+    """Takes sounds of one channel, or what was made of them before."""
+
+    def forward(self, input_values, audio_codes=None):
+        """
+        input_values (`torch.FloatTensor` of shape `(batch_size, channels, num_samples)`):
+            A sound.
+        audio_codes (`torch.LongTensor` of shape `(batch_size, codes_length)`, *optional*):
+            Codes.
+        """
+        if audio_codes is not None:
+            return audio_codes * 2.0
+        if input_values.shape[1] != 1:
+            raise ValueError(f"Audio must be mono, but got {input_values.shape[1]}")
+        return input_values * 2.0
+
+
+def test_a_size_that_is_refused_and_none_named_in_its_place_becomes_one():
+    found = inferred(Recording)
+    assert found.refusal is None
+    assert shapes(found) == {"input_values": ("batch_size", 1, "sequence_length")}
+
+
+class Crossing(picky.Picky):
+    """Attends to the states of another model, and asks for them in words."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.keys = torch.nn.Linear(24, config.hidden_size)
+
+    def forward(self, query_embeds, encoder_hidden_states=None):
+        """
+        query_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            Queries.
+        encoder_hidden_states (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+            States of another model.
+        """
+        if encoder_hidden_states is None:
+            raise ValueError("encoder_hidden_states must be given for cross-attention layers")
+        return query_embeds @ self.keys(encoder_hidden_states).transpose(1, 2)
+
+
+def test_states_of_another_model_are_given_where_they_are_asked_for_and_have_a_length_of_their_own():
+    found = inferred(Crossing, hidden_size=16)
+    assert found.refusal is None
+    assert shapes(found) == {
+        "query_embeds": ("batch_size", "sequence_length", 16),
+        "encoder_hidden_states": ("batch_size", "encoder_sequence_length", 24),
+    }
+    assert {"sequence_length", "encoder_sequence_length"} <= found.sizes.keys()

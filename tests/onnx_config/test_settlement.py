@@ -93,7 +93,22 @@ def test_images_are_large_enough_for_as_many_queries_as_the_full_model_has() -> 
     )
     spec = UniversalOnnxConfig(config, task="object-detection").spec
     # Of 96 x 128 pixels it has 252 places to pick from.
-    assert (spec.sizes["height"], spec.sizes["width"]) == (192, 256)
-    assert spec.axis_ranges["height"] == (192, None)
+    height, width = spec.sizes["height"], spec.sizes["width"]
+    assert sum((height // stride) * (width // stride) for stride in (8, 16, 32)) >= 300
+    assert spec.axis_ranges["height"] == (height, None)
     logits = next(output for output in spec.outputs if output.name == "logits")
     assert logits.shape[:2] == ("batch_size", 300)
+
+
+def test_inputs_are_as_wide_as_the_full_models() -> None:
+    config = transformers.Blip2QFormerConfig(
+        hidden_size=768, num_hidden_layers=2, intermediate_size=3072, encoder_hidden_size=1408
+    )
+    config.architectures = ["Blip2QFormerModel"]
+    spec = UniversalOnnxConfig(config).spec
+    assert {tensor.name: tensor.shape for tensor in spec.inputs} == {
+        "query_embeds": ("batch_size", "sequence_length", 768),
+        "encoder_hidden_states": ("batch_size", "encoder_sequence_length", 1408),
+    }
+    # None is translated in the end: the full model said them.
+    assert not spec.assumed

@@ -203,6 +203,14 @@ def test_layers_counted_from_the_end_in_no_order_are_moved_to_layers_that_remain
     assert all(-left - 1 <= number <= left for number in small.vision_feature_layers)
 
 
+@pytest.mark.parametrize("stages", [["stage4"], ["stage2", "stage3", "stage4"], ["stage1", "stage3"]])
+def test_features_are_taken_out_of_the_same_stages(stages: list[str]) -> None:
+    config = transformers.ResNetConfig(depths=[3, 4, 6, 3], out_features=stages)
+    small = shrink(config, transformers.ResNetBackbone).config
+    assert sum(small.depths) < 16
+    assert small.out_features == stages
+
+
 def test_a_mixture_still_chooses() -> None:
     config = twin("mixtral").config
     assert config.num_experts_per_tok < config.num_local_experts < 8
