@@ -30,6 +30,7 @@ DEFAULT_SIZES: Mapping[str, int] = {
 a size that a trace could confuse, and none is 1."""
 
 IMAGE_AXES = ("height", "width")
+_SIDES = re.compile(r"_(t?hw)$")
 GEOMETRY = re.compile(r"(^|_)(grid_\w+|sizes|shapes)$")
 """Arguments that say how large each image is: in patches, or in pixels."""
 MASK_ENDING = re.compile(r"_(attention_)?mask$")
@@ -198,13 +199,17 @@ class Draft:
         several = "*" in rows and not (
             argument.name == "attention_mask" and "*" not in str(self._axis("input_ids", rows))
         )
+        # So are the codebooks of one token, which come after the tokens.
+        several = several or (self._text_shape or plain)[-1] != plain[-1]
         alike = argument.shape in (None, plain) and not several
         if text and self._text_shape and (argument.name == "input_ids" or alike):
             return self._text_shape
         if argument.shape is not None:
             return tuple("sequence_length" if text and axis == self._text_axis else axis for axis in argument.shape)
         if GEOMETRY.search(argument.name):
-            return ("num_images", 2)
+            # By the letters for time, height and width, where the name ends in them.
+            sides = _SIDES.search(argument.name)
+            return ("num_images", 2 if sides is None else len(sides[1]))
         if argument.name.startswith("decoder_"):
             return ("batch_size", "decoder_sequence_length")
         if modality_of(argument.name) == "image" and _dtype_of(argument).startswith("float"):
@@ -275,10 +280,13 @@ class Draft:
 
 
 def _text_shape(declaration: Declaration) -> tuple[tuple[int | str, ...] | None, str | None]:
-    """Return the shape of a tokenizer's outputs, and the name that ``input_ids`` documents for its last axis."""
+    """Return the shape of a tokenizer's outputs, and the name that ``input_ids`` documents for its tokens."""
     main = declaration.argument("input_ids")
     if main is None or not main.shape or not isinstance(main.shape[-1], str):
         return (main.shape if main is not None else None), None
+    if "sequence_length" in main.shape[:-1]:
+        # What comes after the tokens is what each of them is made of.
+        return main.shape, "sequence_length"
     shape = (*main.shape[:-1], "sequence_length")
     # Some multiple-choice heads document their choices in the output only; where an argument's documentation knows of
     # choices, a text that has none in its own is one text.

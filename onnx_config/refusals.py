@@ -37,8 +37,11 @@ _TOO_SMALL = re.compile(
 )
 _ONE_ROW = re.compile(r"batch[ _]sizes? (?:> ?1|(?:greater|larger|bigger) than 1)\b", re.IGNORECASE)
 _NOT_BOTH = re.compile(r"\b(?:cannot|can't|can not|must not|should not|do not|don't)\b[\w ]* both:? (?P<names>[^.;]*)")
-_NOT_TAKEN = re.compile(
-    r"(?P<name>[a-z]\w+)`?'? (?:(?:is|are) not (?:expected|supported|allowed|accepted)|(?:should|must) be None)\b"
+_NOT_TAKEN = (
+    re.compile(
+        r"(?P<name>[a-z]\w+)`?'? (?:(?:is|are) not (?:expected|supported|allowed|accepted)|(?:should|must) be None)\b"
+    ),
+    re.compile(r"\b(?:cannot|can't|can not|must not) (?:pass|give|provide|specify) `?(?P<name>[a-z]\w+_\w+)`? to\b"),
 )
 _ASKS_FOR = (
     re.compile(r"missing \d+ required positional arguments?: (?P<names>.*)"),
@@ -141,9 +144,10 @@ def unwanted(refusal: str) -> list[str]:
 
     >>> unwanted("input_ids is not expected"), unwanted("`input_ids` should be None")
     (['input_ids'], ['input_ids'])
+    >>> unwanted("You cannot pass input_ids to the encoder. Pass inputs_embeds instead.")
+    ['input_ids']
     """
-    found = _NOT_TAKEN.search(refusal)
-    return [found["name"]] if found else []
+    return [found["name"] for pattern in _NOT_TAKEN if (found := pattern.search(refusal))]
 
 
 def asked_for(refusal: str, declaration: Declaration) -> list[str]:

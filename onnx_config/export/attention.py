@@ -6,7 +6,11 @@ alike. The exporter answers zeros in both cases.
 
 Where a mask hides nothing, transformers makes none for causal attention, and leaves it to the layers to look at the
 past alone. Layers that say of themselves that they are not causal then see all: PyTorch attends in one way to padded
-texts, and in another to the others. A traced graph would hold the former only.
+texts, and in another to the others. A traced graph would hold the former only. So it is the other way round: where a
+mask that lets all see all hides nothing, there is none, and layers that do not say that they are not causal look at the
+past alone (the images of Phi-4).
+
+The translation takes states of four axes, where PyTorch takes any: what lies before the heads becomes one axis.
 
 The translation of attention swaps the last two axes of keys of any rank: it reads their sizes, makes one axis of all
 the first ones, transposes, and takes them apart again. For keys of four axes one transposition does, which ONNX
@@ -29,6 +33,7 @@ _TRANSLATIONS = (
     "_aten_scaled_dot_product_attention_no_mask_onnx",
     "_aten_scaled_dot_product_attention_float_mask_onnx",
 )
+_AXES = 4
 _PATCHED = ("torch.nn.functional", "scaled_dot_product_attention")
 
 
@@ -58,6 +63,10 @@ def _keeping(made: Any) -> Any:
         exporters_own = made(original)
 
         def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+            if query.dim() != _AXES:
+                heads = [_of_four_axes(states) for states in (query, key, value)]
+                attended = attention(*heads, _mask_of_four_axes(attn_mask, query), *args, **kwargs)
+                return attended.reshape(*query.shape[:-1], value.shape[-1])
             if attn_mask is None or attn_mask.dtype == torch.bool:
                 return exporters_own(query, key, value, attn_mask, *args, **kwargs)
             # Sums, as the exporter has them: ONNX Runtime takes the largest of booleans on the CPU only.
@@ -70,9 +79,22 @@ def _keeping(made: Any) -> Any:
     return factory
 
 
+def _of_four_axes(states: torch.Tensor) -> torch.Tensor:
+    """Return states (..., heads, length, width) as (rows, heads, length, width): what the translation takes."""
+    missing = max(0, _AXES - states.dim())
+    return states[(None,) * missing].flatten(0, -_AXES)
+
+
+def _mask_of_four_axes(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+    # One of fewer axes fits as it stands.
+    if mask is None or mask.dim() < _AXES:
+        return mask
+    return mask.expand(*query.shape[:-3], *mask.shape[-3:]).flatten(0, -_AXES)
+
+
 @contextmanager
 def _seen_ahead_as_in_torch() -> Iterator[None]:
-    """Have layers that are not causal see all where a causal mask hides nothing else."""
+    """Have layers that are not causal see all where a causal mask hides nothing else, and causal ones never."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -92,6 +114,8 @@ class _Skippable:
     mask: torch.Tensor
     hides_nothing: Callable[[], torch.Tensor]
     """Returns whether it is so."""
+    causal: bool
+    """Whether it hides what comes later."""
 
 
 def _kept(original: Any, made: dict[int, _Skippable]) -> Any:
@@ -99,11 +123,14 @@ def _kept(original: Any, made: dict[int, _Skippable]) -> Any:
 
     def mask(*, attention_mask: Any = None, allow_is_causal_skip: bool = True, **options: Any) -> Any:
         found = original(attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **options)
-        skips = allow_is_causal_skip and options.get("local_size") is None
+        for_all = bool(options.get("allow_is_bidirectional_skip"))
+        skips = (allow_is_causal_skip or for_all) and options.get("local_size") is None
         if skips and found is not None and attention_mask is not None and attention_mask.dim() == 2:
-            past = options["kv_length"] - options["q_length"]
+            past = 0 if for_all else options["kv_length"] - options["q_length"]
             made[id(found)] = _Skippable(
-                mask=found, hides_nothing=lambda: ((attention_mask == 0).to(torch.int64).sum() + past) == 0
+                mask=found,
+                hides_nothing=lambda: ((attention_mask == 0).to(torch.int64).sum() + past) == 0,
+                causal=not for_all,
             )
         return found
 
@@ -117,12 +144,21 @@ def _seeing_ahead(original: Any, made: Mapping[int, _Skippable]) -> Any:
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *rest: Any, **options: Any
     ) -> Any:
         kept = made.get(id(attention_mask))
-        causal = options.get("is_causal")
-        if kept is not None and not (getattr(module, "is_causal", True) if causal is None else causal):
+        told = options.get("is_causal")
+        causal = getattr(module, "is_causal", True) if told is None else told
+        if kept is not None and kept.causal and not causal:
             attention_mask = kept.mask | kept.hides_nothing()
+        elif kept is not None and causal and not kept.causal:
+            attention_mask = kept.mask & (_earlier(query, key) | ~kept.hides_nothing())
         return original(module, query, key, value, attention_mask, *rest, **options)
 
     return attention
+
+
+def _earlier(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Return which keys a causal layer of PyTorch's sees without a mask: those up to itself, and all if it is alone."""
+    queries, keys = (torch.arange(states.shape[2], device=states.device) for states in (query, key))
+    return (queries[:, None] >= keys) | (queries.sum() == 0)
 
 
 @contextmanager

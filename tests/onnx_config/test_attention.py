@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.onnx_config.test_trace import Small, run, traced
@@ -68,21 +69,42 @@ def test_keys_are_transposed_at_once(masked: bool, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(got), model(**given)["y"].detach())
 
 
+class AnyAxes(Small):
+    """Attends over states of other than four axes."""
+
+    def forward(self, x: torch.Tensor, added: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {"y": torch.nn.functional.scaled_dot_product_attention(x * self.scale, x, x[..., :3], attn_mask=added)}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("before", [(), (3, 2), (3, 2, 2)], ids=["three", "five", "six"])
+def test_states_of_any_number_of_axes(before: tuple[int, ...], masked: bool, tmp_path: Path) -> None:
+    length = ("sequence_length", 6)
+    rows = (("batch_size", 2), *(("", size) for size in before))
+    inputs = {"x": (*rows, length, ("", 4))}
+    if masked:
+        inputs["added"] = (*rows, length, length)
+    result = traced(AnyAxes(), inputs, ["y"])
+    given = {"x": torch.rand(5, *before, 7, 4)} | ({"added": torch.rand(5, *before, 7, 7)} if masked else {})
+    got = run(result, tmp_path / "model.onnx", **given)["y"]
+    torch.testing.assert_close(torch.from_numpy(got), AnyAxes()(**given)["y"].detach())
+
+
 class Causal(Small):
     """Has transformers make a causal mask, or none where that is what its layer does anyway."""
 
-    def __init__(self, *, is_causal: bool, told: bool | None) -> None:
+    def __init__(self, *, is_causal: bool, told: bool | None, made: Any = create_causal_mask) -> None:
         super().__init__()
         self.told = told
+        self.made = made
         self.settings = transformers.LlamaConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=1)
         self.settings._attn_implementation = "sdpa"
         self.layer = torch.nn.Identity()
         self.layer.is_causal = is_causal
 
     def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        mask = create_causal_mask(
-            config=self.settings, inputs_embeds=x, attention_mask=attention_mask, past_key_values=None
-        )
+        past = {"past_key_values": None} if self.made is create_causal_mask else {}
+        mask = self.made(config=self.settings, inputs_embeds=x, attention_mask=attention_mask, **past)
         heads = x[:, None] * self.scale
         attend = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", None)
         seen, _ = attend(self.layer, heads, heads, heads, mask, is_causal=self.told)
@@ -102,17 +124,41 @@ class Causal(Small):
 def test_layers_that_are_not_causal_see_ahead_where_nothing_is_padded(
     is_causal: bool, told: bool | None, sees_ahead: bool, tmp_path: Path
 ) -> None:
-    model = Causal(is_causal=is_causal, told=told)
+    assert sees_later_tokens_by_padding(Causal(is_causal=is_causal, told=told), tmp_path) == [sees_ahead, False]
+
+
+@pytest.mark.parametrize(
+    ("is_causal", "told", "sees_ahead"),
+    [
+        pytest.param(False, None, True, id="not-causal"),
+        # As the images of Phi-4 are.
+        pytest.param(True, None, False, id="causal"),
+        pytest.param(True, False, True, id="told-not-to-be"),
+    ],
+)
+def test_layers_that_are_causal_look_back_where_a_mask_for_all_hides_nothing(
+    is_causal: bool, told: bool | None, sees_ahead: bool, tmp_path: Path
+) -> None:
+    model = Causal(is_causal=is_causal, told=told, made=create_bidirectional_mask)
+    assert sees_later_tokens_by_padding(model, tmp_path) == [sees_ahead, True]
+
+
+def sees_later_tokens_by_padding(model: Causal, tmp_path: Path) -> list[bool]:
+    """Return whether the first token hears of the others, without and with padding, in PyTorch as in its graph."""
     axes = (("batch_size", 2), ("sequence_length", 6))
     result = traced(model, {"x": (*axes, ("", 4)), "attention_mask": axes}, ["y"])
-    x, mask = torch.rand(2, 5, 4), torch.ones(2, 5)
-    padded = mask.clone()
+    padded = torch.ones(2, 5)
     padded[1, 3:] = 0
-    answers = []
-    for given in (mask, padded):
-        want = model(x, given)["y"].detach()
-        got = run(result, tmp_path / "model.onnx", x=x, attention_mask=given)["y"]
-        torch.testing.assert_close(torch.from_numpy(got), want)
-        answers.append(want[0])
-    # That PyTorch answers otherwise is what this is about.
-    assert torch.equal(*answers) != sees_ahead
+    heard = []
+    for mask in (torch.ones(2, 5), padded):
+        x = torch.rand(2, 5, 4)
+        other = x.clone()
+        other[0, -1] += 1
+        answers = []
+        for given in (x, other, x[:, :1]):
+            want = model(given, mask[:, : given.shape[1]])["y"].detach()
+            got = run(result, tmp_path / "model.onnx", x=given, attention_mask=mask[:, : given.shape[1]])["y"]
+            torch.testing.assert_close(torch.from_numpy(got), want)
+            answers.append(want[0, 0])
+        heard.append(not torch.equal(answers[0], answers[1]))
+    return heard

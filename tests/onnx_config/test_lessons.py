@@ -435,3 +435,42 @@ def test_states_of_another_model_are_given_where_they_are_asked_for_and_have_a_l
         "encoder_hidden_states": ("batch_size", "encoder_sequence_length", 24),
     }
     assert {"sequence_length", "encoder_sequence_length"} <= found.sizes.keys()
+
+
+class Codes(picky.Picky):
+    """Reads codes of several books for each token, and hides tokens."""
+
+    def forward(self, input_ids, attention_mask=None):
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_codebooks) or (batch_size, steps)`):
+            Codes.
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Their mask.
+        """
+        return (input_ids + torch.arange(self.config.num_codebooks)).sum(dim=-1) * attention_mask
+
+
+def test_what_comes_after_the_tokens_is_what_each_is_made_of():
+    found = inferred(Codes, num_codebooks=5)
+    assert found.refusal is None
+    assert shapes(found) == {
+        "input_ids": ("batch_size", "sequence_length", 5),
+        "attention_mask": ("batch_size", "sequence_length"),
+    }
+
+
+class Gridded(picky.Picky):
+    """Says by a name alone how many numbers tell how large an image is."""
+
+    def forward(self, pixel_values, grid_thw):
+        """
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+            Pixels.
+        grid_thw (`torch.Tensor`):
+            Sizes.
+        """
+        return pixel_values.mean() * grid_thw.reshape(-1, 3).sum(dim=-1)
+
+
+def test_a_grid_has_a_number_for_each_letter_of_its_name():
+    assert Draft(declare(Gridded), Settings(), ["grid_thw"]).specs["grid_thw"].shape == ("num_images", 3)
