@@ -27,6 +27,7 @@ from onnx_config.twin.keys import (
     HEAD_DIM,
     HEADS,
     INDEXES_ONLY,
+    INNER_WIDTH,
     LAST_LAYERS,
     LAYER_COUNT,
     LAYER_INDEX,
@@ -65,6 +66,9 @@ _SMALL_POSITIONS = 512
 
 
 _SMALLEST_WIDTH = 16
+
+
+_PER_16_BYTES = 4
 
 
 _SMALLEST_TIED_WIDTH = 64
@@ -356,6 +360,8 @@ def _cut_widths(scopes: list[Values], rung: Rung) -> None:
                 values[key] = mapped(value, partial(_divided, factor=narrower))
             elif HEADS.search(key):
                 values[key] = mapped(value, partial(_divided_exactly, factor=fewer))
+            elif INNER_WIDTH.search(key):
+                values[key] = mapped(value, partial(_divided_evenly, factor=factor))
             elif is_width(key):
                 values[key] = mapped(value, partial(_divided, factor=factor))
             elif key.startswith("rope_") and isinstance(value, dict):
@@ -393,6 +399,12 @@ def _divided(value: int, *, factor: int, among: frozenset[int] | None = None) ->
     # Not tied to anything that divides: as even as it was, for what is split in halves.
     step = math.gcd(value, 8)
     return -(-value // (factor * step)) * step
+
+
+def _divided_evenly(value: int, *, factor: int) -> int:
+    # Products over groups of tokens, as experts have them, take rows of whole 16 bytes only: four numbers of float32.
+    divided = _divided(value, factor=factor)
+    return divided if value % _PER_16_BYTES else -(-divided // _PER_16_BYTES) * _PER_16_BYTES
 
 
 def _narrow_rope(rope: Values, narrower: int) -> Values:

@@ -26,6 +26,7 @@ __all__ = [
     "HEADS",
     "HEAD_DIM",
     "INDEXES_ONLY",
+    "INNER_WIDTH",
     "LAST_LAYERS",
     "LAYER_COUNT",
     "LAYER_INDEX",
@@ -118,6 +119,9 @@ _WIDTH = re.compile(
     r"hidden|(^|_)dims?(_|$)|size|channel|rank|width|filter|planes|embd|units|inner|^d_|_d_ssm|dff|ffn|feedforward|"
     r"feats$|lowrank|d_latents|d_model"
 )
+
+
+INNER_WIDTH = re.compile(r"intermediate_(size|dim)$")
 
 
 PROTECTED = re.compile(

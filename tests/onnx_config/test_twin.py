@@ -216,6 +216,14 @@ def test_a_mixture_still_chooses() -> None:
     assert config.num_experts_per_tok < config.num_local_experts < 8
 
 
+def test_experts_stay_wide_enough_for_products_over_groups_of_tokens() -> None:
+    config = transformers.Qwen3MoeConfig(hidden_size=1536, intermediate_size=4224, moe_intermediate_size=2112)
+    small = shrink(config, transformers.Qwen3MoeForCausalLM).config
+    assert small.moe_intermediate_size < 100
+    # PyTorch takes rows of whole 16 bytes there.
+    assert small.moe_intermediate_size % 4 == small.intermediate_size % 4 == 0
+
+
 def test_rotary_sections_fill_a_narrower_head() -> None:
     text = twin("qwen-2-vl").config.text_config
     assert 2 * sum(text.rope_parameters["mrope_section"]) == text.hidden_size // text.num_attention_heads
