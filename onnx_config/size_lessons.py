@@ -17,6 +17,7 @@ __all__ = ["growth", "image_sizes", "multiples", "named_numbers", "one_row", "si
 _MAX_GROWTH = 1 << 17
 _IMAGE_SIZES = (32, 64, 224, 16, 30)
 _MAX_POSITIONS = 12
+_LARGE = 1000
 _REFUSED_SIZE = re.compile(r"\b(?:got|found|is|has):? (?P<size>\d+)\.?$")
 
 
@@ -51,12 +52,7 @@ def solved_sizes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candid
         single = [[item] for item in _positions(draft) if not is_batch(draft.specs[item[0]].shape[item[1]])]
         for group in (*single, *_sides(draft)):
             size = group[0][2]
-            step = size if size > 1000 else 1
-            moved = _with_size(draft, group, size + step)
-            there = wrong_sizes(ask(moved).refusal or "")
-            if index >= len(there):
-                continue
-            slope = ((there[index][0] - there[index][1]) - (got - want)) / step
+            slope = _slope(draft, answer, ask, group=group, index=index)
             if not slope:
                 continue
             solution = size - (got - want) / slope
@@ -65,6 +61,24 @@ def solved_sizes(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candid
             where = ", ".join(f"axis {position} of {name}" for name, position, _ in group)
             why = f"{where} has size {int(solution)}: {answer.refusal}"[:300]
             yield Candidate(draft=_with_size(draft, group, int(solution)), why=why, sure=True)
+
+
+def _slope(
+    draft: Draft, answer: ProbeResult, ask: Ask, *, group: list[tuple[str, int, int]], index: int
+) -> float | None:
+    """Return by how much a refused size grows with each step of an axis, as far as it grows with one step or two.
+
+    Frames may count in pairs, and of an odd number one is left out.
+    """
+    size = group[0][2]
+    got, want = wrong_sizes(answer.refusal or "")[index]
+    for step in (size,) if size > _LARGE else (1, 2):
+        there = wrong_sizes(ask(_with_size(draft, group, size + step)).refusal or "")
+        if index >= len(there):
+            return None
+        if slope := ((there[index][0] - there[index][1]) - (got - want)) / step:
+            return slope
+    return None
 
 
 def _with_size(draft: Draft, group: list[tuple[str, int, int]], size: int) -> Draft:

@@ -12,7 +12,7 @@ import onnx_config
 
 __all__ = ["CODE_EPOCH", "detection_versions", "package_versions"]
 
-CODE_EPOCH = 13
+CODE_EPOCH = 14
 """Raised when this code makes other graphs of the same model: earlier results are not reused then."""
 
 _PACKAGES = (

@@ -155,14 +155,14 @@ class Cutter:
     def _cut_layers(self, scope: _Scope) -> None:
         values = scope.values
         stages = {len(v) for k, v in values.items() if DEPTHS.search(k) and is_ints(v)}
+        if stages:
+            scope.kept = _kept_of_stages(values)
         for key, value in values.items():
             if is_ints(value) and DEPTHS.search(key) and not INDEXES_ONLY.search(key):
                 scope.layers = scope.layers or sum(value)
                 values[key] = [min(v, 2) for v in value]
             elif isinstance(value, float) and DEPTH_FACTOR.search(key):
                 values[key] = min(value, 1.0)
-        if stages:
-            scope.kept = tuple(range(sum(min(v, 2) for v in _first_depths(values))))
         for key in [k for k, v in values.items() if is_count(v) and DEPTH.search(k) and not NO_DEPTH.search(k)]:
             layers = values[key]
             if layers in stages or layers < 3:
@@ -234,6 +234,23 @@ class Cutter:
 
 def _first_depths(values: Values) -> list[int]:
     return next(v for k, v in values.items() if DEPTHS.search(k) and is_ints(v))
+
+
+def _kept_of_stages(values: Values) -> tuple[int, ...]:
+    """Return which layers remain of stages that are cut to two: the first, and the next that a config names."""
+    named = {
+        number
+        for key, value in values.items()
+        if is_indexes(value, key) and not FEATURES.search(key)
+        for number in value
+    }
+    kept: list[int] = []
+    start = 0
+    for depth in _first_depths(values):
+        stage = range(start, start + depth)
+        kept += [*stage[:1], *sorted(stage[1:], key=lambda number: number not in named)[:1]]
+        start += depth
+    return tuple(kept)
 
 
 def _has_stages(values: Values) -> bool:

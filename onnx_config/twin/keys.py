@@ -126,7 +126,7 @@ INNER_WIDTH = re.compile(r"intermediate_(size|dim)$")
 
 PROTECTED = re.compile(
     r"(image|img|^input|clip|video|query|beam|key_?frame)_?(size|shape|h|w|feat|height|width)s?$|patch(?!_embed)|"
-    r"kernel|stride|window|mel(_|s$)|pool(_|ing|$)|roi|grid|crop|tile|position|vocab|codebook_size|batch|chunk|block_size|"
+    r"kernel|stride|window|mel(_|s$)|pool(_|ing|$)|roi|grid|crop|tile|tubelet|position|vocab|codebook_size|batch|chunk|block_size|"
     r"context|state|seq|length|(^|_)(num|audio|image|img|input)_channels$|in_chans$|feature_size|sampling|sampl\w*_(rate|factor|size)|frame|hop|"
     r"fft|conv$|cache|merge|group_size|n_groups?$|shard|bucket|threshold|^(max|min)_|depth|label|time_|tempor|temper|period|scale(?!d)|factor|"
     r"ratio|eps|drop|bias|loss|cost|coefficient|prob|seed|token(?!_embed)|interval|top_?k|act_dim|feat_(dim|size)|"

@@ -474,3 +474,23 @@ class Gridded(picky.Picky):
 
 def test_a_grid_has_a_number_for_each_letter_of_its_name():
     assert Draft(declare(Gridded), Settings(), ["grid_thw"]).specs["grid_thw"].shape == ("num_images", 3)
+
+
+class Tubelets(picky.Picky):
+    """Has a position for each pair of frames."""
+
+    def forward(self, pixel_values):
+        """
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, frames_read, 4)`):
+            Frames.
+        """
+        pairs = pixel_values.shape[1] // 2
+        if pairs != 16:
+            raise ValueError(f"The size of tensor a ({pairs}) must match the size of tensor b (16)")
+        return pixel_values.mean(dim=-1)
+
+
+def test_frames_that_count_in_pairs_are_as_many_as_there_are_positions_for():
+    found = inferred(Tubelets)
+    assert found.refusal is None
+    assert shapes(found)["pixel_values"][1] in (32, 33)

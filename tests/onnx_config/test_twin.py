@@ -216,11 +216,19 @@ def test_a_mixture_still_chooses() -> None:
     assert config.num_experts_per_tok < config.num_local_experts < 8
 
 
+def test_layers_that_are_named_within_a_stage_stay_within_it() -> None:
+    config = transformers.Sam2HieraDetConfig(blocks_per_stage=[1, 2, 7, 2], global_attention_blocks=[5, 7, 9])
+    small = shrink(config, transformers.Sam2HieraDetModel).config
+    assert small.blocks_per_stage == [1, 2, 2, 2]
+    # The second of the third stage, where the first of the fourth takes every other row and cannot see all.
+    assert small.global_attention_blocks == [4]
+
+
 def test_experts_stay_wide_enough_for_products_over_groups_of_tokens() -> None:
-    config = transformers.Qwen3MoeConfig(hidden_size=1536, intermediate_size=4224, moe_intermediate_size=2112)
+    config = transformers.Qwen3MoeConfig(hidden_size=1536, intermediate_size=4224, moe_intermediate_size=2064)
     small = shrink(config, transformers.Qwen3MoeForCausalLM).config
-    assert small.moe_intermediate_size < 100
-    # PyTorch takes rows of whole 16 bytes there.
+    # An eighth of it is 258. PyTorch takes rows of whole 16 bytes there.
+    assert small.moe_intermediate_size < 2064
     assert small.moe_intermediate_size % 4 == small.intermediate_size % 4 == 0
 
 
