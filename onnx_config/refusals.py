@@ -58,7 +58,12 @@ def wrong_sizes(refusal: str) -> list[tuple[int, int]]:
 
     >>> wrong_sizes("expected input to have 80 channels, but got 16 channels instead")
     [(16, 80)]
+    >>> wrong_sizes("not enough values to unpack (expected 4, got 3)")
+    []
     """
+    if "to unpack" in refusal:
+        # That many axes, of which no size makes more.
+        return []
     found = [match for pattern in _SIZE_REFUSALS if (match := pattern.search(refusal))]
     return list(dict.fromkeys((int(match["got"]), int(match["want"])) for match in found))
 
