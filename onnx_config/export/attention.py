@@ -122,8 +122,11 @@ def _kept(original: Any, made: dict[int, _Skippable]) -> Any:
     """Return what makes masks, and keeps those that `transformers.masking_utils` would have spared."""
 
     def mask(*, attention_mask: Any = None, allow_is_causal_skip: bool = True, **options: Any) -> Any:
-        found = original(attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **options)
         for_all = bool(options.get("allow_is_bidirectional_skip"))
+        if for_all and attention_mask is None and options.get("local_size") is None:
+            # Of images, say: nothing can be hidden. Only in a trace would transformers make a mask of ones.
+            return None
+        found = original(attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **options)
         skips = (allow_is_causal_skip or for_all) and options.get("local_size") is None
         if skips and found is not None and attention_mask is not None and attention_mask.dim() == 2:
             past = 0 if for_all else options["kv_length"] - options["q_length"]
