@@ -31,7 +31,7 @@ from onnx_config.shape_lessons import (
     transposed,
     unpacked_axes,
 )
-from onnx_config.size_lessons import growth, image_sizes, multiples, named_numbers, one_row, single, solved_sizes
+from onnx_config.size_lessons import growth, image_sizes, multiples, named_numbers, one_row, size_one, solved_sizes
 from onnx_config.value_lessons import index_limits, marked_positions, placeholders, whole_numbers
 
 __all__ = ["candidates"]
@@ -50,7 +50,7 @@ _LESSONS: tuple[Callable[[Draft, ProbeResult, Ask], Iterator[Candidate]], ...] =
     placeholders,
     index_limits,
     one_row,
-    single,
+    size_one,
     whole_numbers,
     marked_positions,
     transposed,

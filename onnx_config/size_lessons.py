@@ -12,7 +12,7 @@ from onnx_config.draft import IMAGE_AXES, Draft, is_batch
 from onnx_config.probe import ProbeResult
 from onnx_config.refusals import is_one_row_only, is_too_small, reshaped, wrong_sizes
 
-__all__ = ["growth", "image_sizes", "multiples", "named_numbers", "one_row", "single", "solved_sizes"]
+__all__ = ["growth", "image_sizes", "multiples", "named_numbers", "one_row", "size_one", "solved_sizes"]
 
 _MAX_GROWTH = 1 << 17
 _IMAGE_SIZES = (32, 64, 224, 16, 30)
@@ -32,7 +32,7 @@ def one_row(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     yield Candidate(draft=other, why=f"the batch is fixed at one row: {answer.refusal}"[:300], sure=True)
 
 
-def single(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
+def size_one(draft: Draft, answer: ProbeResult, ask: Ask) -> Iterator[Candidate]:
     """Let an axis whose size is refused, and no other named in its place, be of one: sounds of one channel, say."""
     refusal = answer.refusal or ""
     refused = _REFUSED_SIZE.search(refusal)

@@ -154,7 +154,7 @@ class Cutter:
 
     def _cut_layers(self, scope: _Scope) -> None:
         values = scope.values
-        stages = {len(v) for k, v in values.items() if DEPTHS.search(k) and is_ints(v)}
+        stages = _numbers_of_stages(values)
         if stages:
             scope.kept = _kept_of_stages(values)
         for key, value in values.items():
@@ -232,6 +232,10 @@ class Cutter:
             _rename_stages(values)
 
 
+def _numbers_of_stages(values: Values) -> set[int]:
+    return {len(v) for k, v in values.items() if DEPTHS.search(k) and is_ints(v)}
+
+
 def _first_depths(values: Values) -> list[int]:
     return next(v for k, v in values.items() if DEPTHS.search(k) and is_ints(v))
 
@@ -255,9 +259,9 @@ def _kept_of_stages(values: Values) -> tuple[int, ...]:
 
 def _has_stages(values: Values) -> bool:
     """Return whether features are taken out of stages, all of which remain, rather than out of layers."""
-    stages = [len(v) for k, v in values.items() if DEPTHS.search(k) and is_ints(v)]
     names = values.get("stage_names")
-    return bool(stages) and isinstance(names, list) and len(names) == stages[0] + 1
+    # The stem is one of them.
+    return isinstance(names, list) and len(names) - 1 in _numbers_of_stages(values)
 
 
 def _features_wanted(values: Values, layers: int) -> list[int]:
@@ -377,10 +381,9 @@ def _cut_widths(scopes: list[Values], rung: Rung) -> None:
                 values[key] = mapped(value, partial(_divided, factor=narrower))
             elif HEADS.search(key):
                 values[key] = mapped(value, partial(_divided_exactly, factor=fewer))
-            elif INNER_WIDTH.search(key):
-                values[key] = mapped(value, partial(_divided_evenly, factor=factor))
             elif is_width(key):
-                values[key] = mapped(value, partial(_divided, factor=factor))
+                divided = _divided_evenly if INNER_WIDTH.search(key) else _divided
+                values[key] = mapped(value, partial(divided, factor=factor))
             elif key.startswith("rope_") and isinstance(value, dict):
                 values[key] = _narrow_rope(value, narrower)
             elif not PROTECTED.search(key) and not COUNTED.search(key):

@@ -102,7 +102,7 @@ class Causal(Small):
         self.layer = torch.nn.Identity()
         self.layer.is_causal = is_causal
 
-    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         past = {"past_key_values": None} if self.made is create_causal_mask else {}
         mask = self.made(config=self.settings, inputs_embeds=x, attention_mask=attention_mask, **past)
         heads = x[:, None] * self.scale
@@ -112,45 +112,28 @@ class Causal(Small):
 
 
 @pytest.mark.parametrize(
-    ("is_causal", "told", "sees_ahead"),
+    ("made", "is_causal", "told", "hears"),
     [
-        pytest.param(False, None, True, id="not-causal"),
-        pytest.param(True, None, False, id="causal"),
+        pytest.param(create_causal_mask, False, None, [True, False], id="not-causal"),
+        pytest.param(create_causal_mask, True, None, [False, False], id="causal"),
         # As CLIP's texts are.
-        pytest.param(False, True, False, id="told-to-be"),
-        pytest.param(True, False, True, id="told-not-to-be"),
-    ],
-)
-def test_layers_that_are_not_causal_see_ahead_where_nothing_is_padded(
-    is_causal: bool, told: bool | None, sees_ahead: bool, tmp_path: Path
-) -> None:
-    assert sees_later_tokens_by_padding(Causal(is_causal=is_causal, told=told), tmp_path) == [sees_ahead, False]
-
-
-@pytest.mark.parametrize(
-    ("is_causal", "told", "sees_ahead"),
-    [
-        pytest.param(False, None, True, id="not-causal"),
+        pytest.param(create_causal_mask, False, True, [False, False], id="told-to-be"),
+        pytest.param(create_causal_mask, True, False, [True, False], id="told-not-to-be"),
+        pytest.param(create_bidirectional_mask, False, None, [True, True], id="for-all-not-causal"),
         # As the images of Phi-4 are.
-        pytest.param(True, None, False, id="causal"),
-        pytest.param(True, False, True, id="told-not-to-be"),
+        pytest.param(create_bidirectional_mask, True, None, [False, True], id="for-all-causal"),
+        pytest.param(create_bidirectional_mask, True, False, [True, True], id="for-all-told-not-to-be"),
     ],
 )
-def test_layers_that_are_causal_look_back_where_a_mask_for_all_hides_nothing(
-    is_causal: bool, told: bool | None, sees_ahead: bool, tmp_path: Path
+def test_a_layer_looks_at_what_it_does_in_pytorch_where_a_mask_hides_nothing_and_elsewhere(
+    made: Any, is_causal: bool, told: bool | None, hears: list[bool], tmp_path: Path
 ) -> None:
-    model = Causal(is_causal=is_causal, told=told, made=create_bidirectional_mask)
-    assert sees_later_tokens_by_padding(model, tmp_path) == [sees_ahead, True]
+    assert sees_later_tokens_by_padding(Causal(is_causal=is_causal, told=told, made=made), tmp_path) == hears
 
 
 def test_where_nothing_can_be_hidden_there_is_no_mask(tmp_path: Path) -> None:
     """Three operators over all scores of each layer are 5 % of a ViT's time."""
-
-    class Images(Causal):
-        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
-            return super().forward(x, None)  # type: ignore[arg-type]
-
-    model = Images(is_causal=False, told=None, made=create_bidirectional_mask)
+    model = Causal(is_causal=False, told=None, made=create_bidirectional_mask)
     result = traced(model, {"x": (("batch_size", 2), ("patches", 6), ("", 4))}, ["y"])
     assert not {"Where", "Not", "Less", "Expand"} & {node.op_type for node in result.model.graph}
     x = torch.rand(3, 5, 4)
