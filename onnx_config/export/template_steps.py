@@ -60,6 +60,7 @@ def trace(request: Json) -> Json:
             fixed=fixed,
             # Zeros tie everywhere, and what a checkpoint holds must make no other graph.
             tied=sample.watch.chose,
+            repeats=True,
             before_optimizing=lambda graph: lifted.append(
                 lift_weights(graph, origins, root=folder, computed=computed, buffers=buffers)
             ),

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass
 
 from onnx_config.errors import ErrorKind, ModelError
+from onnx_config.export.alike_layers import alike_layers, shortened, without_layers
 from onnx_config.export.asked_sizes import asked_of_sizes
 from onnx_config.export.attention import attention_as_in_torch
 from onnx_config.export.cpu_limit import OutOfTimeError, cpu_limit
@@ -37,6 +39,7 @@ from onnx_config.export.one_chunk import one_chunk_behind, refused_one_chunk
 from onnx_config.export.one_symbol import Place, one_symbol_per_axis
 from onnx_config.export.operators import symbolic_operators
 from onnx_config.export.recurrent import recurrent_layers_whole
+from onnx_config.export.repeated_layers import Repetition
 from onnx_config.export.rewriting import exact_patterns
 from onnx_config.export.rows import row_axis, scan_rows
 from onnx_config.export.scattered import scattered_if_any
@@ -130,6 +133,7 @@ def trace_model(
     before_optimizing: Callable[[onnx_ir.Model], None] | None = None,
     lengths: Collection[int] = (),
     joined: Collection[str] = (),
+    repeats: bool = False,
 ) -> Trace:
     """Return the graph of ``model`` with named axes and only the outputs asked for.
 
@@ -152,6 +156,7 @@ def trace_model(
         before_optimizing: Is given the graph as translated, of which constants are then folded; changes it in place.
         lengths: The sizes in ``inputs`` that are the length of a text and may be another one.
         joined: Outputs in which all rows lie one after another.
+        repeats: Whether layers that differ in nothing but their weights may be traced once.
 
     Raises:
         OneChunkError: If the model works through its text by chunks, and one of ``lengths`` is within the first.
@@ -170,7 +175,8 @@ def trace_model(
             continue
         try:
             with cpu_limit(attempt.cpu_seconds):
-                program, bounds, taken, asked = _export(
+                export = partial(_repeated, outputs=kept) if repeats and attempt.rows is None else _export
+                program, bounds, taken, asked = export(
                     model,
                     inputs if attempt.rows is None else _one_row(inputs, tensors, attempt.rows),
                     tensors,
@@ -274,6 +280,38 @@ def _one_row(inputs: Mapping[str, torch.Tensor], specs: tuple[TensorSpec, ...], 
     return {name: tensor[:1] if name in counted else tensor for name, tensor in inputs.items()}
 
 
+def _repeated(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    specs: tuple[TensorSpec, ...],
+    *arguments: Any,
+    outputs: Sequence[str],
+    **options: Any,
+) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]], list[str], set[str]]:
+    """Return what `_export` does, of a trace of few layers where all others are like them."""
+    stacks = alike_layers(model, inputs) if options["optimize"] else ()
+    if not stacks:
+        return _export(model, inputs, specs, *arguments, **options)
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    few = {name: inputs[name] for name in without_layers(stacks, inputs)}
+    repetition = Repetition(stacks=stacks, tensors=tensors, inputs=list(inputs), outputs=outputs)
+    try:
+        with shortened(model, stacks):
+            few_specs = tuple(spec for spec in specs if spec.name in few)
+            return _export(model, few, few_specs, *arguments, repetition=repetition, **options)
+    # What would end the trace of all layers too, and as late.
+    except (*_LASTING, DecisionError, torch._dynamo.exc.UserError):
+        raise
+    # Whatever else a model that lacks layers raises, with all of them it need not.
+    except Exception as error:
+        if one_chunk_behind(error) is not None or reads_values(error):
+            raise
+        return _export(model, inputs, specs, *arguments, **options)
+
+
 def _export(
     model: PreTrainedModel,
     inputs: Mapping[str, torch.Tensor],
@@ -288,6 +326,7 @@ def _export(
     reading: Escapes | None,
     before_optimizing: Callable[[onnx_ir.Model], None] | None,
     lengths: Collection[int],
+    repetition: Repetition | None = None,
 ) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]], list[str], set[str]]:
     """Return the graph, the sizes for which its trace holds, by torch's symbols, and what it takes for granted.
 
@@ -352,6 +391,8 @@ def _export(
             stack.enter_context(ties_as_in_torch())
         if before_optimizing is not None:
             stack.enter_context(_hooked(before_optimizing))
+        if repetition is not None:
+            stack.enter_context(_hooked(repetition.complete))
         replay = None if reading is None else stack.enter_context(replayed(reading))
         grids = stack.enter_context(grids_in_tensors(model))
         stack.enter_context(conditions_returned(model, grids.granted, {} if replay is None else replay.granted))
@@ -359,6 +400,8 @@ def _export(
     program = exported.program
     if not isinstance(program, onnx_ir.Model):
         raise TypeError(f"the exporter returned a {type(program).__name__}")
+    if repetition is not None:
+        repetition.name(program)
     name_like_forward(program)
     return program, bounds, [] if replay is None else replay.notes, {str(size.node.expr) for size in asked}
 
