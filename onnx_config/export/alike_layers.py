@@ -104,9 +104,9 @@ def shortened(model: torch.nn.Module, stacks: Iterable[Stack]) -> Iterator[None]
 def without_layers(stacks: Collection[Stack], names: Iterable[str]) -> list[str]:
     """Return the names of what a model without those layers is called with.
 
-    >>> stacks = [Stack(path="layers", layers=9, first=0, period=1)]
-    >>> without_layers(stacks, ["input_ids", "past_key_values.2.key", "past_key_values.3.key"])
-    ['input_ids', 'past_key_values.2.key']
+    >>> stacks = [Stack(path="layers", layers=6, first=0, period=1)]
+    >>> without_layers(stacks, ["input_ids", *(f"past_key_values.{number}.key" for number in range(6))])
+    ['input_ids', 'past_key_values.0.key', 'past_key_values.1.key', 'past_key_values.2.key']
     """
     numbers: Mapping[str, int] = {name: int(found[1]) for name in names if (found := _KEPT_STATE.match(name))}
     cached = max(numbers.values(), default=0) + 1

@@ -101,6 +101,40 @@ def test_what_is_spared_is_the_libraries_own_work() -> None:
     assert [vars(owner)[name] for owner, name in owners] == before
 
 
+class Halved(torch.nn.Module):
+    """Halves many values, as layers with rotary embeddings do."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.arange(count * 4, dtype=torch.float32).reshape(count, 4))
+
+    def forward(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = ids.float() + 0.5
+        for weight in self.weights:
+            values = values * weight.sum()
+            values = torch.cat([-values[:, 4:], values[:, :4]], dim=-1)
+        return {"y": values, "places": ids}
+
+
+def test_two_parts_of_one_value_are_looked_for_where_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
+
+    compared: list[Any] = []
+    original = SimplePatternMatcher._multi_match
+
+    def multi_match(self: Any, candidate: Any, **options: Any) -> Any:
+        compared.append(candidate)
+        return original(self, candidate, **options)
+
+    monkeypatch.setattr(SimplePatternMatcher, "_multi_match", multi_match)
+    counts, inputs = [], {"ids": torch.arange(16).reshape(2, 8)}
+    for count in (4, 8):
+        compared.clear()
+        graph_of(Halved(count), inputs)
+        counts.append(len(compared))
+    assert 0 < counts[1] <= 2 * counts[0]
+
+
 def test_functions_name_their_domain_as_they_would_after_parsing() -> None:
     from onnxscript._framework_apis.torch_2_5 import get_torchlib_ops
 
