@@ -7,7 +7,6 @@ the last.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,12 +15,14 @@ from typing import Any
 
 import torch
 
+from onnx_config.cache_layout import layer_number
+
 __all__ = ["Stack", "alike_layers", "shortened", "without_layers"]
 
 _LEAST_SPARED = 3
 _LONGEST_PERIOD = 8
 _KEPT_PERIODS = 3
-_KEPT_STATE = re.compile(r"past_key_values\.(\d+)\.")
+_CACHE = "past_key_values."
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "training"})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
@@ -66,16 +67,19 @@ def alike_layers(model: torch.nn.Module, inputs: Iterable[str]) -> tuple[Stack, 
         inputs: Names of what it is called with. Where a cache is among them, a list of as many layers has to be, too.
     """
     stacks: list[Stack] = []
+    said = list(_listed(model))
     for path, module in model.named_modules():
-        if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)) and not any(
-            path.startswith(f"{s.path}.") for s in stacks
-        ):
-            stack = _stack_of(path, list(module), list(_by_layer(model, len(module))))
-            stacks += [] if stack is None else [stack]
-    cached = {int(found[1]) for name in inputs if (found := _KEPT_STATE.match(name))}
+        if not isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)):
+            continue
+        if any(path.startswith(f"{stack.path}.") for stack in stacks):
+            continue
+        layers = list(module)
+        stack = _stack_of(path, layers, [values for values in said if len(values) == len(layers)])
+        stacks += [] if stack is None else [stack]
+    cached = _cached_layers(inputs)
     if not cached:
         return tuple(stacks)
-    holding = [stack for stack in stacks if stack.layers == max(cached) + 1]
+    holding = [stack for stack in stacks if stack.layers == max(cached.values()) + 1]
     # Encoders and decoders of as many layers are told apart by nothing, and are cut to the same.
     deepest = max(holding, key=lambda stack: stack.kept, default=None)
     if deepest is None or any((deepest.kept - stack.kept) % stack.period for stack in holding):
@@ -101,17 +105,23 @@ def shortened(model: torch.nn.Module, stacks: Iterable[Stack]) -> Iterator[None]
             modules.update(all_of_them)
 
 
-def without_layers(stacks: Collection[Stack], names: Iterable[str]) -> list[str]:
+def without_layers(stacks: Iterable[Stack], names: Collection[str]) -> list[str]:
     """Return the names of what a model without those layers is called with.
 
     >>> stacks = [Stack(path="layers", layers=6, first=0, period=1)]
     >>> without_layers(stacks, ["input_ids", *(f"past_key_values.{number}.key" for number in range(6))])
     ['input_ids', 'past_key_values.0.key', 'past_key_values.1.key', 'past_key_values.2.key']
     """
-    numbers: Mapping[str, int] = {name: int(found[1]) for name in names if (found := _KEPT_STATE.match(name))}
-    cached = max(numbers.values(), default=0) + 1
-    kept = max((stack.kept for stack in stacks if stack.layers == cached), default=cached)
-    return [name for name in names if numbers.get(name, 0) < kept]
+    cached = _cached_layers(names)
+    count = max(cached.values(), default=0) + 1
+    kept = max((stack.kept for stack in stacks if stack.layers == count), default=count)
+    return [name for name in names if cached.get(name, 0) < kept]
+
+
+def _cached_layers(names: Iterable[str]) -> dict[str, int]:
+    """Return which layer each input is kept by, of those that are a cache's."""
+    numbers = {name: layer_number(name) for name in names if name.startswith(_CACHE)}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _stack_of(path: str, layers: list[torch.nn.Module], listed: list[Any]) -> Stack | None:
@@ -138,13 +148,11 @@ def _follow(layers: list[torch.nn.Module], listed: list[Any], number: int, perio
     )
 
 
-def _by_layer(model: torch.nn.Module, count: int) -> Iterator[Any]:
-    """Yield what the model's config, or that of a part, says of each of ``count`` layers."""
-    configs = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
+def _listed(model: torch.nn.Module) -> Iterator[Collection[Any]]:
+    """Yield the lists in the config of a model and in those of its parts: what they say of each layer is among them."""
+    configs = {id(config): config for m in model.modules() if (config := vars(m).get("config")) is not None}
     for config in configs.values():
-        for value in vars(config).values():
-            if isinstance(value, (list, tuple)) and len(value) == count:
-                yield value
+        yield from (value for value in vars(config).values() if isinstance(value, (list, tuple)))
 
 
 def _is_alike(one: torch.nn.Module, other: torch.nn.Module, numbers: tuple[int, int]) -> bool:
@@ -170,10 +178,13 @@ def _are_alike(ones: Mapping[str, torch.Tensor | None], others: Mapping[str, tor
 
 def _is_equal(one: Any, other: Any, numbers: tuple[int, int]) -> bool:
     """Return whether two attributes are the same, or are each the number of its layer."""
-    if one is other or (isinstance(one, int) and (one, other) == numbers):
+    if one is other:
         return True
     if type(one) is not type(other):
         return False
+    # Not that one is off and the next is on, which compares as 0 and 1 do.
+    if type(one) is int and (one, other) == numbers:
+        return True
     if isinstance(one, float):
         # Such as a rate of dropout. One that counts stands in the graph, where two layers differ by it.
         return True

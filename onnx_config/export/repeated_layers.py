@@ -16,8 +16,9 @@ import onnx_ir
 import torch
 
 from onnx_config.export.alike_layers import Stack
-from onnx_config.export.layer_nodes import is_of_no_layer, layers_of_nodes, nested, read_from_outside
+from onnx_config.export.layer_nodes import is_of_no_layer, layers_of_nodes
 from onnx_config.export.node_pairs import NodePairs, NotRepeatedError, next_name
+from onnx_config.export.node_reads import nested, read_from_outside
 
 __all__ = ["Repetition"]
 
@@ -184,17 +185,11 @@ class _Stacked:
         What is made in the periods before may be read only if it is the same for all layers.
         """
         within = {node for period in self._periods for node in nested(period)}
-        found = []
-        for number, values in enumerate(made_in):
-            for value in values:
-                for use in value.uses():
-                    if use.node in within:
-                        continue
-                    if number == 2:
-                        found.append((use.node, use.idx, value))
-                    elif not is_of_no_layer(value):
-                        raise NotRepeatedError(f"{value.name} is read by {use.node.name} after the last layer")
-        return found
+        first, before, last = made_in
+        for value in first | before:
+            if any(use.node not in within for use in value.uses()) and not is_of_no_layer(value, self._graph):
+                raise NotRepeatedError(f"{value.name} is read after the last layer")
+        return [(use.node, use.idx, value) for value in last for use in value.uses() if use.node not in within]
 
     def _given_each(self, made_in: Sequence[set[onnx_ir.Value]]) -> dict[int, int]:
         """Return the graph's outputs that each layer gives: index of that of the last period but one -> of the last."""

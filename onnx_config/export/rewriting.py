@@ -38,10 +38,11 @@ def exact_patterns() -> Iterator[None]:
         return try_rewrite(self, model, graph, node, **options)
 
     def match_near(self: Any, model: Any, graph: Any, node: Any, **options: Any) -> Any:
-        outputs = self.pattern.output_nodes
-        shared = [n for n, value in enumerate(outputs[0].inputs) if all(value in other.inputs for other in outputs[1:])]
-        if len(outputs) > 1 and shared and len(node.inputs) > shared[0]:
-            graph = _Readers(graph, node.inputs[shared[0]])
+        if not self.pattern.has_single_output_node:
+            first, *others = self.pattern.output_nodes
+            shared = [n for n, value in enumerate(first.inputs) if all(value in other.inputs for other in others)]
+            if shared and len(node.inputs) > shared[0]:
+                graph = _Readers(graph, node.inputs[shared[0]])
         return match(self, model, graph, node, **options)
 
     with (

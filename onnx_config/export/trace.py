@@ -284,14 +284,15 @@ def _repeated(
     model: PreTrainedModel,
     inputs: Mapping[str, torch.Tensor],
     specs: tuple[TensorSpec, ...],
-    *arguments: Any,
+    attempt: _Attempt,
+    *,
     outputs: Sequence[str],
     **options: Any,
 ) -> tuple[onnx_ir.Model, dict[str, tuple[int, int]], list[str], set[str]]:
     """Return what `_export` does, of a trace of few layers where all others are like them."""
     stacks = alike_layers(model, inputs) if options["optimize"] else ()
     if not stacks:
-        return _export(model, inputs, specs, *arguments, **options)
+        return _export(model, inputs, specs, attempt, **options)
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -301,7 +302,7 @@ def _repeated(
     try:
         with shortened(model, stacks):
             few_specs = tuple(spec for spec in specs if spec.name in few)
-            return _export(model, few, few_specs, *arguments, repetition=repetition, **options)
+            return _export(model, few, few_specs, attempt, repetition=repetition, **options)
     # What would end the trace of all layers too, and as late.
     except (*_LASTING, DecisionError, torch._dynamo.exc.UserError):
         raise
@@ -309,7 +310,7 @@ def _repeated(
     except Exception as error:
         if one_chunk_behind(error) is not None or reads_values(error):
             raise
-        return _export(model, inputs, specs, *arguments, **options)
+        return _export(model, inputs, specs, attempt, **options)
 
 
 def _export(
@@ -392,6 +393,7 @@ def _export(
         if before_optimizing is not None:
             stack.enter_context(_hooked(before_optimizing))
         if repetition is not None:
+            # Entered last, and therefore called first.
             stack.enter_context(_hooked(repetition.complete))
         replay = None if reading is None else stack.enter_context(replayed(reading))
         grids = stack.enter_context(grids_in_tensors(model))

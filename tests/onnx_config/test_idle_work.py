@@ -85,6 +85,7 @@ def test_a_part_is_brought_to_the_type_that_it_has_while_it_is_traced() -> None:
 def test_what_is_spared_is_the_libraries_own_work() -> None:
     """A release that is built otherwise would do all of it again, and nobody would notice but for the time."""
     from onnxscript._internal.values import TracedOnnxFunction
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
     from onnxscript.rewriter._rewrite_rule import RewriteRule
     from torch.onnx._internal.fx.passes.type_promotion import _TypePromotionInterpreter
 
@@ -92,6 +93,7 @@ def test_what_is_spared_is_the_libraries_own_work() -> None:
         (TracedOnnxFunction, "function_ir"),
         (_TypePromotionInterpreter, "run_node"),
         (RewriteRule, "try_rewrite"),
+        (SimplePatternMatcher, "match"),
     )
     before = [vars(owner)[name] for owner, name in owners]
     with no_idle_work(), exact_patterns():

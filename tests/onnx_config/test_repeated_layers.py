@@ -18,13 +18,14 @@ import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from onnx_config.cache_layout import with_past
 from onnx_config.export import steps, template_steps
 from onnx_config.export import trace as trace_module
 from onnx_config.export.alike_layers import Stack, alike_layers, shortened
 from onnx_config.export.graph_file import write_graph
 from onnx_config.export.trace import Trace, trace_model
+from onnx_config.parts import encoder_decoder_parts
 from onnx_config.spec import ModelSpec, TensorSpec
-from tasks.graphs import _wanted_specs
 from tests.onnx_config.converted import CERTIFICATE, check_request
 
 COUNT = 12
@@ -38,12 +39,15 @@ class StackedConfig(PreTrainedConfig):
 class Layer(torch.nn.Module):
     """A residual layer that knows its number."""
 
-    def __init__(self, number: int, *, bias: bool = True, kind: str = "plain", rate: float = 0.0) -> None:
+    def __init__(
+        self, number: int, *, bias: bool = True, kind: str = "plain", rate: float = 0.0, switched: bool = False
+    ) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(WIDTH, WIDTH, bias=bias)
         self.number = number
         self.kind = kind
         self.rate = rate
+        self.switched = switched
         self.act = partial(torch.nn.functional.gelu, approximate="tanh")
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -65,13 +69,15 @@ class ByRate(Layer):
         return super().forward(x, mask) * (1 - self.rate)
 
 
-class Keeping(Layer):
-    """Goes on with what it kept."""
+class Keeping(torch.nn.Module):
+    """A layer that goes on with what it kept."""
 
-    def forward(  # type: ignore[override]  # what it gives is two things
-        self, x: torch.Tensor, past: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        x = super().forward(x, past)
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.inner = Layer(number)
+
+    def forward(self, x: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.inner(x, past)
         return x, past + x.sum(-1, keepdim=True)
 
 
@@ -279,6 +285,12 @@ class Listed(Stacked):
         super().__init__(StackedConfig(layer_types=["near", *["far"] * (COUNT - 1)]))
 
 
+class Switched(Stacked):
+    """Off in the first layer and on in the others, which compares as their numbers do."""
+
+    layer = staticmethod(lambda number: Layer(number, switched=number > 0))
+
+
 class LastOther(Stacked):
     layer = staticmethod(lambda number: Layer(number, bias=number < COUNT - 1))
 
@@ -297,6 +309,7 @@ def stack(first: int, period: int = 1) -> Stack:
         pytest.param(Stacked, stack(0), id="all-alike"),
         pytest.param(Dropping, stack(0), id="a-rate-of-dropout"),
         pytest.param(FirstOther, stack(1), id="the-first-is-another"),
+        pytest.param(Switched, stack(1), id="the-first-is-switched-off"),
         pytest.param(Listed, stack(1), id="the-config-tells-them-apart"),
         pytest.param(LastOther, None, id="the-last-is-another"),
         pytest.param(Leaves, None, id="single-operators"),
@@ -385,16 +398,30 @@ FAMILIES = (
     Family("BartForConditionalGeneration", SEVEN),
     Family(
         "GptOssForCausalLM",
-        {**DEEP, "num_hidden_layers": 9, "num_key_value_heads": 1, "head_dim": 8, "num_local_experts": 2,
-         "num_experts_per_tok": 1, "sliding_window": 8, "layer_types": ["sliding_attention"] * 9},
+        {
+            **DEEP,
+            "num_hidden_layers": 9,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention"] * 9,
+        },
     ),
     Family("MambaForCausalLM", {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 6, "state_size": 4}),
     Family(
         "ViTModel",
-        {"hidden_size": 16, "num_hidden_layers": 7, "num_attention_heads": 2, "intermediate_size": 32,
-         "image_size": 16, "patch_size": 8},
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 7,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "image_size": 16,
+            "patch_size": 8,
+        },
     ),
-)  # fmt: skip
+)
 
 
 @pytest.mark.slow
@@ -405,7 +432,8 @@ def test_a_structure_of_which_few_layers_were_traced_computes_what_the_model_doe
 ) -> None:
     source = family.save(tmp_path / "source")
     spec = ModelSpec.from_json(steps.detect({"folder": str(source)}))
-    for part in _wanted_specs(spec, None) or (spec,):
+    continued = with_past(spec) if spec.task_family == "text-generation" else spec
+    for part in encoder_decoder_parts(spec, with_past=True) or (continued,):
         request = {"folder": str(source), "spec": part.to_json(), "dtype": "float32", "opset": None}
         attempts.clear()
         graph, bound = tmp_path / f"{part.part}.onnx", tmp_path / f"{part.part}.bound.onnx"
